@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hierarchical multi-scale attention for semantic segmentation, on PaddlePaddle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hmsa.builder import build_model as build_model
+    from hmsa.config import load_config as load_config
+    from hmsa.weights import load_weights as load_weights
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "build_model", "load_config", "load_weights"]
+
+_HOMES = {"load_config": "hmsa.config", "build_model": "hmsa.builder", "load_weights": "hmsa.weights"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public function when it is first asked for: `import hmsa` alone does not load Paddle."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hmsa' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

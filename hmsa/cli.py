@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command lines share: flags, and how an error ends."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Callable, NoReturn
+
+from hmsa.errors import HmsaError
+
+
+def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
+    """Parse, call `main`, and leave: 0 done, 1 bad data, 2 bad command line or config, 130 interrupted."""
+    args = parser.parse_args()
+    try:
+        main(args)
+    except HmsaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags every script takes: --config and --opts."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="YAML file of the recipe, e.g. configs/mscale_ocr_toy.yml")
+    parser.add_argument(
+        "--opts",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set anything in the YAML, e.g. --opts train_dataset.coarse_multiple=0 optimizer.momentum=0.95",
+    )
+    return parser
+
+
+def add_inference_flags(parser: argparse.ArgumentParser, augment_flag: str) -> None:
+    """Flags for flips, outer scales and tiles, as PaddleSeg spells them (sizes are width height)."""
+    parser.add_argument(augment_flag, action="store_true", help="average over --scales and the flips")
+    parser.add_argument("--scales", nargs="+", type=float, help="outer scales, averaged (with %s)" % augment_flag)
+    parser.add_argument("--flip_horizontal", action="store_true", help="also run mirrored left to right")
+    parser.add_argument("--flip_vertical", action="store_true", help="also run mirrored top to bottom")
+    parser.add_argument("--is_slide", action="store_true", help="run in overlapping tiles of --crop_size")
+    parser.add_argument("--crop_size", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"), help="size of a tile")
+    parser.add_argument("--stride", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"), help="step from tile to tile")
+
+
+def inference_options(args: argparse.Namespace, augment: bool) -> Sequence[str]:
+    """The flags of `add_inference_flags` as `--opts` entries for `test_config`; flags not given set nothing."""
+    options = []
+    if augment:
+        options.append("test_config.aug_eval=true")
+    for name in ("flip_horizontal", "flip_vertical", "is_slide"):
+        if getattr(args, name):
+            options.append(f"test_config.{name}=true")
+    for name in ("scales", "crop_size", "stride"):
+        if getattr(args, name):
+            options.append(f"test_config.{name}={list(getattr(args, name))}")
+    return options

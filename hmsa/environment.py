@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must be set before Paddle is loaded. Scripts call `prepare()` first; nothing here runs on import."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def is_amd_cpu() -> bool:
+    """Whether the processor says it is made by AMD (Linux; elsewhere False)."""
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+
+
+def prepare() -> None:
+    """Choose the fast code paths of the libraries below, never over a setting of the user's own.
+
+    - On AMD processors the matrix library inside Paddle takes a path several times too slow unless told otherwise.
+    - OpenCV must be loaded before Paddle: Paddle 2.6 exports zlib symbols that break PNG decoding otherwise.
+    - OpenCV's own threads compete with the loader's: one each.
+    """
+    if is_amd_cpu():
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    import cv2
+
+    cv2.setNumThreads(1)
