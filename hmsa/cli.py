@@ -28,7 +28,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
 def config_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags every script takes: --config and --opts."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", required=True, help="YAML file of the recipe, e.g. configs/mscale_ocr_toy.yml")
+    parser.add_argument("--config", required=True, help="recipe, e.g. configs/mscale_ocr_toy.yml")
     parser.add_argument(
         "--opts",
         nargs="+",
@@ -42,12 +42,27 @@ def config_parser(description: str) -> argparse.ArgumentParser:
 def add_inference_flags(parser: argparse.ArgumentParser, augment_flag: str) -> None:
     """Flags for flips, outer scales and tiles, as PaddleSeg spells them (sizes are width height)."""
     parser.add_argument(augment_flag, action="store_true", help="average over --scales and the flips")
-    parser.add_argument("--scales", nargs="+", type=float, help="outer scales, averaged (with %s)" % augment_flag)
+    parser.add_argument("--scales", nargs="+", type=float, help=f"outer scales, averaged (with {augment_flag})")
     parser.add_argument("--flip_horizontal", action="store_true", help="also run mirrored left to right")
     parser.add_argument("--flip_vertical", action="store_true", help="also run mirrored top to bottom")
     parser.add_argument("--is_slide", action="store_true", help="run in overlapping tiles of --crop_size")
     parser.add_argument("--crop_size", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"), help="size of a tile")
     parser.add_argument("--stride", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"), help="step from tile to tile")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def training_options(args: argparse.Namespace) -> list[str]:
+    """Flags of `train.py` that stand for something in the YAML, as `--opts` entries; flags not given set nothing."""
+    keys = {name: name for name in ("iters", "batch_size", "precision", "seed")}
+    keys["learning_rate"] = "lr_scheduler.learning_rate"
+    return [f"{key}={getattr(args, flag)}" for flag, key in keys.items() if getattr(args, flag) is not None]
 
 
 def inference_options(args: argparse.Namespace, augment: bool) -> Sequence[str]:

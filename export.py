@@ -1,0 +1,60 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Export weights for Paddle Inference, with any picture size unless --input_shape fixes it, and check the result."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from hmsa import cli
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.config_parser(__doc__)
+    parser.add_argument("--model_path", required=True, help="weights (.pdparams) or a checkpoint folder")
+    parser.add_argument("--save_dir", default="output/inference_model", help="folder the model is written to")
+    parser.add_argument("--output_op", choices=["argmax", "softmax", "none"], default="argmax")
+    parser.add_argument("--without_argmax", action="store_true", help="deprecated: --output_op none")
+    parser.add_argument("--with_softmax", action="store_true", help="deprecated: --output_op softmax")
+    parser.add_argument("--input_shape", nargs=4, type=int, metavar=("N", "C", "H", "W"), help="-1 is any")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    from hmsa.environment import prepare
+
+    prepare()
+    from hmsa import builder
+    from hmsa.config import arguments, load_config
+    from hmsa.datasets.labels import CLASS_NAMES
+    from hmsa.deploy.export import DYNAMIC_SHAPE, export
+    from hmsa.weights import load_weights
+
+    output_op = "softmax" if args.with_softmax else "none" if args.without_argmax else args.output_op
+    shape = tuple(None if side == -1 else side for side in args.input_shape or DYNAMIC_SHAPE)
+    N, C, H, W = shape
+    if H and W and H > W:
+        print(
+            f"warning: --input_shape is N C H W, so this network takes upright pictures, {W} wide and {H} high; for "
+            f"landscape pictures give {N} {C} {W} {H}",
+            file=sys.stderr,
+        )
+    config = load_config(args.config, args.opts)
+    model = builder.build_model(config)
+    load_weights(model, args.model_path)
+    is_cityscapes = config.val_dataset is not None and config.val_dataset.type == "CityscapesAutolabeling"
+    specs = builder.inference_transforms(config)
+    measured = export(
+        model,
+        args.save_dir,
+        output_op=output_op,
+        transforms=[{"type": spec.type, **arguments(spec)} for spec in specs],
+        class_names=CLASS_NAMES if is_cityscapes else (),
+        input_shape=shape,
+    )
+    print(f"written to {args.save_dir}; {measured}")
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

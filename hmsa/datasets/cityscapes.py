@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cityscapes with finely labelled pictures and, for training, auto-labelled coarse ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from hmsa.datasets.dataset import Pair, SegmentationDataset
+from hmsa.datasets.labels import CLASS_NAMES, IGNORE_INDEX
+from hmsa.errors import DataError, UsageError
+from hmsa.transforms import Transform
+
+IMAGE_ENDING = "_leftImg8bit.png"
+LABEL_ENDING = "_gtFine_labelTrainIds.png"
+COARSE_IMAGES = Path("leftImg8bit_trainextra/leftImg8bit/train_extra")
+COARSE_LABELS = Path("convert_autolabelled")
+
+
+class CityscapesAutolabeling(SegmentationDataset):
+    """Cityscapes' pictures under `dataset_root`, paired with their labels by city and name:
+
+        leftImg8bit/<mode>/<city>/X_leftImg8bit.png    gtFine/<mode>/<city>/X_gtFine_labelTrainIds.png
+        leftImg8bit_trainextra/leftImg8bit/train_extra/<city>/X_leftImg8bit.png
+                                                       convert_autolabelled/<city>/X_leftImg8bit.png
+
+    In mode "train" an epoch holds every fine picture (with `add_val` those of val too) and `coarse_multiple`
+    times as many coarse ones, whose folders are not needed at 0. Modes "val" and "test" keep the pictures'
+    order and the labels' size; "test" has no labels. DataError lists every picture or label without its
+    partner.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset_root: str | Path,
+        transforms: Sequence[Transform] = (),
+        mode: Literal["train", "val", "test"] = "train",
+        coarse_multiple: float = 1.0,
+        add_val: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if mode not in ("train", "val", "test"):
+            raise UsageError(f"mode should be train, val or test, but it is {mode!r}: correct the data set's mode")
+        if coarse_multiple < 0:
+            raise UsageError(f"coarse_multiple should be 0 or more, but it is {coarse_multiple:g}: correct it")
+        root = Path(dataset_root)
+        training = mode == "train"
+        if not training:
+            coarse_multiple = 0
+        pairs = fine_pairs(root, mode)
+        if training and add_val:
+            pairs += fine_pairs(root, "val")
+        super().__init__(
+            pairs=pairs,
+            coarse_pairs=coarse_pairs(root) if coarse_multiple else (),
+            coarse_multiple=coarse_multiple,
+            transforms=transforms,
+            shuffle=training,
+            label_transforms=training,
+            seed=seed,
+            num_classes=len(CLASS_NAMES),
+            class_names=CLASS_NAMES,
+            ignore_index=IGNORE_INDEX,
+        )
+
+
+def fine_pairs(root: Path, split: str) -> list[Pair]:
+    """Pairs of leftImg8bit/<split> and gtFine/<split>, by city and name; the split "test" has no labels."""
+    images = _find(root / "leftImg8bit" / split, IMAGE_ENDING)
+    if split == "test":
+        return [(str(path), None) for path in images.values()]
+    folder = root / "gtFine" / split
+    labels = _find(folder, LABEL_ENDING, required=False)
+    if not labels and any(folder.glob("*/*_gtFine_labelIds.png")):
+        raise DataError(
+            f"{folder} should hold pictures *{LABEL_ENDING}, but it holds only those of label ids: run "
+            f"python tools/convert_cityscapes.py --cityscapes_path {root}"
+        )
+    return _pair(images, labels)
+
+
+def coarse_pairs(root: Path) -> list[Pair]:
+    """Pairs of the coarse pictures and their converted auto-labels, sorted by city and name."""
+    images = _find(root / COARSE_IMAGES, IMAGE_ENDING)
+    folder = root / COARSE_LABELS
+    labels = _find(folder, IMAGE_ENDING, required=False)
+    if not labels:
+        raise DataError(
+            f"{folder} should hold the converted auto-labels, but it holds none: run python "
+            f"tools/convert_cityscapes_autolabeling.py --dataset_root {root}, or set coarse_multiple to 0"
+        )
+    return _pair(images, labels)
+
+
+def _find(folder: Path, ending: str, *, required: bool = True) -> dict[str, Path]:
+    """Files <city>/<name><ending> in the folder, by "<city>/<name>" and in that order."""
+    files = sorted(folder.glob(f"*/*{ending}"))
+    if required and not files:
+        raise DataError(
+            f"{folder} should hold pictures <city>/*{ending}, but it "
+            f"{'holds none' if folder.is_dir() else 'does not exist'}: set dataset_root to the folder of the "
+            "data set (data/README.md shows what goes where)"
+        )
+    return {f"{path.parent.name}/{path.name[: -len(ending)]}": path for path in files}
+
+
+def _pair(images: dict[str, Path], labels: dict[str, Path]) -> list[Pair]:
+    """Partners by their common key; DataError lists all that have none."""
+    lonely = [str(images[key]) for key in images.keys() - labels.keys()]
+    lonely += [str(labels[key]) for key in labels.keys() - images.keys()]
+    if lonely:
+        raise DataError(
+            "every picture should have a label of its name and the reverse; add the missing ones or remove "
+            f"the {len(lonely)} without a partner: " + ", ".join(sorted(lonely))
+        )
+    return [(str(path), str(labels[key])) for key, path in images.items()]

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running an exported network with Paddle Inference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import yaml
+from packaging.version import InvalidVersion, Version
+from paddle.version import full_version as PADDLE_VERSION
+
+from hmsa.errors import DataError
+
+DEPLOY_FILE = "deploy.yaml"
+
+Predictor = Callable[[np.ndarray], np.ndarray]
+"""float32 [N, 3, H, W], normalised -> classes int32 [N, H, W], or probabilities or logits float32 [N, K, H, W]."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What `deploy.yaml` says about the network beside it."""
+
+    model: Path
+    params: Path
+    transforms: list[dict[str, Any]]  # {type, **arguments} of what prepares a picture
+    input_shape: tuple[int | None, ...]  # N, C, H, W; None is any size
+    output_op: str  # argmax, softmax or none
+    paddle_version: str | None  # that wrote the model; None if not recorded
+    class_names: tuple[str, ...]  # empty if not recorded
+
+
+def read_deployment(folder: str | Path) -> Deployment:
+    """Read `deploy.yaml` of an export folder. DataError if it or a file it names is missing or broken."""
+    path = Path(folder) / DEPLOY_FILE
+    try:
+        entry = yaml.safe_load(path.read_text(encoding="utf-8"))["Deploy"]
+        deployment = Deployment(
+            model=path.with_name(entry["model"]),
+            params=path.with_name(entry["params"]),
+            transforms=list(entry["transforms"]),
+            input_shape=tuple(entry["input_shape"]),
+            output_op=entry["output_op"],
+            paddle_version=entry.get("paddle_version"),
+            class_names=tuple(entry.get("class_names", ())),
+        )
+    except OSError as error:
+        raise DataError(
+            f"{path}: expected the description of an exported model, but: {error.strerror}; run export.py, or name "
+            "the folder it wrote"
+        ) from error
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: expected what export.py writes, but: {error!r}; export again") from error
+    for file in (deployment.model, deployment.params):
+        if not file.is_file():
+            raise DataError(f"{file}: expected this file, which {path} names, but it is missing; export again")
+    return deployment
+
+
+def load_predictor(folder: str | Path) -> Predictor:
+    """Load an exported network into Paddle Inference, on the GPU if Paddle has one, else with oneDNN.
+
+    The function that comes back keeps one set of buffers: call it from one thread at a time.
+
+    Raises:
+        DataError: the folder is incomplete, or was written by a newer Paddle than this one can read.
+    """
+    deployment = read_deployment(folder)
+    _check_readable(deployment)
+    predictor = paddle.inference.create_predictor(_config(deployment))
+    source = predictor.get_input_handle(predictor.get_input_names()[0])
+    result = predictor.get_output_handle(predictor.get_output_names()[0])
+
+    def predict(image: np.ndarray) -> np.ndarray:
+        source.reshape(image.shape)
+        source.copy_from_cpu(np.ascontiguousarray(image, np.float32))
+        predictor.run()
+        return result.copy_to_cpu()
+
+    return predict
+
+
+def _config(deployment: Deployment) -> Any:
+    """Options under which Paddle Inference answers as the network does."""
+    config = paddle.inference.Config(str(deployment.model), str(deployment.params))
+    config.disable_glog_info()
+    if deployment.model.suffix == ".json":
+        # Without it, enable_memory_optim ends in an error about memory_optimize_pass.
+        config.enable_new_executor(True)
+    config.enable_memory_optim()
+    # These mangle an OCR head written with matmul (the first .json, the second .pdmodel): wrong numbers, no warning.
+    config.delete_pass("reshape_transpose_matmul_fuse_pass")
+    config.delete_pass("reshape_transpose_matmul_onednn_fuse_pass")
+    device = paddle.device.get_device()
+    if device.startswith("gpu"):
+        config.enable_use_gpu(256, int(device.partition(":")[2] or 0))
+        return config
+    config.enable_mkldnn()
+    config.set_cpu_math_library_num_threads(os.cpu_count() or 1)  # the default is 1
+    if Version(PADDLE_VERSION).release[:2] == (3, 3):
+        # In 3.3 this pass makes every bilinear resize fail (Paddle issues 77340 and 79749).
+        config.delete_pass("onednn_placement_pass")
+    return config
+
+
+def _check_readable(deployment: Deployment) -> None:
+    """Refuse a .json of a newer Paddle, which would end in an internal error or a crash."""
+    written, ours = deployment.paddle_version, PADDLE_VERSION
+    if written is None or deployment.model.suffix != ".json":
+        return
+    try:
+        newer = Version(written).release[:2] > Version(ours).release[:2]
+    except InvalidVersion:
+        return
+    if newer:
+        raise DataError(
+            f"{deployment.model}: written by Paddle {written}, which Paddle {ours} cannot read; install Paddle "
+            f"{written} or newer, or export again with {ours}"
+        )

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The confusion matrix, and the scores that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def confusion_matrix(
+    prediction: np.ndarray, label: np.ndarray, num_classes: int, ignore_index: int = 255
+) -> np.ndarray:
+    """Count pixels by their true and their predicted class, in one histogram.
+
+    Args:
+        prediction: class of every pixel, any integer type and shape, values 0 to num_classes - 1.
+        label: true class of every pixel, same shape, values 0 to num_classes - 1 or `ignore_index`.
+        num_classes: K, at most 254.
+        ignore_index: label, 0 to 255, of pixels that count nowhere.
+
+    Returns:
+        int64 [K, K]: rows are the truth, columns the prediction.
+
+    Raises:
+        ValueError: the shapes differ, or a value is outside its range.
+    """
+    if prediction.shape != label.shape:
+        raise ValueError(f"prediction has shape {prediction.shape}, label {label.shape}: they must be equal")
+    K = num_classes
+    for name, values in (("prediction", prediction), ("label", label)):
+        if values.size and not 0 <= values.min() <= values.max() <= 255:
+            raise ValueError(f"{name} has values {values.min()} to {values.max()}, expected 0 to 255")
+    # A label looks up where its row starts; ignored pixels have a row of their own, wrong values the last.
+    row_start = np.full(256, (K + 1) * K, np.uint16)
+    row_start[:K] = np.arange(K) * K
+    row_start[ignore_index] = K * K
+    counts = np.bincount((row_start[label] + prediction.astype(np.uint16)).ravel(), minlength=(K + 2) * K)
+    if prediction.size and prediction.max() >= K:
+        raise ValueError(f"prediction has class {prediction.max()}, expected 0 to {K - 1}")
+    if counts[(K + 1) * K :].any():
+        wrong = sorted(set(np.unique(label).tolist()) - set(range(K)) - {ignore_index})
+        raise ValueError(f"label has values {wrong}, expected 0 to {K - 1} or {ignore_index}")
+    return counts[: K * K].reshape(K, K)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a confusion matrix over K classes, as fractions from 0 to 1; NaN where nothing can be said.
+
+    A class with no pixel in the labels and none in the predictions has IoU and dice NaN. A class that is
+    predicted but not in the labels has IoU 0, and does not count as present.
+    """
+
+    iou: np.ndarray  # float64 [K]
+    dice: np.ndarray  # float64 [K]
+    precision: np.ndarray  # float64 [K], NaN for a class never predicted
+    recall: np.ndarray  # float64 [K], NaN for a class without labelled pixels
+    present: np.ndarray  # bool [K], has labelled pixels
+    mean_iou: float  # over all K classes, NaN counting as 0, as PaddleSeg has it
+    mean_iou_present: float  # over the classes present
+    mean_dice: float  # over all K classes, NaN counting as 0
+    pixel_accuracy: float
+    kappa: float  # Cohen's
+
+
+def scores(confusion: np.ndarray) -> Scores:
+    """Compute every score from a confusion matrix, int64 [K, K] with rows for the truth."""
+    matrix = confusion.astype(np.float64)
+    hit, true, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)  # each [K]
+    total = matrix.sum()
+    iou = _divide(hit, true + predicted - hit)
+    dice = _divide(2 * hit, true + predicted)
+    present = true > 0
+    accuracy = float(_divide(hit.sum(), total))
+    chance = float(_divide((true * predicted).sum(), total**2))
+    return Scores(
+        iou=iou,
+        dice=dice,
+        precision=_divide(hit, predicted),
+        recall=_divide(hit, true),
+        present=present,
+        mean_iou=float(np.nan_to_num(iou).mean()),
+        mean_iou_present=float(iou[present].mean()) if present.any() else float("nan"),
+        mean_dice=float(np.nan_to_num(dice).mean()),
+        pixel_accuracy=accuracy,
+        kappa=float(_divide(accuracy - chance, 1 - chance)),
+    )
+
+
+def _divide(numerator: np.ndarray | float, denominator: np.ndarray | float) -> np.ndarray:
+    """Quotient, NaN where the denominator is 0."""
+    bottom = np.asarray(denominator, np.float64)
+    return np.divide(numerator, bottom, out=np.full_like(bottom, np.nan), where=bottom != 0)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small parts shared by the backbone, the OCR head and the scale attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, Callable
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+
+def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2D:
+    """A 3x3 convolution that keeps the size (stride 1) or halves it, rounding up (stride 2)."""
+    return nn.Conv2D(in_channels, out_channels, 3, stride=stride, padding=1, bias_attr=None if bias else False)
+
+
+def conv1x1(in_channels: int, out_channels: int, *, bias: bool = False) -> nn.Conv2D:
+    """A 1x1 convolution."""
+    return nn.Conv2D(in_channels, out_channels, 1, bias_attr=None if bias else False)
+
+
+def bn_relu(channels: int) -> nn.Sequential:
+    """Batch normalisation and ReLU, named as in the original's checkpoints (`0` is the normalisation)."""
+    return nn.Sequential(nn.BatchNorm2D(channels), nn.ReLU())
+
+
+def init_weights(layer: nn.Layer) -> None:
+    """Normal(0, 0.001) for every convolution below `layer`, weight 1 and bias 0 for every normalisation.
+
+    Biases of convolutions are 0, which is Paddle's default.
+    """
+    normal = nn.initializer.Normal(std=0.001)
+    zero, one = nn.initializer.Constant(0.0), nn.initializer.Constant(1.0)
+    for part in layer.sublayers():
+        if isinstance(part, nn.Conv2D):
+            normal(part.weight)
+        elif isinstance(part, nn.BatchNorm2D):
+            one(part.weight)
+            zero(part.bias)
+
+
+def image_size(x: Tensor) -> Any:
+    """(height, width) of `x` [N, C, H, W]: numbers when running eagerly, a tensor while exporting."""
+    return x.shape[2:] if paddle.in_dynamic_mode() else paddle.shape(x)[2:]
+
+
+def scaled_size(x: Tensor, scale: float) -> Any:
+    """(floor(H * scale), floor(W * scale)), computed in whole numbers so that every engine agrees."""
+    ratio = Fraction(scale).limit_denominator(1000)
+    size = image_size(x)
+    if paddle.in_dynamic_mode():
+        return [side * ratio.numerator // ratio.denominator for side in size]
+    return size * ratio.numerator // ratio.denominator
+
+
+def resize(x: Tensor, size: Any, *, align_corners: bool) -> Tensor:
+    """Bilinear resize of `x` [N, C, H, W] to `size` (height, width); the ratio comes from the two sizes."""
+    if paddle.in_dynamic_mode() and list(x.shape[2:]) == list(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def run(part: Callable[..., Any], *inputs: Tensor, recompute: bool) -> Any:
+    """Call `part`; with `recompute`, keep no activations but its inputs and compute it again for the gradient.
+
+    The second run leaves the running statistics of batch normalisation alone, so that a recomputed step
+    equals a plain one bit for bit.
+    """
+    if not (recompute and paddle.is_grad_enabled() and isinstance(part, nn.Layer) and part.training):
+        return part(*inputs)
+    from paddle.distributed.fleet.utils import recompute as checkpointed
+
+    statistics = [
+        buffer
+        for layer in part.sublayers(include_self=True)
+        if isinstance(layer, nn.BatchNorm2D)
+        for buffer in (layer._mean, layer._variance)
+    ]
+
+    def forward(*again: Tensor) -> Any:
+        second_run = paddle.is_grad_enabled()
+        before = [buffer.clone() for buffer in statistics] if second_run else []
+        outputs = part(*again)
+        for buffer, value in zip(statistics, before):
+            buffer.set_value(value)
+        return tuple(outputs) if isinstance(outputs, Sequence) else outputs
+
+    return checkpointed(forward, *inputs)

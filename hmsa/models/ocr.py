@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Object-contextual representations (Yuan, Chen, Wang, arXiv 1909.11065).
+
+A first guess (`aux_head`) groups the pixels into one region per class; every pixel then asks the regions for
+context. Parts have the names of the original HMSA checkpoints. N pictures, C channels, K classes, D key channels.
+"""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from hmsa.models.layers import bn_relu, conv1x1, conv3x3, init_weights
+
+
+class ObjectContextBlock(nn.Layer):
+    """Attention from every pixel to the K region vectors."""
+
+    def __init__(self, *, channels: int, key_channels: int) -> None:
+        super().__init__()
+        self.key_channels = key_channels
+        self.f_pixel = nn.Sequential(
+            conv1x1(channels, key_channels),
+            bn_relu(key_channels),
+            conv1x1(key_channels, key_channels),
+            bn_relu(key_channels),
+        )
+        self.f_object = nn.Sequential(
+            conv1x1(channels, key_channels),
+            bn_relu(key_channels),
+            conv1x1(key_channels, key_channels),
+            bn_relu(key_channels),
+        )
+        self.f_down = nn.Sequential(conv1x1(channels, key_channels), bn_relu(key_channels))
+        self.f_up = nn.Sequential(conv1x1(key_channels, channels), bn_relu(channels))
+
+    def forward(self, pixels: Tensor, regions: Tensor) -> Tensor:
+        """pixels [N, C, H, W], regions [N, C, K, 1] -> context [N, C, H, W]."""
+        query = self.f_pixel(pixels).flatten(2)  # [N, D, HW]
+        key = self.f_object(regions).flatten(2)  # [N, D, K]
+        value = self.f_down(regions).flatten(2)  # [N, D, K]
+        # bmm, not matmul: Paddle Inference has a pass that silently mangles matmul with a transpose here.
+        similarity = paddle.bmm(key.transpose([0, 2, 1]), query)  # [N, K, HW]
+        weights = F.softmax(similarity * self.key_channels**-0.5, axis=1)
+        context = paddle.bmm(value, weights)  # [N, D, HW]
+        # reshape_as would need static sizes: take height and width from the pixels when exporting.
+        height, width = (
+            pixels.shape[2:] if paddle.in_dynamic_mode() else (paddle.shape(pixels)[2], paddle.shape(pixels)[3])
+        )
+        return self.f_up(context.reshape([0, self.key_channels, height, width]))
+
+
+class SpatialOCR(nn.Layer):
+    """Joins pixels and their object context."""
+
+    def __init__(self, *, channels: int, key_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.object_context_block = ObjectContextBlock(channels=channels, key_channels=key_channels)
+        self.conv_bn_dropout = nn.Sequential(conv1x1(2 * channels, channels), bn_relu(channels), nn.Dropout2D(dropout))
+
+    def forward(self, pixels: Tensor, regions: Tensor) -> Tensor:
+        context = self.object_context_block(pixels, regions)
+        return self.conv_bn_dropout(paddle.concat([context, pixels], axis=1))
+
+
+def gather_regions(pixels: Tensor, logits: Tensor) -> Tensor:
+    """Mean of the pixel vectors of each class, weighted by the softmax of its logits over all positions.
+
+    pixels [N, C, H, W], logits [N, K, H, W] -> [N, C, K, 1].
+    """
+    weights = F.softmax(logits.flatten(2), axis=2)  # [N, K, HW]
+    regions = paddle.bmm(weights, pixels.flatten(2).transpose([0, 2, 1]))  # [N, K, C]
+    return regions.transpose([0, 2, 1]).unsqueeze(-1)
+
+
+class OCRHead(nn.Layer):
+    """From backbone features to class logits by object context.
+
+    Args:
+        in_channels: channels of the features that become pixels.
+        aux_channels: channels of the features the first guess is made from (the same map in HRNet).
+        num_classes: K.
+        mid_channels: channels of pixels and of the output features.
+        key_channels: channels of the attention's keys.
+        dropout: probability of dropping a channel of the output features.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        aux_channels: int,
+        num_classes: int,
+        mid_channels: int = 512,
+        key_channels: int = 256,
+        dropout: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.conv3x3_ocr = nn.Sequential(conv3x3(in_channels, mid_channels, bias=True), bn_relu(mid_channels))
+        self.ocr_distri_head = SpatialOCR(channels=mid_channels, key_channels=key_channels, dropout=dropout)
+        self.cls_head = conv1x1(mid_channels, num_classes, bias=True)
+        self.aux_head = nn.Sequential(
+            conv1x1(aux_channels, aux_channels, bias=True),
+            bn_relu(aux_channels),
+            conv1x1(aux_channels, num_classes, bias=True),
+        )
+        init_weights(self)
+
+    def forward(self, aux_features: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps of stride 4 -> logits [N, K, h, w], auxiliary logits [N, K, h, w], OCR features [N, C, h, w]."""
+        aux_logits = self.aux_head(aux_features)
+        pixels = self.conv3x3_ocr(features)
+        ocr_features = self.ocr_distri_head(pixels, gather_regions(pixels, aux_logits))
+        return self.cls_head(ocr_features), aux_logits, ocr_features

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label maps as pictures: PaddleSeg's palette, pseudo-colour pictures and overlays.
+
+A palette is a flat list [r0, g0, b0, r1, ...] of 256 colours, values 0-255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from hmsa.datasets.labels import palette
+from hmsa.errors import UsageError
+
+
+def color_palette(custom_color: Sequence[int] = ()) -> list[int]:
+    """PaddleSeg's palette, its first colours replaced by `custom_color` (r0 g0 b0 r1 ...)."""
+    if len(custom_color) % 3 or len(custom_color) > 768 or not all(0 <= value <= 255 for value in custom_color):
+        raise UsageError(
+            "--custom_color should be R G B for up to 256 classes, each 0 to 255, but it is "
+            f"{len(custom_color)} numbers from {min(custom_color)} to {max(custom_color)}"
+        )
+    return [*custom_color, *palette(256)[len(custom_color) :]]
+
+
+def pseudo_color(label: np.ndarray, colors: Sequence[int]) -> Image.Image:
+    """A label map, uint8 [H, W], as a palette picture: its pixels are the classes, its colours the palette."""
+    picture = Image.fromarray(label, mode="P")
+    picture.putpalette(list(colors))
+    return picture
+
+
+def overlay(image: np.ndarray, label: np.ndarray, colors: Sequence[int], image_share: float = 0.6) -> np.ndarray:
+    """Mix a picture, uint8 [H, W, 3] RGB, with the colours of its label map, uint8 [H, W].
+
+    Returns uint8 [H, W, 3] RGB: `image_share` of the picture, the rest colour.
+    """
+    table = np.asarray(colors, np.uint8).reshape(256, 3)
+    return cv2.addWeighted(image, image_share, table[label], 1 - image_share, 0)

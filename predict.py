@@ -1,0 +1,56 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Predict pictures: colour maps in SAVE_DIR/pseudo_color_prediction, overlays in SAVE_DIR/added_prediction."""
+
+from __future__ import annotations
+
+import argparse
+
+from hmsa import cli
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.config_parser(__doc__)
+    parser.add_argument("--model_path", required=True, help="weights (.pdparams) or a checkpoint folder")
+    parser.add_argument("--image_path", required=True, help="a picture, a folder, a .txt list or a quoted glob")
+    parser.add_argument("--save_dir", default="output/result", help="where the pictures go")
+    parser.add_argument("--label_ids", action="store_true", help="also write Cityscapes label ids (19 classes)")
+    parser.add_argument("--custom_color", nargs="+", type=int, default=[], help="R G B of the first classes")
+    cli.add_inference_flags(parser, "--aug_pred")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    from hmsa.environment import prepare
+
+    prepare()
+    from hmsa import builder, distributed
+    from hmsa.config import load_config
+    from hmsa.engine.inference import InferenceOptions
+    from hmsa.engine.predict import find_pictures, predict
+    from hmsa.errors import DataError
+    from hmsa.files import writable_folder
+    from hmsa.visualize import color_palette
+    from hmsa.weights import load_weights
+
+    config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_pred)])
+    options = InferenceOptions.from_test_config(**config.test_config.model_dump())
+    colors = color_palette(args.custom_color)
+    pictures = find_pictures(args.image_path)
+    writable_folder(args.save_dir)
+    distributed.init()
+    transforms = builder.build_transforms(builder.inference_transforms(config))
+    model = builder.build_model(config)
+    load_weights(model, args.model_path)
+
+    results = {"save_dir": args.save_dir, "label_ids": args.label_ids}
+    failed = predict(model, pictures, transforms=transforms, options=options, colors=colors, **results)
+    if distributed.is_main():
+        done = f"found {len(pictures)}, written {len(pictures) - len(failed)} to {args.save_dir}, failed {len(failed)}"
+        if failed:
+            raise DataError(f"{done}: {', '.join(map(str, failed))}")
+        print(done)
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

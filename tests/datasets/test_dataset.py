@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hmsa import transforms as T
+from hmsa.datasets.dataset import SegmentationDataset, read_image, read_label
+from hmsa.errors import DataError, UsageError
+
+RNG = np.random.default_rng(0)
+PICTURE = cv2.resize(RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8), (36, 24), interpolation=cv2.INTER_LINEAR)
+LABEL = RNG.integers(0, 4, (24, 36), dtype=np.uint8)
+
+
+def encoded(image: np.ndarray, form: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def make_pair(folder: Path, image: np.ndarray = PICTURE, label: np.ndarray | None = LABEL) -> tuple[str, str | None]:
+    (folder / "a.png").write_bytes(encoded(image, "PNG"))
+    if label is None:
+        return str(folder / "a.png"), None
+    (folder / "a_label.png").write_bytes(encoded(label, "PNG"))
+    return str(folder / "a.png"), str(folder / "a_label.png")
+
+
+def dataset(*pairs, **options) -> SegmentationDataset:
+    return SegmentationDataset(
+        **{"pairs": pairs, "num_classes": 4, "shuffle": False, "label_transforms": True} | options
+    )
+
+
+# Reading
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_pictures_are_rgb_whoever_decodes_them(tmp_path, form):
+    path = tmp_path / "picture"
+    path.write_bytes(encoded(PICTURE, form, **({"lossless": True} if form == "WEBP" else {})))
+    assert (read_image(path) == PICTURE).all()
+
+
+def test_grey_alpha_and_jpeg_become_rgb(tmp_path):
+    path = tmp_path / "picture"
+    path.write_bytes(encoded(PICTURE[..., 0], "PNG"))
+    assert (read_image(path) == PICTURE[..., :1]).all()
+    path.write_bytes(encoded(np.dstack([PICTURE, PICTURE[..., 0]]), "PNG"))
+    assert (read_image(path) == PICTURE).all()
+    path.write_bytes(encoded(PICTURE, "JPEG", quality=95))
+    assert np.abs(read_image(path).astype(int) - PICTURE).mean() < 4
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+def test_pictures_are_turned_upright(tmp_path, form):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    path = tmp_path / "picture"
+    path.write_bytes(encoded(PICTURE, form, exif=exif.tobytes(), quality=95))
+    upright = np.rot90(PICTURE, -1)
+    assert read_image(path).shape == upright.shape
+    assert np.abs(read_image(path).astype(int) - upright).mean() < 6
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@given(st.floats(0.0, 0.9))
+@settings(max_examples=15, deadline=None)
+def test_half_a_picture_is_no_picture(tmp_path_factory, form, part):
+    path = tmp_path_factory.mktemp("half") / "picture"
+    whole = encoded(PICTURE, form)
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(DataError, match=str(path)):
+        read_image(path)
+
+
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP"]), st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255))))
+@settings(max_examples=60, deadline=None)
+def test_damaged_pictures_are_read_or_named(tmp_path_factory, form, damage):
+    data = bytearray(encoded(PICTURE, form))
+    for place, value in damage:
+        data[int(place * len(data))] = value
+    path = tmp_path_factory.mktemp("damaged") / "picture"
+    path.write_bytes(data)
+    try:
+        image = read_image(path)
+    except DataError as error:
+        assert str(path) in str(error)
+    else:
+        assert image.dtype == np.uint8 and image.shape[2] == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture"])
+def test_other_files_are_no_pictures(tmp_path, content):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    for read in (read_image, read_label):
+        with pytest.raises(DataError, match=r"a\.png should be a readable picture.*no picture format"):
+            read(path)
+    with pytest.raises(DataError, match="No such file"):
+        read_image(tmp_path / "missing.png")
+
+
+def test_labels_are_indices_not_colours(tmp_path):
+    path = tmp_path / "label.png"
+    picture = Image.fromarray(LABEL)
+    picture.putpalette([200, 10, 10, 10, 200, 10, 10, 10, 200, 9, 9, 9])
+    picture.save(path)
+    assert picture.mode == "P"
+    assert (read_label(path) == LABEL).all()
+
+
+def test_labels_of_two_bytes_and_of_one_bit(tmp_path):
+    path = tmp_path / "label.png"
+    Image.fromarray(np.full((2, 3), 300, np.uint16)).save(path)
+    assert read_label(path).tolist() == [[300] * 3] * 2
+    Image.fromarray(LABEL[:2, :3] > 1).save(path)
+    assert (read_label(path) == (LABEL[:2, :3] > 1)).all()
+
+
+def test_a_colour_picture_is_no_label(tmp_path):
+    path = tmp_path / "label.png"
+    Image.fromarray(PICTURE).save(path)
+    with pytest.raises(DataError, match=r"label\.png.*one channel.*\(24, 36, 3\)"):
+        read_label(path)
+
+
+# Samples
+
+
+def test_a_training_sample(tmp_path):
+    pair = make_pair(tmp_path)
+    sample = dataset(pair, transforms=[T.RandomPaddingCrop(crop_size=(20, 16)), T.Normalize()])[0]
+    assert sample["img"].dtype == np.float32 and sample["img"].shape == (3, 16, 20)
+    assert sample["img"].flags.c_contiguous
+    assert sample["label"].dtype == np.int64 and sample["label"].shape == (16, 20)
+    assert sample["image_path"] == pair[0] and sample["trans_info"] == []
+
+
+def test_an_evaluation_sample_keeps_its_label(tmp_path):
+    sample = dataset(make_pair(tmp_path), label_transforms=False, transforms=[T.Resize(target_size=(18, 12))])[0]
+    assert sample["img"].shape == (3, 12, 18)
+    assert (sample["label"] == LABEL).all()
+    assert sample["trans_info"] == [("resize", (24, 36))]
+
+
+def test_a_sample_without_label(tmp_path):
+    sample = dataset(make_pair(tmp_path, label=None), transforms=[T.Normalize()])[0]
+    assert "label" not in sample
+    np.testing.assert_allclose(sample["img"], PICTURE.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+
+
+def test_a_sample_depends_on_seed_and_number_only(tmp_path):
+    pairs = [make_pair(tmp_path)] * 3
+    chain = [T.RandomPaddingCrop(crop_size=(20, 16)), T.RandomDistort(hue_range=63), T.Normalize()]
+    first, again = (dataset(*pairs, transforms=chain, shuffle=True, seed=7) for _ in range(2))
+    third = [again[i]["img"] for i in (8, 0, 5)]
+    for image, i in zip(third, (8, 0, 5)):
+        assert (first[i]["img"] == image).all()
+    other = dataset(*pairs, transforms=chain, shuffle=True, seed=8)
+    assert len({first[i]["img"].tobytes() for i in range(9)} | {other[0]["img"].tobytes()}) == 10
+
+
+# What is wrong is named
+
+
+@pytest.mark.parametrize(("value", "options"), [(77, {}), (4, {}), (254, {"ignore_index": 0})])
+def test_label_values_out_of_range(tmp_path, value, options):
+    label = LABEL.copy()
+    label[3, 4] = value
+    pair = make_pair(tmp_path, label=label)
+    with pytest.raises(DataError, match=rf"a_label\.png should hold class numbers 0\.\.3.*holds {value}:"):
+        dataset(pair, **options)[0]
+
+
+def test_ignored_pixels_are_in_range(tmp_path):
+    label = np.where(LABEL == 1, 255, LABEL).astype(np.uint8)
+    assert (dataset(make_pair(tmp_path, label=label))[0]["label"] == label).all()
+
+
+def test_sizes_that_differ(tmp_path):
+    pair = make_pair(tmp_path, label=LABEL[:20])
+    with pytest.raises(DataError, match=r"a_label\.png should be as large as its picture .*36x24.*is 36x20"):
+        dataset(pair)[0]
+
+
+def test_labels_of_two_bytes_can_be_transformed(tmp_path):
+    label = LABEL.astype(np.uint16)
+    pair = make_pair(tmp_path)
+    Image.fromarray(label).save(pair[1])
+    chain = [T.ResizeStepScaling(min_scale_factor=0.5, max_scale_factor=0.5), T.RandomPaddingCrop(crop_size=(20, 14))]
+    many = dataset(pair, num_classes=1000, transforms=chain)[0]["label"]
+    assert many.dtype == np.int64 and set(np.unique(many)) == {0, 1, 2, 3, 255}
+
+
+def test_no_pictures():
+    with pytest.raises(DataError, match="at least one picture"):
+        dataset()
+    with pytest.raises(DataError, match=r"coarse_multiple 0\.5 asks for coarse pictures"):
+        dataset(("a", "b"), ("c", "d"), coarse_multiple=0.5)
+
+
+# Epochs
+
+names = st.integers(1, 12)
+
+
+def named(kind: str, count: int) -> list[tuple[str, str | None]]:
+    return [(f"{kind}{i}", None) for i in range(count)]
+
+
+@given(names, names, st.floats(0, 20), st.integers(0, 2**31), st.integers(0, 6))
+@settings(max_examples=80, deadline=None)
+def test_an_epoch_is_every_fine_picture_and_its_share_of_coarse_ones(fine, coarse, multiple, seed, epoch):
+    options = {"coarse_pairs": named("c", coarse), "coarse_multiple": multiple, "seed": seed, "shuffle": True}
+    data, same = (dataset(*named("f", fine), **options) for _ in range(2))
+    pairs = data.epoch(epoch)
+    assert len(pairs) == len(data) == fine + int(multiple * fine)
+    assert sorted(p for p in pairs if p[0][0] == "f") == sorted(named("f", fine))
+    same.epoch(epoch + 3)  # whatever else was asked for before
+    assert same.epoch(epoch) == pairs
+
+
+@given(names, names, st.floats(0.1, 9), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_coarse_pictures_are_all_seen_before_any_is_seen_again(fine, coarse, multiple, seed):
+    data = dataset(*named("f", fine), coarse_pairs=named("c", coarse), coarse_multiple=multiple, seed=seed)
+    drawn = [pair for epoch in range(8) for pair in data.epoch(epoch)[fine:]]
+    for start in range(0, len(drawn), coarse):
+        round_ = drawn[start : start + coarse]
+        assert len(set(round_)) == len(round_)
+
+
+def test_orders_differ_from_epoch_to_epoch_and_by_seed():
+    options = {"coarse_pairs": named("c", 50), "coarse_multiple": 1.0, "shuffle": True}
+    data = dataset(*named("f", 30), seed=1, **options)
+    other = dataset(*named("f", 30), seed=2, **options)
+    assert len({tuple(epoch) for epoch in (data.epoch(0), data.epoch(1), other.epoch(0))}) == 3
+    first_places = [pair[0][0] for pair in data.epoch(0)]
+    assert {"f", "c"} == set(first_places[:20])  # fine and coarse are mixed
+    assert sorted(data.epoch(0)) != sorted(data.epoch(1))  # other coarse pictures
+
+
+def test_without_shuffle_the_order_is_the_list():
+    assert dataset(*named("f", 9)).epoch(4) == named("f", 9)
+
+
+# PaddleSeg's data sets
+
+
+def test_a_data_set_of_paddleseg_is_taken_over(tmp_path):
+    from paddleseg.datasets import Dataset
+
+    make_pair(tmp_path)
+    (tmp_path / "train.txt").write_text("a.png a_label.png\n")
+    theirs = Dataset(
+        mode="train", dataset_root=str(tmp_path), transforms=[], num_classes=4, train_path=str(tmp_path / "train.txt")
+    )
+    ours = SegmentationDataset.from_paddleseg(theirs, shuffle=True, label_transforms=True)
+    assert (ours[0]["label"] == LABEL).all()
+    assert ours.num_classes == 4 and ours.ignore_index == 255 and ours.class_names[1] == "class 1"
+
+
+def test_a_data_set_with_reading_of_its_own_is_refused():
+    theirs = SimpleNamespace(file_list=[["a", "b"]], num_classes=4, ignore_index=255)
+    with pytest.raises(UsageError, match="SimpleNamespace prepares its labels in its own way"):
+        SegmentationDataset.from_paddleseg(theirs, shuffle=True, label_transforms=True)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hmsa.datasets.loader import batches, training_indices
+from hmsa.errors import DataError
+
+
+class Numbers:
+    """A data set whose sample i says i; what `trap` names fails, `loaded` records what was asked for."""
+
+    def __init__(self, trap: int | None = None, labels: bool = True, delay: float = 0.0) -> None:
+        self.trap, self.labels, self.delay = trap, labels, delay
+        self.loaded: list[int] = []
+
+    def __getitem__(self, index: int) -> dict:
+        time.sleep(self.delay * (index % 3))  # finish out of order
+        self.loaded.append(index)
+        if index == self.trap:
+            raise DataError(f"picture {index} is unreadable")
+        sample = {"img": np.full((3, 2, 2), index, np.float32), "trans_info": [], "image_path": f"{index}.png"}
+        return sample | ({"label": np.full((2, 2), index, np.int64)} if self.labels else {})
+
+
+def loader_threads() -> int:
+    return sum(thread.name.startswith("loader") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_come_whole_and_in_order(workers):
+    batch_list = list(batches(Numbers(delay=0.002), [range(i, i + 2) for i in range(0, 20, 2)], workers))
+    assert [batch["image_path"] for batch in batch_list] == [[f"{i}.png", f"{i + 1}.png"] for i in range(0, 20, 2)]
+    assert batch_list[3]["img"].shape == (2, 3, 2, 2) and batch_list[3]["label"].shape == (2, 2, 2)
+    assert batch_list[3]["img"][:, 0, 0, 0].tolist() == batch_list[3]["label"][:, 0, 0].tolist() == [6, 7]
+    assert loader_threads() == 0
+
+
+def test_without_labels_there_is_no_label():
+    (batch,) = batches(Numbers(labels=False), [[1]], 0)
+    assert set(batch) == {"img", "trans_info", "image_path"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_arrives_at_its_batch_and_ends_the_threads(workers):
+    stream = batches(Numbers(trap=5), ([i] for i in itertools.count()), workers)
+    assert [next(stream)["image_path"] for _ in range(5)] == [[f"{i}.png"] for i in range(5)]
+    with pytest.raises(DataError, match="picture 5 is unreadable"):
+        next(stream)
+    assert loader_threads() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_an_endless_stream_is_read_at_most_two_batches_a_worker_ahead(workers):
+    dataset = Numbers()
+    stream = batches(dataset, ([i] for i in itertools.count()), workers)
+    for _ in range(10):
+        next(stream)
+    time.sleep(0.05)
+    assert max(dataset.loaded) <= 9 + 2 * workers
+    stream.close()
+    assert loader_threads() == 0
+
+
+def test_sizes_that_differ_are_named():
+    class Mixed(Numbers):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"img": np.zeros((3, 2, 4 + index), np.float32)}
+
+    with pytest.raises(DataError, match=r"4x2, 5x2.*batch size of 1.*0\.png, 1\.png"):
+        next(batches(Mixed(), [[0, 1]], 0))
+
+
+def test_training_indices_by_hand():
+    options = {"first_iteration": 1, "iterations": 3, "batch_size": 2, "world_size": 2, "accumulation": 2}
+    # Iteration 1 starts at sample 2 * 2 * 2 = 8; micro-batches take 4 samples, two for each rank.
+    assert [list(r) for r in training_indices(rank=0, **options)] == [[8, 9], [12, 13], [16, 17], [20, 21]]
+    assert [list(r) for r in training_indices(rank=1, **options)] == [[10, 11], [14, 15], [18, 19], [22, 23]]
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 4), st.integers(0, 4))
+def test_ranks_cover_the_stream_once_wherever_a_run_resumes(batch, world, accumulation, start, more):
+    seen = [
+        index
+        for rank in range(world)
+        for micro_batch in training_indices(
+            first_iteration=start,
+            iterations=start + more,
+            batch_size=batch,
+            rank=rank,
+            world_size=world,
+            accumulation=accumulation,
+        )
+        for index in micro_batch
+    ]
+    size = batch * world * accumulation
+    assert sorted(seen) == list(range(start * size, (start + more) * size))

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import paddle
+import pytest
+from numpy.testing import assert_array_equal
+
+from hmsa import distributed
+from hmsa.datasets.dataset import SegmentationDataset
+from hmsa.engine.evaluate import Evaluation, evaluate
+from hmsa.engine.inference import InferenceOptions
+from hmsa.errors import DataError
+from hmsa.metrics import confusion_matrix
+
+SIZES = [(12, 16), (9, 7), (10, 10), (5, 20), (8, 8)]
+
+
+class RedChannel(paddle.nn.Layer):
+    """Says class r where the red channel is r, of three classes; notes the mode it was called in."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, image):
+        self.calls.append(self.training)
+        red = image[:, :1]
+        return {"joint": paddle.concat([-paddle.abs(red - k) for k in range(3)], axis=1)}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Pictures whose red channel is a guess of the label; (guesses, labels, pairs of paths)."""
+    rng = np.random.default_rng(0)
+    guesses, labels, pairs = [], [], []
+    for index, size in enumerate(SIZES):
+        label = rng.choice([0, 1, 255], size).astype(np.uint8)
+        guess = rng.integers(0, 3, size).astype(np.uint8)
+        image = np.dstack([np.zeros_like(guess), np.zeros_like(guess), guess])  # BGR
+        paths = str(tmp_path / f"{index}.png"), str(tmp_path / f"{index}_label.png")
+        cv2.imwrite(paths[0], image)
+        cv2.imwrite(paths[1], label)
+        guesses.append(guess)
+        labels.append(label)
+        pairs.append(paths)
+    return guesses, labels, pairs
+
+
+def make_dataset(pairs, transforms=()):
+    return SegmentationDataset(
+        pairs=pairs,
+        transforms=transforms,
+        shuffle=False,
+        num_classes=3,
+        class_names=("road", "tree", "sky"),
+        label_transforms=False,
+    )
+
+
+def expected_confusion(guesses, labels):
+    return sum(confusion_matrix(guess, label, 3) for guess, label in zip(guesses, labels))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluate_counts_every_pixel_once(pictures, num_workers, training):
+    guesses, labels, pairs = pictures
+    model = RedChannel()
+    model.train() if training else model.eval()
+    result = evaluate(model, make_dataset(pairs), InferenceOptions(), num_workers=num_workers, progress=False)
+    assert_array_equal(result.confusion, expected_confusion(guesses, labels))
+    assert result.confusion.dtype == np.int64
+    assert result.pictures == len(pairs)
+    assert result.seconds > 0
+    assert result.peak_memory_bytes > 2**20
+    assert not any(model.calls)
+    assert model.training == training
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_ranks_share_the_pictures(pictures, monkeypatch, world_size):
+    guesses, labels, pairs = pictures
+    seen = []
+
+    def note(counts):
+        seen.append(counts)
+        return counts
+
+    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+    monkeypatch.setattr(distributed, "all_reduce_sum", note)
+    for rank in range(world_size):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        evaluate(RedChannel(), make_dataset(pairs), InferenceOptions(), progress=False)
+    total = sum(seen)
+    assert total.dtype == np.int64
+    assert_array_equal(total[:-1].reshape(3, 3), expected_confusion(guesses, labels))
+    assert total[-1] == len(pairs)
+
+
+def test_transforms_are_undone(pictures):
+    _, labels, pairs = pictures
+
+    def double(sample, rng):
+        sample["trans_info"].append(("resize", sample["img"].shape[:2]))
+        sample["img"] = cv2.resize(sample["img"], None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+        sample["trans_info"].append(("padding", sample["img"].shape[:2]))
+        sample["img"] = np.pad(sample["img"], ((0, 3), (0, 5), (0, 0)))
+        return sample
+
+    result = evaluate(RedChannel(), make_dataset(pairs, [double]), InferenceOptions(), progress=False)
+    plain = evaluate(RedChannel(), make_dataset(pairs), InferenceOptions(), progress=False)
+    assert_array_equal(result.confusion, plain.confusion)
+    assert result.confusion.sum() == sum((label != 255).sum() for label in labels)
+
+
+def test_a_size_that_cannot_be_undone_names_the_picture(pictures):
+    def cut(sample, rng):
+        sample["img"] = sample["img"][:4, :5]
+        return sample
+
+    model = RedChannel()
+    with pytest.raises(DataError, match=r"0\.png: the prediction is 5x4, its label 16x12"):
+        evaluate(model, make_dataset(pictures[2], [cut]), InferenceOptions(), progress=False)
+    assert model.training
+
+
+def test_pictures_without_labels_are_refused(pictures):
+    dataset = make_dataset([(image, None) for image, _ in pictures[2]])
+    with pytest.raises(DataError, match=r"0\.png has no label"):
+        evaluate(RedChannel(), dataset, InferenceOptions(), progress=False)
+
+
+@pytest.fixture
+def evaluation():
+    confusion = np.array([[6, 2, 0], [0, 8, 0], [0, 0, 0]])
+    return Evaluation(confusion, ("road", "tree", "sky"), 4, 12.34, 3 * 2**30)
+
+
+def test_table_has_every_class_and_both_means(evaluation):
+    lines = [line.replace("│", " ").split() for line in evaluation.table().splitlines()]
+    assert ["road", "75.00", "100.00", "75.00"] in lines
+    assert ["tree", "80.00", "80.00", "100.00"] in lines
+    assert ["sky", "-", "-", "-"] in lines
+    ends = {" ".join(line[:-1]): line[-1] for line in lines if line}
+    assert ends["mean IoU, all classes"] == "51.67"
+    assert ends["mean IoU, the 2 of 3 classes present"] == "77.50"
+    assert ends["pixel accuracy"] == "87.50"
+    assert evaluation.table().endswith("4 pictures in 12.3 s, peak memory 3.00 GiB")
+
+
+def test_json_holds_everything_behind_the_table(evaluation):
+    result = json.loads(json.dumps(evaluation.to_json(config={"iters": 7}, weights_sha256="ab" * 32)))
+    assert result["confusion_matrix"] == evaluation.confusion.tolist()
+    assert result["iou"] == {"road": 0.75, "tree": 0.8, "sky": None}
+    assert result["mean_iou"] == pytest.approx(1.55 / 3)
+    assert result["mean_iou_present"] == pytest.approx(0.775)
+    assert result["classes_present"] == 2
+    assert result["pictures"] == 4
+    assert result["config"] == {"iters": 7}
+    assert result["weights_sha256"] == "ab" * 32
+    assert result["versions"]["paddle"] == paddle.__version__
+    assert set(result["versions"]) >= {"python", "hmsa", "paddleseg", "numpy", "opencv-python"}
+    assert result["seconds"] == 12.34
+    assert result["peak_memory_bytes"] == 3 * 2**30

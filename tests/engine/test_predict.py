@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+import cv2
+import numpy as np
+import paddle
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from hmsa import distributed
+from hmsa.engine.inference import InferenceOptions
+from hmsa.engine.predict import _named, find_pictures, predict
+from hmsa.errors import DataError, UsageError
+from hmsa.visualize import color_palette, overlay
+
+COLORS = color_palette()
+
+
+class RedChannel(paddle.nn.Layer):
+    """Says class r where the red channel is r, of 19 classes."""
+
+    num_classes = 19
+
+    def forward(self, image):
+        if min(image.shape[-2:]) < 2:
+            raise ValueError("too small")
+        red = image[:, :1]
+        return {"joint": paddle.concat([-paddle.abs(red - k) for k in range(19)], axis=1)}
+
+
+def write_picture(path: Path, height: int = 6, width: int = 9, seed: int = 0) -> np.ndarray:
+    """Write a lossless picture; returns it as RGB, its red channel holding classes."""
+    image = np.random.default_rng(seed).integers(0, 19, (height, width, 3)).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", image[:, :, ::-1])[1].tobytes())
+    return image
+
+
+def names(pictures, folder):
+    return [picture.path.relative_to(folder).as_posix() for picture in pictures]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.png", "a.JPG", "sub/c.jpeg", "sub/deep/d.png", "notes.md", ".hidden.png", ".cache/e.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return tmp_path / "in"
+
+
+def test_a_folder_is_searched_to_its_depths(folder):
+    pictures = find_pictures(str(folder))
+    assert names(pictures, folder) == ["a.JPG", "b.png", "sub/c.jpeg", "sub/deep/d.png"]
+    assert [picture.overlay_name.as_posix() for picture in pictures] == names(pictures, folder)
+    assert [picture.label_name.as_posix() for picture in pictures] == [
+        "a.png", "b.png", "sub/c.png", "sub/deep/d.png",
+    ]  # fmt: skip
+
+
+def test_one_file(folder):
+    (picture,) = find_pictures(str(folder / "sub" / "c.jpeg"))
+    assert picture.overlay_name == PurePath("c.jpeg")
+
+
+def test_globs(folder):
+    pictures = find_pictures(str(folder / "**" / "*.png"))
+    assert names(pictures, folder) == ["b.png", "sub/deep/d.png"]
+    assert pictures[1].label_name == PurePath("sub/deep/d.png")
+    (picture,) = find_pictures(str(folder / "sub" / "?.jpeg"))
+    assert picture.label_name == PurePath("c.png")
+
+
+def test_a_list_of_paths(folder, tmp_path, monkeypatch):
+    outside = tmp_path / "out side" / "f.png"
+    write_picture(outside)
+    listing = folder / "list.txt"
+    listing.write_text(f"b.png labels/b.png\n\nsub/c.jpeg\n{outside}\nmissing.png\nb.png x\n")
+    pictures = find_pictures(str(listing))
+    assert [picture.path for picture in pictures] == [
+        folder / "b.png", folder / "sub/c.jpeg", outside, folder / "missing.png",
+    ]  # fmt: skip
+    assert [picture.label_name for picture in pictures] == [
+        PurePath("b.png"), PurePath("sub/c.png"), outside.relative_to("/"), PurePath("missing.png"),
+    ]  # fmt: skip
+
+
+def test_relative_paths(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert [str(picture.label_name) for picture in find_pictures("sub")] == ["c.png", "deep/d.png"]
+    assert [str(picture.label_name) for picture in find_pictures("s*/*.jpeg")] == ["sub/c.png"]
+    assert [str(picture.label_name) for picture in find_pictures("b.png")] == ["b.png"]
+
+
+@pytest.mark.parametrize("path", ["nowhere", "nowhere/*.png", "notes*", ".cache/nothing"])
+def test_nothing_found_is_an_error(folder, path):
+    with pytest.raises(DataError, match="found no picture"):
+        find_pictures(str(folder / path))
+
+
+@given(st.lists(st.sampled_from(["a", "a.png", "b"]).flatmap(
+    lambda stem: st.sampled_from([".png", ".jpg", ".ppm", ""]).map(lambda suffix: f"/in/{stem}{suffix}")
+), unique=True))  # fmt: skip
+def test_no_two_results_have_one_name(paths):
+    pictures = _named([Path(path) for path in paths], Path("/in"))
+    for result_names in zip(*((p.overlay_name, p.label_name) for p in pictures)):
+        assert len(set(result_names)) == len(paths)
+        assert all(not name.is_absolute() and ".." not in name.parts for name in result_names)
+
+
+def test_results_are_written(tmp_path):
+    image = write_picture(tmp_path / "in" / "city" / "x.png")
+    save_dir = tmp_path / "result"
+    failed = predict(
+        RedChannel(),
+        find_pictures(str(tmp_path / "in")),
+        transforms=[],
+        options=InferenceOptions(),
+        save_dir=save_dir,
+        colors=COLORS,
+        label_ids=True,
+        progress=False,
+    )
+    assert failed == []
+    written = sorted(path.relative_to(save_dir).as_posix() for path in save_dir.rglob("*") if path.is_file())
+    assert written == ["added_prediction/city/x.png", "label_ids/city/x.png", "pseudo_color_prediction/city/x.png"]
+    label = image[:, :, 0]
+    assert_array_equal(Image.open(save_dir / "pseudo_color_prediction/city/x.png"), label)
+    assert_array_equal(Image.open(save_dir / "added_prediction/city/x.png"), overlay(image, label, COLORS))
+    ids = np.asarray(Image.open(save_dir / "label_ids/city/x.png"))
+    assert ids.dtype == np.uint8
+    # Cityscapes: train id 0 is road, label id 7; train id 18 is bicycle, label id 33.
+    assert set(ids[label == 0]) == {7}
+    assert set(ids[label == 18]) == {33}
+
+
+def test_a_bad_picture_does_not_stop_the_others(tmp_path, capsys):
+    folder = tmp_path / "in"
+    for index, name in enumerate(["a.png", "c.png"]):
+        write_picture(folder / name, seed=index)
+    write_picture(folder / "tiny.png", 1, 1)
+    (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    failed = predict(
+        RedChannel(),
+        find_pictures(str(folder)),
+        transforms=[],
+        options=InferenceOptions(),
+        save_dir=tmp_path,
+        colors=COLORS,
+        progress=False,
+    )
+    assert failed == [folder / "b.png", folder / "tiny.png"]
+    assert {path.name for path in (tmp_path / "added_prediction").iterdir()} == {"a.png", "c.png"}
+    errors = capsys.readouterr().err
+    assert "b.png should be a readable picture" in errors
+    assert "tiny.png: ValueError: too small" in errors
+
+
+def test_ranks_share_the_pictures(tmp_path, monkeypatch):
+    for index in range(5):
+        write_picture(tmp_path / "in" / f"{index}.png")
+    (tmp_path / "in" / "3.png").write_bytes(b"")
+    pictures = find_pictures(str(tmp_path / "in"))
+    flags = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda counts: flags.append(counts) or counts)
+    written = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        save_dir = tmp_path / str(rank)
+        predict(
+            RedChannel(),
+            pictures,
+            transforms=[],
+            options=InferenceOptions(),
+            save_dir=save_dir,
+            colors=COLORS,
+            progress=False,
+        )
+        written.append(sorted(path.stem for path in (save_dir / "added_prediction").iterdir()))
+    assert written == [["0", "2", "4"], ["1"]]
+    assert_array_equal(sum(flags), [0, 0, 0, 1, 0])
+
+
+def test_label_ids_need_cityscapes_classes(tmp_path):
+    write_picture(tmp_path / "x.png")
+    model = RedChannel()
+    model.num_classes = 11
+    with pytest.raises(UsageError, match="19 classes, but this one has 11"):
+        predict(
+            model,
+            find_pictures(str(tmp_path)),
+            transforms=[],
+            options=InferenceOptions(),
+            save_dir=tmp_path,
+            colors=COLORS,
+            label_ids=True,
+        )

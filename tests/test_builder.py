@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From recipes to objects: what is built, what PaddleSeg adds, and what is refused."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import paddle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmsa import builder
+from hmsa.config import OUR_SPECS, Config, load_config
+from hmsa.errors import UsageError
+
+RECIPE = """
+iters: 100
+model:
+  type: MscaleOCRNet
+  num_classes: 19
+  backbone: {type: HRNet_W18_NV_Small_V1}
+  ocr_mid_channels: 16
+  ocr_key_channels: 8
+  attention_mid_channels: 8
+optimizer: {type: SGD, momentum: 0.9, weight_decay: 0.5}
+lr_scheduler: {type: PolynomialDecay, learning_rate: 0.1, power: 2}
+loss:
+  types: [{type: DiceLoss}, {type: BootstrappedCrossEntropyLoss, min_K: 5, loss_th: 0.1}]
+  coef: {joint: 1, low: 0.5}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Any:
+    """A function from options to a config."""
+    path = tmp_path / "recipe.yml"
+    path.write_text(RECIPE)
+    return lambda *options: load_config(path, options)
+
+
+def refused(build: Any, *args: Any) -> str:
+    with pytest.raises(UsageError) as info:
+        build(*args)
+    return str(info.value)
+
+
+# --- The schema says what the constructors say. ---
+
+
+@pytest.mark.parametrize("name", OUR_SPECS)
+def test_schema_and_constructor_agree(name: str) -> None:
+    tables = (builder.MODELS, builder.DATASETS, builder.TRANSFORMS, builder.LOSSES)
+    component = next((table[name] for table in tables if name in table), None)
+    if component is None:
+        pytest.skip("an optimizer or a scheduler, whose defaults are the schema's alone")
+    given_by_builder = {"seed", "backbone", "type", "pretrained"}
+    parameters = {
+        key: parameter.default
+        for key, parameter in inspect.signature(component).parameters.items()
+        if key not in given_by_builder
+    }
+    fields = {
+        key: inspect.Parameter.empty if field.is_required() else field.default
+        for key, field in OUR_SPECS[name].model_fields.items()
+        if key not in given_by_builder
+    }
+    if name == "CityscapesAutolabeling":  # In a YAML nobody should get the training pictures by leaving `mode` out.
+        assert (fields.pop("mode"), parameters.pop("mode")) == (inspect.Parameter.empty, "train")
+    as_list = {key: list(value) if isinstance(value, tuple) else value for key, value in parameters.items()}
+    assert fields == as_list
+
+
+def test_every_known_component_is_in_a_table() -> None:
+    tables = (builder.MODELS, builder.DATASETS, builder.TRANSFORMS, builder.LOSSES, builder.OPTIMIZERS)
+    names = {name for table in (*tables, builder.SCHEDULERS) for name in table}
+    assert set(OUR_SPECS) <= names
+
+
+# --- The network. ---
+
+
+def test_options_of_the_network_reach_it(recipe: Any) -> None:
+    model = builder.build_model(recipe("model.align_corners=true", "model.scales=[1, 2]", "model.recompute=true"))
+    assert model.scales == (2.0, 1.0)
+    assert (model.align_corners, model.recompute) == (True, True)
+    assert (model.backbone.align_corners, model.backbone.recompute) == (True, True)
+    assert model.scale_attn.conv0.weight.shape == [8, 16, 3, 3]
+
+
+def test_the_seed_fixes_the_initial_weights(recipe: Any) -> None:
+    first, again, other = (builder.build_model(recipe(f"seed={seed}")).ocr.cls_head.weight for seed in (1, 1, 2))
+    assert bool((first == again).all())
+    assert not bool((first == other).any())
+
+
+def test_one_process_keeps_plain_batch_norm(recipe: Any) -> None:
+    layers = builder.build_model(recipe()).sublayers()
+    assert any(isinstance(layer, paddle.nn.BatchNorm2D) for layer in layers)
+    assert not any(isinstance(layer, paddle.nn.SyncBatchNorm) for layer in layers)
+
+
+def test_several_gpus_synchronise_batch_norm(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "world_size", lambda: 2)
+    monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:1")
+    layers = builder.build_model(recipe()).sublayers()
+    assert not any(isinstance(layer, paddle.nn.BatchNorm2D) for layer in layers)
+    assert any(isinstance(layer, paddle.nn.SyncBatchNorm) for layer in layers)
+
+
+def test_pretrained_weights_are_loaded_on_request_only(recipe: Any, tmp_path: Path) -> None:
+    source = builder.build_model(recipe())
+    source.ocr.cls_head.weight.set_value(paddle.full_like(source.ocr.cls_head.weight, 7.0))
+    paddle.save(source.state_dict(), str(tmp_path / "weights.pdparams"))
+    config = recipe(f"model.pretrained={tmp_path / 'weights.pdparams'}")
+    assert float(builder.build_model(config).ocr.cls_head.weight.max()) != 7.0
+    assert float(builder.build_model(config, pretrained=True).ocr.cls_head.weight.min()) == 7.0
+
+
+def test_a_backbone_of_paddleseg(recipe: Any) -> None:
+    model = builder.build_model(recipe("model.backbone={type: STDC1}", "model.backbone_indices=[2]"))
+    model.eval()
+    assert model(paddle.zeros([1, 3, 64, 96]))["joint"].shape == [1, 19, 64, 96]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "sentence"),
+    [
+        ("{type: HRNet_W18_nv_small_v1}", "did you mean HRNet_W18_NV_Small_V1?"),
+        ("{type: STCD1}", "found 'STCD1': did you mean STDC1?"),
+        ("{type: Nothing_Like_It_Here}", "choose from HRNet_W18_NV_Small_V1, "),
+        (
+            "{type: HRNet_W18_NV, recompte: true}",
+            "expected only arguments of HRNet_W18_NV, found recompte: did you mean reco",
+        ),
+        ("{type: STDC1, bas: 16}", "expected arguments that STDC1 accepts, but it says"),
+    ],
+)
+def test_backbones_that_are_refused(recipe: Any, backbone: str, sentence: str) -> None:
+    config = recipe(f"model.backbone={backbone}")
+    message = refused(builder.build_model, config)
+    assert message.startswith(f"{config.path}: model.backbone: expected ")
+    assert sentence in message
+
+
+def test_backbones_must_tell_their_channels(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(builder.BACKBONES, "Mute", lambda **_: paddle.nn.Identity())
+    message = refused(builder.build_model, recipe("model.backbone={type: Mute}"))
+    assert "expected a backbone with feat_channels, found Mute without" in message
+
+
+def test_backbone_indices_must_exist(recipe: Any) -> None:
+    message = refused(builder.build_model, recipe("model.backbone_indices=[1]"))
+    assert "expected model.backbone_indices to be below 1" in message
+    assert "found [1]" in message
+
+
+# --- Losses. ---
+
+
+def test_the_loss_weighs_outputs_by_name(recipe: Any) -> None:
+    logits = paddle.randn([2, 19, 8, 8])
+    labels = paddle.randint(0, 19, [2, 8, 8])
+    outputs = dict.fromkeys(("joint", "joint_aux", "low", "high"), logits)
+    total, terms = builder.build_loss(recipe())(outputs, labels)
+    single, _ = builder.build_loss(recipe("loss.coef={joint: 1}"))(outputs, labels)
+    assert float(total) == pytest.approx(1.5 * float(single), rel=1e-5)
+    assert len(terms) == 4  # two losses on two outputs
+
+
+def test_losses_of_paddleseg_nested_ones_too(recipe: Any) -> None:
+    mixed = "{type: MixedLoss, coef: [1, 2], losses: [{type: LovaszSoftmaxLoss}, {type: DiceLoss}]}"
+    loss = builder.build_loss(recipe(f"loss.types=[{mixed}]", "loss.coef={joint: 1}"))
+    total, _ = loss({"joint": paddle.zeros([1, 19, 8, 8])}, paddle.zeros([1, 8, 8], "int64"))
+    assert np.isfinite(float(total))
+
+
+def test_losses_that_are_refused(recipe: Any) -> None:
+    message = refused(builder.build_loss, recipe("loss.types.0.type=CrossEntropyLos"))
+    assert "loss.types.0: expected type to name a loss" in message
+    assert "did you mean CrossEntropyLoss?" in message
+    message = refused(builder.build_loss, recipe("loss.types.0={type: CrossEntropyLoss, wieght: 1}"))
+    assert "expected only arguments of CrossEntropyLoss, found wieght: did you mean weight?" in message
+    message = refused(builder.build_loss, recipe("loss.types.0={type: MixedLoss, losses: []}"))
+    assert "expected coef to be given, which MixedLoss needs" in message
+
+
+# --- Schedule and optimizer. ---
+
+
+def rates(config: Config) -> list[float]:
+    """The rate of every iteration."""
+    scheduler = builder.build_lr_scheduler(config)
+    values = []
+    for _ in range(config.iters):
+        values.append(scheduler.get_lr())
+        scheduler.step()
+    return values
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    iters=st.integers(2, 60),
+    power=st.floats(0.5, 3),
+    end=st.floats(0, 0.05),
+    warmup=st.integers(0, 20),
+    start=st.floats(0, 0.05),
+)
+def test_polynomial_decay_with_warm_up(
+    tmp_path_factory: Any, iters: int, power: float, end: float, warmup: int, start: float
+) -> None:
+    warmup = min(warmup, iters - 1)
+    path = tmp_path_factory.getbasetemp() / "rates.yml"
+    path.write_text(RECIPE)
+    settings_ = {"power": power, "end_lr": end, "warmup_iters": warmup, "warmup_start_lr": start}
+    config = load_config(path, [f"iters={iters}", *(f"lr_scheduler.{k}={v!r}" for k, v in settings_.items())])
+    expected = [start + (0.1 - start) * i / warmup for i in range(warmup)]
+    left = iters - warmup
+    expected += [(0.1 - end) * (1 - i / left) ** power + end for i in range(left)]
+    assert rates(config) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_the_reference_schedule(recipe: Any) -> None:
+    assert rates(recipe()) == pytest.approx([0.1 * (1 - i / 100) ** 2 for i in range(100)])
+
+
+def test_schedulers_of_paddle(recipe: Any) -> None:
+    cosine = "lr_scheduler={type: CosineAnnealingDecay, learning_rate: 0.2, T_max: 90, warmup_iters: 10}"
+    values = rates(recipe(cosine))
+    assert (values[0], values[5]) == (0.0, pytest.approx(0.1))
+    assert values[10] == pytest.approx(0.2)
+    assert values[55] == pytest.approx(0.1)
+    message = refused(rates, recipe("lr_scheduler={type: CosineAnealingDecay, learning_rate: 0.2}"))
+    assert "did you mean CosineAnnealingDecay?" in message
+    message = refused(rates, recipe("lr_scheduler={type: CosineAnnealingDecay, learning_rate: 0.2}"))
+    assert "lr_scheduler: expected T_max to be given, which CosineAnnealingDecay needs" in message
+
+
+def steps(config: Config, gradients: list[float]) -> list[float]:
+    """A weight that starts at 1, after each of a few steps with the given gradients, at a rate of 0.1."""
+    layer = paddle.nn.Linear(1, 1, bias_attr=False)
+    layer.weight.set_value(paddle.ones([1, 1]))
+    scheduler = paddle.optimizer.lr.LambdaDecay(0.1, lambda epoch: 1.0)
+    optimizer = builder.build_optimizer(config, scheduler, layer)
+    values = []
+    for gradient in gradients:
+        (layer.weight * gradient).sum().backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        values.append(float(layer.weight))
+    return values
+
+
+def test_sgd_is_momentum_with_coupled_decay(recipe: Any) -> None:
+    # gradient 1 + decay 0.5 * weight 1 = 1.5; then velocity 0.9 * 1.5 + 1 + 0.5 * 0.85 = 2.775
+    assert steps(recipe(), [1.0, 1.0]) == pytest.approx([1 - 0.15, 0.85 - 0.2775])
+
+
+def test_sgd_without_momentum_and_decay(recipe: Any) -> None:
+    config = recipe("optimizer={type: SGD, momentum: 0}")
+    assert steps(config, [1.0, 2.0]) == pytest.approx([0.9, 0.7])
+
+
+@pytest.mark.parametrize("momentum", [0, 0.9])
+def test_gradients_are_clipped_by_their_norm(recipe: Any, momentum: float) -> None:
+    config = recipe(f"optimizer={{type: SGD, momentum: {momentum}, clip_grad_norm: 0.5}}")
+    assert steps(config, [4.0]) == pytest.approx([0.95])
+
+
+def test_adamw(recipe: Any) -> None:
+    # The first step of Adam is the rate itself; decoupled decay takes 0.1 * 0.2 of the weight before it.
+    config = recipe("optimizer={type: AdamW, weight_decay: 0.2, clip_grad_norm: 100}")
+    assert steps(config, [3.0]) == pytest.approx([1 - 0.02 - 0.1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        ("{type: Momentum, momentum: 0.5}", [0.9, 0.75]),  # PaddleSeg's
+        ("{type: Adam, beta1: 0.8}", [0.9, 0.8]),  # PaddleSeg's
+        ("{type: Adagrad}", [0.9, 0.9 - 0.1 / 2**0.5]),  # Paddle's
+    ],
+)
+def test_optimizers_of_paddleseg_and_paddle(recipe: Any, optimizer: str, expected: list) -> None:
+    assert steps(recipe(f"optimizer={optimizer}"), [1.0, 1.0]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_optimizers_that_are_refused(recipe: Any) -> None:
+    assert "did you mean AdamW?" in refused(steps, recipe("optimizer={type: AdamWW}"), [])
+    message = refused(steps, recipe("optimizer={type: Momentum, weight_decy: 1}"), [])
+    assert "expected only arguments of Momentum, found weight_decy: did you mean weight_decay?" in message
+    message = refused(steps, recipe("optimizer={type: Momentum, weight_decay: 1}"), [])
+    assert "expected arguments that Momentum accepts, but it says: `weight_decay` must be a float" in message
+
+
+# --- Data. ---
+
+
+def write_cityscapes(root: Path, splits: dict[str, int]) -> None:
+    """So many grey pictures of 96x64 in each split of the Cityscapes tree, all road but for one ignored corner."""
+    label = np.zeros((64, 96), np.uint8)
+    label[0, 0] = 255
+    for split, count in splits.items():
+        for folder in ("leftImg8bit", "gtFine"):
+            (root / folder / split / "city").mkdir(parents=True)
+        for i in range(count):
+            image = root / "leftImg8bit" / split / "city" / f"city_{i}_leftImg8bit.png"
+            cv2.imwrite(str(image), np.full((64, 96, 3), 100 + i, np.uint8))
+            cv2.imwrite(str(root / "gtFine" / split / "city" / f"city_{i}_gtFine_labelTrainIds.png"), label)
+
+
+def cityscapes(root: Path, split: str, transforms: str) -> str:
+    fields = f"type: CityscapesAutolabeling, dataset_root: {root}, mode: {split}, coarse_multiple: 0"
+    return f"{split}_dataset={{{fields}, transforms: {transforms}}}"
+
+
+def test_datasets_of_the_recipe(recipe: Any, tmp_path: Path) -> None:
+    write_cityscapes(tmp_path, {"train": 3, "val": 2})
+    crop = "[{type: RandomPaddingCrop, crop_size: [80, 64]}, {type: Normalize}]"
+    config = recipe(cityscapes(tmp_path, "train", crop), cityscapes(tmp_path, "val", "[{type: Normalize}]"), "seed=11")
+    train, val = builder.build_dataset(config, "train"), builder.build_dataset(config, "val")
+    assert (len(train), len(val), train.num_classes, train.seed) == (3, 2, 19, 11)
+    assert train[0]["img"].shape == (3, 64, 80)
+    assert train[0]["label"].shape == (64, 80)
+    assert val[1]["img"].shape == (3, 64, 96)
+    assert val[1]["img"][0, 0, 0] == pytest.approx((101 / 255 - 0.5) / 0.5, abs=1e-6)
+    assert builder.inference_transforms(config) == config.val_dataset.transforms
+
+
+def test_sections_that_are_missing(recipe: Any) -> None:
+    assert "expected the section val_dataset" in refused(builder.build_dataset, recipe(), "val")
+    assert "expected the section loss" in refused(builder.build_loss, recipe("loss="))
+    assert "expected the section optimizer" in refused(steps, recipe("optimizer="), [])
+    assert "expected the section lr_scheduler" in refused(rates, recipe("lr_scheduler="))
+
+
+def test_prediction_prepares_pictures_as_imagenet_does_unless_told(recipe: Any) -> None:
+    (normalize,) = builder.inference_transforms(recipe())
+    assert (normalize.mean, normalize.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert len(builder.build_transforms([normalize])) == 1
+
+
+def test_transforms_of_paddleseg_take_our_generator(recipe: Any, tmp_path: Path) -> None:
+    write_cityscapes(tmp_path, {"train": 1})
+    noise = "[{type: RandomNoise, prob: 1.0}, {type: RandomVerticalFlip, prob: 1.0}, {type: Normalize}]"
+    dataset = builder.build_dataset(recipe(cityscapes(tmp_path, "train", noise)), "train")
+    first, again, other = dataset[0], dataset[0], dataset[1]
+    assert np.array_equal(first["img"], again["img"])
+    assert not np.array_equal(first["img"], other["img"])
+    assert (first["label"][0, 0], first["label"][-1, 0]) == (0, 255)
+
+
+def test_transforms_that_are_refused(recipe: Any) -> None:
+    options = "{type: Dataset, num_classes: 19, transforms: [{type: Normalize}, %s]}"
+    message = refused(builder.build_dataset, recipe("val_dataset=" + options % "{type: RandomBlurr}"), "val")
+    assert "val_dataset.transforms.1: expected type to name a transform" in message
+    assert "did you mean RandomBlur?" in message
+    message = refused(builder.build_dataset, recipe("val_dataset=" + options % "{type: Padding, target_sze: 3}"), "val")
+    assert "expected target_size to be given, which Padding needs" in message
+    assert "expected only arguments of Padding, found target_sze: did you mean target_size?" in message
+
+
+def test_a_data_set_of_paddleseg(recipe: Any, tmp_path: Path) -> None:
+    write_cityscapes(tmp_path, {"train": 2})
+    stem = "train/city/city_{}_"
+    lines = [f"leftImg8bit/{stem}leftImg8bit.png gtFine/{stem}gtFine_labelTrainIds.png".format(i, i) for i in range(2)]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    fields = f"type: Dataset, num_classes: 19, mode: val, dataset_root: {tmp_path}, val_path: {tmp_path / 'list.txt'}"
+    dataset = builder.build_dataset(recipe(f"val_dataset={{{fields}, transforms: [{{type: Normalize}}]}}"), "val")
+    assert len(dataset) == 2
+    assert dataset[1]["img"][0, 0, 0] == pytest.approx((101 / 255 - 0.5) / 0.5, abs=1e-6)
+    assert dataset[1]["label"].dtype == np.int64
+
+
+def test_data_sets_that_are_refused(recipe: Any, tmp_path: Path) -> None:
+    message = refused(builder.build_dataset, recipe("train_dataset={type: CityscapesAutolabelling}"), "train")
+    assert "train_dataset: expected type to name a dataset" in message
+    assert "did you mean CityscapesAutolabeling?" in message
+    message = refused(builder.build_dataset, recipe("train_dataset={type: Dataset, num_classes: 19}"), "train")
+    assert "expected mode to be given, which Dataset needs" in message
+    assert "expected dataset_root to be given, which Dataset needs" in message
+    options = f"{{type: OpticDiscSeg, dataset_root: {tmp_path}, mode: val}}"
+    (tmp_path / "val_list.txt").write_text("a.png b.png")
+    (tmp_path / "train_list.txt").write_text("a.png b.png")
+    (tmp_path / "test_list.txt").write_text("a.png b.png")
+    message = refused(builder.build_dataset, recipe(f"val_dataset={options}"), "val")
+    assert "expected model.num_classes to be the 2 classes of val_dataset, found 19" in message

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+
+from hmsa.errors import UsageError
+from hmsa.visualize import color_palette, overlay, pseudo_color
+
+
+@pytest.fixture
+def label():
+    return np.random.default_rng(0).integers(0, 256, (30, 40)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("custom_color", [[], [1, 2, 3, 40, 50, 60]])
+def test_pictures_are_paddlesegs(tmp_path, label, custom_color):
+    from paddleseg.utils import visualize
+
+    colors = color_palette(custom_color)
+    assert colors == visualize.get_color_map_list(256, custom_color=custom_color)
+
+    image = np.random.default_rng(1).integers(0, 256, (30, 40, 3)).astype(np.uint8)  # RGB
+    path = str(tmp_path / "picture.png")
+    cv2.imwrite(path, image[:, :, ::-1])
+    theirs = visualize.visualize(path, label, colors, weight=0.6)[:, :, ::-1]
+    assert_allclose(overlay(image, label, colors).astype(int), theirs.astype(int), atol=1)
+    assert_array_equal(
+        np.asarray(pseudo_color(label, colors).convert("RGB")),
+        np.asarray(visualize.get_pseudo_color_map(label, colors).convert("RGB")),
+    )
+
+
+def test_a_pseudo_color_file_still_holds_the_classes(tmp_path, label):
+    pseudo_color(label, color_palette()).save(tmp_path / "label.png")
+    with Image.open(tmp_path / "label.png") as picture:
+        assert picture.mode == "P"
+        assert_array_equal(np.asarray(picture), label)
+
+
+def test_overlay_by_hand():
+    image = np.full((1, 2, 3), 100, np.uint8)
+    colors = color_palette([255, 0, 0, 0, 50, 200])
+    result = overlay(image, np.array([[0, 1]], np.uint8), colors)
+    assert_array_equal(result, [[[162, 60, 60], [60, 80, 140]]])
+
+
+@pytest.mark.parametrize("custom_color", [[1, 2], [1, 2, 256], [-1, 0, 0], [0] * 771])
+def test_custom_colors_that_cannot_be(custom_color):
+    with pytest.raises(UsageError, match="--custom_color should be R G B"):
+        color_palette(custom_color)

@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Train a model; under `python -m paddle.distributed.launch` on several GPUs or machines."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hmsa import cli
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.config_parser(__doc__)
+    add = parser.add_argument
+    add("--iters", type=int, help="iterations to train, instead of the config's")
+    add("--batch_size", type=int, help="pictures a device and step, instead of the config's")
+    add("--learning_rate", type=float, help="highest learning rate, instead of the config's")
+    add("--precision", choices=("fp32", "bf16", "fp16"), help="instead of the config's")
+    add("--seed", type=int, help="of weights, data order, augmentation and dropout, instead of the config's")
+    add("--save_dir", default="output", help="folder for checkpoints and curves (default: %(default)s)")
+    add("--save_interval", type=cli.count, default=1000, help="iterations between checkpoints (default: %(default)s)")
+    add("--keep_checkpoint_max", type=cli.count, default=5, help="checkpoints kept besides the best (default: 5)")
+    add("--resume_model", help="checkpoint folder to go on from, or 'auto' for the newest in --save_dir")
+    add("--num_workers", type=int, default=0, help="threads that load pictures ahead (default: 0)")
+    add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
+    add("--log_iters", type=cli.count, default=10, help="iterations between lines of progress (default: 10)")
+    add("--use_vdl", action="store_true", help="record curves for VisualDL in --save_dir")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    from hmsa.config import load_config
+
+    config = load_config(args.config, [*args.opts, *cli.training_options(args)])
+    config.require("train_dataset", "optimizer", "lr_scheduler", "loss", *(["val_dataset"] if args.do_eval else []))
+
+    from hmsa.environment import prepare
+
+    prepare()
+    from hmsa import builder, distributed
+    from hmsa.engine import checkpoint
+    from hmsa.engine.inference import InferenceOptions
+    from hmsa.engine.train import TrainOptions, train
+    from hmsa.files import writable_folder
+    from hmsa.log import open_log
+
+    distributed.init()
+    save_dir = writable_folder(Path(args.save_dir))
+    resume_from = checkpoint.find(args.resume_model, save_dir) if args.resume_model else None
+    options = TrainOptions(
+        iters=config.iters,
+        batch_size=config.batch_size,
+        gradient_accumulation=config.gradient_accumulation,
+        precision=config.precision,
+        seed=config.seed,
+        config=config.dump(),
+        save_dir=save_dir,
+        **{name: getattr(args, name) for name in ("num_workers", "log_iters", "save_interval", "keep_checkpoint_max")},
+    )
+    dataset = builder.build_dataset(config, "train")
+    val_dataset = builder.build_dataset(config, "val") if args.do_eval else None
+    model = builder.build_model(config, pretrained=resume_from is None)
+    scheduler = builder.build_lr_scheduler(config)
+    train(
+        model=model,
+        loss=builder.build_loss(config),
+        optimizer=builder.build_optimizer(config, scheduler, model),
+        scheduler=scheduler,
+        dataset=dataset,
+        val_dataset=val_dataset,
+        inference=InferenceOptions.from_test_config(**config.test_config.model_dump()),
+        options=options,
+        resume_from=resume_from,
+        log=open_log(curves=save_dir if args.use_vdl else None),
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluate weights on the validation set: a table of scores, and a JSON file with everything behind it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from hmsa import cli
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.config_parser(__doc__)
+    parser.add_argument("--model_path", required=True, help="weights (.pdparams) or a checkpoint folder")
+    parser.add_argument("--num_workers", type=int, default=0, help="threads that load pictures ahead")
+    parser.add_argument("--output", default="output/evaluation.json", help="where the JSON goes")
+    cli.add_inference_flags(parser, "--aug_eval")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from hmsa.environment import prepare
+
+    prepare()
+    from hmsa import builder, distributed
+    from hmsa.config import load_config
+    from hmsa.engine.evaluate import evaluate
+    from hmsa.engine.inference import InferenceOptions
+    from hmsa.files import writable_folder, write_atomically
+    from hmsa.weights import load_weights
+
+    config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_eval)])
+    options = InferenceOptions.from_test_config(**config.test_config.model_dump())
+    writable_folder(Path(args.output).parent)
+    distributed.init()
+    dataset = builder.build_dataset(config, "val")
+    model = builder.build_model(config)
+    weights_sha256 = load_weights(model, args.model_path)
+
+    evaluation = evaluate(model, dataset, options, num_workers=args.num_workers)
+    if distributed.is_main():
+        result = evaluation.to_json(config=config.model_dump(mode="json"), weights_sha256=weights_sha256)
+        write_atomically(args.output, json.dumps(result, indent=1).encode())
+        print(evaluation.table())
+        print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())
