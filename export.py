@@ -33,11 +33,11 @@ def main(args: argparse.Namespace) -> None:
 
     output_op = "softmax" if args.with_softmax else "none" if args.without_argmax else args.output_op
     shape = tuple(None if side == -1 else side for side in args.input_shape or DYNAMIC_SHAPE)
-    N, C, H, W = shape
+    H, W = shape[2:]
     if H and W and H > W:
         print(
             f"warning: --input_shape is N C H W, so this network takes upright pictures, {W} wide and {H} high; for "
-            f"landscape pictures give {N} {C} {W} {H}",
+            f"landscape pictures give {args.input_shape[0]} 3 {W} {H}",
             file=sys.stderr,
         )
     config = load_config(args.config, args.opts)

@@ -440,6 +440,8 @@ class _Loader(yaml.SafeLoader):
         assert isinstance(node, yaml.MappingNode)
         seen: set[str] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, whose keys may be overridden
+                continue
             line = key_node.start_mark.line + 1
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):

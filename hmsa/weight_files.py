@@ -64,6 +64,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
         for core in ("core", "_core")
         for name in ("_reconstruct", "scalar")
     },
+    **{(f"numpy.{core}.numeric", "_frombuffer"): np.core.numeric._frombuffer for core in ("core", "_core")},
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmsa import dialect
@@ -133,6 +133,7 @@ def test_one_type_stands_for_all_four_outputs() -> None:
     assert native == {"loss": {"types": [C], "coef": {"joint": 4, "joint_aux": 3, "low": 2, "high": 1}}}
 
 
+@settings(deadline=None)
 @given(st.permutations([D, B, C]), st.lists(st.floats(0, 1), min_size=4, max_size=4))
 def test_positional_losses_are_named_and_named_ones_kept(losses: list, weights: list) -> None:
     positional = {"loss": {"types": [spec for spec in losses for _ in range(4)], "coef": weights * 3}}

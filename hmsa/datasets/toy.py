@@ -1,37 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """A drawn street world in the tree of Cityscapes: every object is a polygon, so its labels are exact.
 
-The world is measured in metres (across, up, away) and seen by a pinhole camera. A `Thing` is one labelled outline
-and the faces painted inside it; far things are painted first. Everything follows from the random generator given.
+A street is laid out in metres (across from its middle, up, away), seen by a camera and painted, far things first.
+Everything follows from the random generator given.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from cityscapesscripts.helpers.labels import name2label
 from PIL import Image, ImageDraw
 
-from hmsa.datasets.toy_drawing import (
-    CHOICES,
-    MATERIALS,
-    SKIES,
-    Colour,
-    Material,
-    Points,
-    disc,
-    plain,
-    rect,
-    sprites,
-    upwards,
+from hmsa.datasets.toy_drawing import CHOICES, MATERIALS, SKIES, Colour, Material, Points, disc, rect, sprites, upwards
+from hmsa.datasets.toy_painting import (
+    SUPERSAMPLING,
+    Box,
+    Camera,
+    Face,
+    Thing,
+    box,
+    cast_shadow,
+    develop,
+    hull,
+    paint,
+    shared,
 )
 from hmsa.errors import DataError, UsageError
 from hmsa.files import write_atomically
@@ -45,124 +44,13 @@ CITIES = {
 MARKER = "toy_cityscapes.json"
 """The file at the root that says how a toy set was made."""
 
-SUPERSAMPLING = 2
-"""Painted pixels per pixel, down and across."""
-
 LARGE = {"truck": "truck_rear", "bus": "bus_front", "train": "train_front"}
 """Large vehicles, and the sprite of each that is seen along the street."""
 
-Box = tuple[float, float, float, float]
 Range = tuple[float, float]
 
 
-# --------------------------------------------------------------------------------------- camera and things
-
-
-class Face(NamedTuple):
-    """A flat polygon, [N, 2] pixels (x, y); the plane it lies in, as the axis it is perpendicular to ("across",
-    "up", "away", or "sky" for what has no distance) and its metres on that axis; what it is made of."""
-
-    outline: np.ndarray
-    axis: str
-    position: float
-    material: Material
-
-
-@dataclass
-class Thing:
-    """One labelled object: outline in pixels, metres away, and the faces painted inside it, in order."""
-
-    label: str
-    outline: np.ndarray
-    away: float
-    faces: list[Face]
-    shadow: np.ndarray | None = None
-
-    @property
-    def box(self) -> Box:
-        """Left, top, right, bottom in pixels."""
-        return _box(self.outline)
-
-    @property
-    def polygon(self) -> list[list[int]]:
-        """The outline as Cityscapes stores it: whole pixels (x, y)."""
-        return np.rint(self.outline - 0.5).astype(int).tolist()
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera looking along the street. Pixels are continuous: the first spans 0 to 1."""
-
-    height: int
-    width: int
-    focal: float
-    horizon: float
-    centre: float
-    eye: float = 1.7
-
-    def project(self, points: Any) -> np.ndarray:
-        """[N, 3] metres (across, up, away) -> [N, 2] pixels (x, y)."""
-        across, up, away = np.asarray(points, float).T
-        x, y = self.centre + self.focal * across / away, self.horizon + self.focal * (self.eye - up) / away
-        return np.stack([x, y], axis=1)
-
-    def sees(self, box: Box) -> bool:
-        """Whether a box in pixels is in the picture, at least in part, and worth drawing."""
-        left, top, right, bottom = box
-        in_picture = right > 0 and left < self.width and bottom > 0 and top < self.height
-        return in_picture and max(right - left, bottom - top) >= 3.5
-
-    def locate(self, face: Face, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pixels of a face -> the two coordinates its pattern takes, and the distance; in metres."""
-        across, down = (x - self.centre) / self.focal, (y - self.horizon) / self.focal
-        if face.axis == "sky":
-            return x / self.height, 1 - y / self.horizon, np.zeros_like(x)
-        if face.axis == "up":
-            away = self.eye / np.maximum(down, 1e-3)
-            return across * away, away, away
-        if face.axis == "across":
-            away = np.clip(face.position / np.where(abs(across) < 1e-3, 1e-3, across), 1, 500)
-            return away, self.eye - down * away, away
-        away = np.full_like(x, face.position)
-        return across * away, self.eye - down * away, away
-
-    def front(self, shape: Points, across: float, away: float, material: Material) -> Face:
-        """A shape (metres right of `across`, up) that faces the camera."""
-        return Face(self.project([(across + a, up, away) for a, up in shape]), "away", away, material)
-
-    def side(self, shape: Points, across: float, away: float, material: Material) -> Face:
-        """A shape (metres beyond `away`, up) along the street."""
-        return Face(self.project([(across, up, away + a) for a, up in shape]), "across", across, material)
-
-    def ground(self, shape: Points, material: Material) -> Face:
-        """A shape (across, away) on the ground."""
-        return Face(self.project([(across, 0, away) for across, away in shape]), "up", 0, material)
-
-    def shadow(self, across: float, away: float, reach: float, length: float = 0.5) -> np.ndarray:
-        """Outline, in pixels, of the shadow of what stands there, `reach` to both sides."""
-        return self.ground(rect(across - reach, away - 0.4, across + reach, away + length), MATERIALS["black"]).outline
-
-
-def hull(points: np.ndarray) -> np.ndarray:
-    """Convex hull of [N, 2] points: the outline of a convex body, from its corners."""
-    return cv2.convexHull(points.astype(np.float32))[:, 0].astype(float)
-
-
-def _box(points: np.ndarray) -> Box:
-    (left, top), (right, bottom) = points.min(0), points.max(0)
-    return left, top, right, bottom
-
-
-def _shared(a: Box, b: Box) -> float:
-    """Area that two boxes have in common."""
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def _area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-# -------------------------------------------------------------------------------- what stands in the street
+# ------------------------------------------------------------------------------------------ what stands in the street
 
 
 class Spot(NamedTuple):
@@ -251,7 +139,7 @@ def tree(camera: Camera, rng: np.random.Generator, across: float, away: float) -
     return Thing("vegetation", whole.outline, away, faces, camera.shadow(across, away, radius))
 
 
-# ------------------------------------------------------------------------------------------ laying out a street
+# ------------------------------------------------------------------------------------------------ laying out a street
 
 
 @dataclass
@@ -272,24 +160,27 @@ class Layout:
         for _ in range(20):
             side, facing = 1 - 2 * rng.integers(2, size=2)
             spot = Spot(side * rng.uniform(*across), rng.uniform(*away), rng.uniform(*size), facing)
-            boxes = [_box(sprite_outline(self.camera, name, spot)) for name in names]
-            if all(self._is_free(box, overlap) for box in boxes):
+            boxes = [box(sprite_outline(self.camera, name, spot)) for name in names]
+            if all(self._is_free(place, overlap) for place in boxes):
                 spots = [spot._replace(away=spot.away - 0.01 * i) for i in range(len(names))]
                 self.things += [sprite_thing(self.camera, rng, name, at) for name, at in zip(names, spots)]
                 self.taken += boxes
                 return spot
         return None
 
-    def _is_free(self, box: Box, overlap: float) -> bool:
+    def _is_free(self, place: Box, overlap: float) -> bool:
+        def area(box: Box) -> float:
+            return (box[2] - box[0]) * (box[3] - box[1])
+
         frame = (0, 0, self.camera.width, 0.93 * self.camera.height)
-        if _shared(box, frame) < 0.6 * _area(box):
-            return False
-        return all(_shared(box, other) < overlap * min(_area(box), _area(other)) for other in self.taken)
+        return shared(place, frame) >= 0.6 * area(place) and all(
+            shared(place, other) < overlap * min(area(place), area(other)) for other in self.taken
+        )
 
 
 def sky(camera: Camera, rng: np.random.Generator) -> tuple[Thing, Colour]:
     """The sky with its clouds, and the colour of the haze."""
-    zenith, haze = SKIES[rng.integers(len(SKIES))]
+    zenith, haze = SKIES[int(rng.integers(len(SKIES)))]
     height, width = camera.height, camera.width
     outline = np.array(rect(0, 0, width, camera.horizon + 2))
     faces = [Face(outline, "sky", 0, Material(haze, zenith, upwards))]
@@ -456,63 +347,6 @@ def bonnet(camera: Camera, rng: np.random.Generator) -> Thing:
     return Thing("ego vehicle", body, 0, faces)
 
 
-# ------------------------------------------------------------------------------------------------- painting
-
-
-def paint(canvas: np.ndarray, camera: Camera, thing: Thing, haze: Colour) -> None:
-    """Paint a thing on the canvas, float32 [S*H, S*W, 3], inside the pixels of its label; its rim is dark."""
-    # A label's polygon covers the whole of every pixel it touches.
-    inside, left, top = _mask(canvas, np.array(thing.polygon) * SUPERSAMPLING, spread=SUPERSAMPLING - 1)
-    rim = thing.faces[0].material.shaded(0.62)._replace(pattern=plain)
-    faces = [(inside, Face(thing.outline, "away", thing.away, rim))] if thing.away else []
-    for face in thing.faces:
-        part = Image.new("1", inside.shape[::-1])
-        shape = [(x - left, y - top) for x, y in face.outline * SUPERSAMPLING - 0.5]
-        ImageDraw.Draw(part).polygon(shape, fill=1)
-        faces.append((inside & np.array(part), face))
-    for mask, face in faces:
-        rows, columns = np.nonzero(mask)
-        if len(rows) == 0:
-            continue
-        rows, columns = rows + top, columns + left
-        x, y = (np.float32((at + 0.5) / SUPERSAMPLING) for at in (columns, rows))
-        a, b, away = camera.locate(face, x, y)
-        first, second, pattern = face.material
-        mix = np.asarray(pattern(a, b), np.float32)[:, None]
-        fog = 1 - np.exp(-away / 130)[:, None] if face.axis != "sky" else 0
-        colour = np.float32(first) + np.float32(np.subtract(second, first)) * mix
-        canvas[rows, columns] = colour + (np.float32(haze) - colour) * fog
-
-
-def _mask(canvas: np.ndarray, corners: np.ndarray, spread: int = 0) -> tuple[np.ndarray, int, int]:
-    """A polygon on the canvas, each point widened to a square of 1 + `spread` pixels: bool [h, w], and the left and
-    top of the box it is in."""
-    limit = canvas.shape[1], canvas.shape[0]
-    left, top = np.clip(np.floor(corners.min(0)), 0, limit).astype(int).tolist()
-    right, bottom = np.clip(np.ceil(corners.max(0)) + spread + 1, 0, limit).astype(int).tolist()
-    image = Image.new("1", (right - left, bottom - top))
-    drawer = ImageDraw.Draw(image)
-    for dx, dy in itertools.product({0, spread}, repeat=2):
-        drawer.polygon([(x - left + dx, y - top + dy) for x, y in corners], fill=1)
-    return np.array(image), left, top
-
-
-def cast_shadow(canvas: np.ndarray, thing: Thing) -> None:
-    """Darken the ground under a thing."""
-    if thing.shadow is not None:
-        inside, left, top = _mask(canvas, thing.shadow * SUPERSAMPLING)
-        canvas[top : top + inside.shape[0], left : left + inside.shape[1]][inside] *= 0.62
-
-
-def develop(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Canvas -> picture, uint8 RGB [H, W, 3]: the light of the day, then the noise of the sensor."""
-    height, width = canvas.shape[0] // SUPERSAMPLING, canvas.shape[1] // SUPERSAMPLING
-    picture = canvas.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, 3).mean((1, 3))
-    picture = picture * rng.uniform(0.82, 1.1) * rng.uniform(0.95, 1.05, 3)
-    picture += rng.normal(0, rng.uniform(2, 5), picture.shape)
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
-
-
 def street(rng: np.random.Generator, height: int, width: int) -> tuple[list[dict[str, Any]], np.ndarray]:
     """One street: its objects as Cityscapes lists them (`label`, `polygon` of whole pixels (x, y)), first drawn
     first, and its picture, uint8 RGB [height, width, 3]."""
@@ -528,7 +362,7 @@ def street(rng: np.random.Generator, height: int, width: int) -> tuple[list[dict
     for side in (-1, 1):
         roadside(layout, side)
     standing = sorted([*layout.things, *skyline(camera, rng)], key=lambda thing: -thing.away)
-    standing = [*(thing for thing in standing if camera.sees(thing.box)), bonnet(camera, rng)]
+    standing = [*(thing for thing in standing if camera.sees(thing.outline)), bonnet(camera, rng)]
     canvas = np.zeros((height * SUPERSAMPLING, width * SUPERSAMPLING, 3), np.float32)
     for thing in flat:
         paint(canvas, camera, thing, haze)
@@ -539,7 +373,7 @@ def street(rng: np.random.Generator, height: int, width: int) -> tuple[list[dict
     return [{"label": thing.label, "polygon": thing.polygon} for thing in (*flat, *standing)], develop(canvas, rng)
 
 
-# --------------------------------------------------------------------------------------------------- labels
+# ------------------------------------------------------------------------------------------------------------- labels
 
 
 def label_ids(objects: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
@@ -566,7 +400,7 @@ def auto_labels(rng: np.random.Generator, objects: Sequence[dict[str, Any]], hei
     return np.where(border, np.uint8(name2label["unlabeled"].id), ids)
 
 
-# ------------------------------------------------------------------------------------------ writing the tree
+# --------------------------------------------------------------------------------------------------- writing the tree
 
 
 def write_toy_cityscapes(

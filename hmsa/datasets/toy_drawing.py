@@ -154,7 +154,7 @@ class Choice(NamedTuple):
     pattern: Callable = plain
 
     def draw(self, rng: np.random.Generator) -> Material:
-        colour = np.array(self.colours[rng.integers(len(self.colours))]) * rng.uniform(0.9, 1.08, 3)
+        colour = np.array(self.colours[int(rng.integers(len(self.colours)))]) * rng.uniform(0.9, 1.08, 3)
         red, green, blue = colour.tolist()
         return Material(
             (red, green, blue),

@@ -112,9 +112,10 @@ def replace_sync_batch_norm(layer: paddle.nn.Layer) -> None:
     for parent in layer.sublayers(include_self=True):
         for name, child in list(parent.named_children()):
             if isinstance(child, paddle.nn.SyncBatchNorm):
-                options: Any = {"momentum": child._momentum, "epsilon": child._epsilon}
-                plain = paddle.nn.BatchNorm2D(child._mean.shape[0], data_format=child._data_format, **options)
+                options: Any = {name: getattr(child, f"_{name}") for name in ("momentum", "epsilon", "data_format")}
+                plain = paddle.nn.BatchNorm2D(child._mean.shape[0], **options)
                 plain.set_state_dict(child.state_dict())
+                plain.training = child.training
                 parent.add_sublayer(name, plain)
 
 

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from hmsa.models import BACKBONES, OUTPUTS, MscaleOCRNet
+from hmsa.models.hierarchical import ScaleAnswer
+from hmsa.models.layers import resize, scaled_size
+
+SMALL = {"ocr_mid_channels": 16, "ocr_key_channels": 8, "attention_mid_channels": 8}
+
+
+def small_network(**options):
+    paddle.seed(1)
+    recompute = options.get("recompute", False)
+    return MscaleOCRNet(
+        num_classes=5, backbone=BACKBONES["HRNet_W18_NV_Small_V1"](recompute=recompute), **SMALL, **options
+    )
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 97), (33, 47)])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_any_size(size, align_corners):
+    model = small_network(align_corners=align_corners, scales=(0.5, 1.0, 1.5))
+    x = paddle.randn([2, 3, *size])
+    outputs = model(x)
+    assert tuple(outputs) == OUTPUTS
+    assert all(output.shape == [2, 5, *size] for output in outputs.values())
+    model.eval()
+    outputs = model(x, return_attention=True)
+    assert outputs["joint"].shape == [2, 5, *size]
+    for scale in (0.5, 1.0, 1.5):
+        attention = outputs[f"attention_{scale:g}"]
+        assert attention.shape == [2, 1, int(size[0] * scale), int(size[1] * scale)]
+        assert 0 < float(attention.min()) <= float(attention.max()) < 1
+
+
+@pytest.mark.parametrize("scales", [(0.5, 2.0), (1.0, -1.0)])
+def test_scales_are_checked(scales):
+    with pytest.raises(ValueError, match=r"contain 1\.0"):
+        small_network(scales=scales)
+
+
+class Scripted(MscaleOCRNet):
+    """Constant logits and attention for each scale, so that the fusion can be computed by hand."""
+
+    def __init__(self, answers, **options):
+        super().__init__(
+            num_classes=1, backbone=BACKBONES["HRNet_W18_NV_Small_V1"](), scales=tuple(answers), **SMALL, **options
+        )
+        self.answers = answers
+
+    def _answer(self, x, *, aux, attention):
+        logit, weight = self.answers[x.shape[2] / 64]
+        full = [x.shape[0], 1, *x.shape[2:]]
+        return ScaleAnswer(paddle.full(full, logit), paddle.full(full, -logit), paddle.full(full, weight))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_fusion_by_hand(align_corners):
+    # (logit, attention) by scale: 2.0 starts, 1.5 and 1.0 take their share from above, 0.5 is added from below.
+    answers = {0.5: (8.0, 0.25), 1.0: (4.0, 0.5), 1.5: (10.0, 0.1), 2.0: (1.0, 0.9)}
+    model = Scripted(answers, align_corners=align_corners)
+    model.eval()
+    at_15 = 0.1 * 10 + 0.9 * 1
+    at_1 = 0.5 * 4 + 0.5 * at_15
+    expected = 0.25 * 8 + 0.75 * at_1
+    np.testing.assert_allclose(model(paddle.zeros([1, 3, 64, 64]))["joint"].numpy(), expected, rtol=1e-6)
+
+
+def test_training_pair_by_hand():
+    model = Scripted({0.5: (8.0, 0.25), 1.0: (4.0, 0.5)})
+    outputs = model(paddle.zeros([1, 3, 64, 64]))
+    expected = {"joint": 0.25 * 8 + 0.75 * 4, "joint_aux": -(0.25 * 8 + 0.75 * 4), "low": 8.0, "high": 4.0}
+    for name, value in expected.items():
+        np.testing.assert_allclose(outputs[name].numpy(), value, rtol=1e-6)
+
+
+def test_align_corners_is_the_same_in_both_modes():
+    """A ramp survives a resize unchanged at its corners only where the corners are aligned."""
+    ramp = paddle.arange(4, dtype="float32").reshape([1, 1, 1, 4]).expand([1, 1, 4, 4])
+    aligned = resize(ramp, [8, 8], align_corners=True).numpy()[0, 0, 0]
+    np.testing.assert_allclose(aligned, np.linspace(0, 3, 8), rtol=1e-6)
+    centred = resize(ramp, [8, 8], align_corners=False).numpy()[0, 0, 0]
+    np.testing.assert_allclose(centred, np.clip((np.arange(8) + 0.5) / 2 - 0.5, 0, 3), rtol=1e-6)
+    x = paddle.randn([1, 3, 64, 64])
+    for mode in ("train", "eval"):
+        outputs = []
+        for align_corners in (False, True):
+            model = small_network(align_corners=align_corners, dropout=0.0)
+            nn.initializer.Normal(std=0.5)(model.ocr.cls_head.weight)
+            getattr(model, mode)()
+            outputs.append(model(x)["joint"].numpy())
+        difference = np.abs(outputs[0] - outputs[1]).max()
+        assert difference > 1e-3 * np.abs(outputs[0]).max(), mode
+
+
+@pytest.mark.parametrize(("size", "scale", "expected"), [(10, 0.7, 7), (101, 0.5, 50), (100, 0.29, 29), (33, 1.5, 49)])
+def test_scaled_size_is_the_exact_floor(size, scale, expected):
+    assert scaled_size(paddle.zeros([1, 3, size, size]), scale) == [expected, expected]
+
+
+def test_recomputation_changes_nothing_but_rounding():
+    x = paddle.randn([2, 3, 64, 64])
+    runs = {}
+    for recompute in (False, True):
+        model = small_network(recompute=recompute, dropout=0.2)
+        paddle.seed(3)
+        outputs = model(x)
+        sum(output.sum() for output in outputs.values()).backward()
+        statistics = {n: p.numpy() for n, p in model.named_parameters() if n.endswith(("_mean", "_variance"))}
+        gradients = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
+        runs[recompute] = outputs["joint"].numpy(), statistics, gradients
+    np.testing.assert_array_equal(runs[False][0], runs[True][0])
+    for name, value in runs[False][1].items():
+        np.testing.assert_array_equal(runs[True][1][name], value, err_msg=name)
+    assert set(runs[False][2]) == set(runs[True][2])
+    for name, value in runs[False][2].items():
+        np.testing.assert_allclose(runs[True][2][name], value, rtol=1e-3, atol=1e-4 * np.abs(value).max(), err_msg=name)
+
+
+def test_every_parameter_gets_a_gradient():
+    model = small_network()
+    sum((output**2).sum() for output in model(paddle.randn([2, 3, 64, 64])).values()).backward()
+    trained = [name for name, p in model.named_parameters() if not name.endswith(("_mean", "_variance"))]
+    assert trained
+    assert [name for name in trained if dict(model.named_parameters())[name].grad is None] == []

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""val.py, predict.py and export.py as a user starts them, on a tiny network with random weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+SIZES = [(64, 96), (70, 64), (96, 100)]
+CONFIG = {
+    "model": {
+        "type": "MscaleOCRNet",
+        "num_classes": 19,
+        "backbone": {"type": "HRNet_W18_NV_Small_V1"},
+        "scales": [0.5, 1.0],
+        "ocr_mid_channels": 32,
+        "ocr_key_channels": 16,
+        "attention_mid_channels": 16,
+    },
+    "val_dataset": {
+        "type": "CityscapesAutolabeling",
+        "mode": "val",
+        "transforms": [{"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}],
+    },
+}
+
+
+def run(*command, folder) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with config.yml, model.pdparams and a Cityscapes tree of three pictures in data/."""
+    import paddle
+
+    from hmsa.builder import build_model
+    from hmsa.config import load_config
+
+    folder = tmp_path_factory.mktemp("workplace")
+    CONFIG["val_dataset"]["dataset_root"] = str(folder / "data")
+    (folder / "config.yml").write_text(yaml.safe_dump(CONFIG))
+    rng = np.random.default_rng(0)
+    pictures, labels = (folder / "data" / kind / "val" / "ulm" for kind in ("leftImg8bit", "gtFine"))
+    for index, size in enumerate(SIZES):
+        pictures.mkdir(parents=True, exist_ok=True)
+        labels.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(pictures / f"{index}_leftImg8bit.png"), rng.integers(0, 256, (*size, 3)))
+        cv2.imwrite(str(labels / f"{index}_gtFine_labelTrainIds.png"), rng.choice([0, 5, 18, 255], size))
+    model = build_model(load_config(folder / "config.yml"))
+    for tensor in model.state_dict().values():
+        if tensor.ndim == 4:
+            scale = 1 / np.sqrt(np.prod(tensor.shape[1:]))
+            tensor.set_value(rng.normal(scale=scale, size=tensor.shape).astype(np.float32))
+    paddle.save(model.state_dict(), str(folder / "model.pdparams"))
+    return folder
+
+
+def evaluation(workplace, *prefix, output):
+    flags = ("--aug_eval", "--scales", 0.75, 1, "--flip_horizontal", "--num_workers", 1)
+    arguments = ("--config", "config.yml", "--model_path", "model.pdparams", "--output", output)
+    result = run(*prefix, ROOT / "val.py", *arguments, *flags, folder=workplace)
+    assert result.returncode == 0, result.stderr
+    return result, json.loads((workplace / output).read_text())
+
+
+@pytest.fixture(scope="module")
+def one_process(workplace):
+    return evaluation(workplace, output="results/one.json")
+
+
+def test_val(workplace, one_process):
+    result, written = one_process
+    assert "road" in result.stdout
+    assert "mean IoU, the 3 of 19 classes present" in result.stdout
+    assert written["pictures"] == 3
+    counted = sum(
+        int((cv2.imread(str(path), cv2.IMREAD_UNCHANGED) != 255).sum())
+        for path in (workplace / "data" / "gtFine").rglob("*.png")
+    )
+    assert np.sum(written["confusion_matrix"]) == counted
+    weights = (workplace / "model.pdparams").read_bytes()
+    assert written["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert written["config"]["test_config"]["scales"] == [0.75, 1.0]
+    assert written["iou"]["road"] is not None
+
+
+def test_val_in_two_processes_counts_the_same(workplace, one_process):
+    launch = ("-m", "paddle.distributed.launch", "--nproc_per_node", 2, "--log_dir", workplace / "log")
+    _, written = evaluation(workplace, *launch, output="results/two.json")
+    assert written["pictures"] == 3
+    assert written["confusion_matrix"] == one_process[1]["confusion_matrix"]
+
+
+def test_predict(workplace):
+    pictures = workplace / "data" / "leftImg8bit" / "val"
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    arguments = ("--config", "config.yml", "--model_path", "model.pdparams", "--image_path", pictures)
+    result = run(ROOT / "predict.py", *arguments, "--save_dir", "result", "--label_ids", folder=workplace)
+    (pictures / "broken.jpg").unlink()
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1] == (
+        f"error: found 4, written 3 to result, failed 1: {pictures / 'broken.jpg'}"
+    )
+    assert "Traceback" not in result.stderr
+    for kind in ("added_prediction", "pseudo_color_prediction", "label_ids"):
+        for index, size in enumerate(SIZES):
+            image = cv2.imread(str(workplace / "result" / kind / "ulm" / f"{index}_leftImg8bit.png"))
+            assert image.shape[:2] == size
+
+
+def test_export(workplace):
+    arguments = ("--config", "config.yml", "--model_path", "model.pdparams", "--save_dir", "exported")
+    result = run(ROOT / "export.py", *arguments, "--input_shape", 1, 3, 96, 64, folder=workplace)
+    assert result.returncode == 0, result.stderr
+    assert "64 wide and 96 high; for landscape pictures give 1 3 64 96" in result.stderr
+    assert "written to exported; equal to the network at 1x3x96x64: " in result.stdout
+    entry = yaml.safe_load((workplace / "exported" / "deploy.yaml").read_text())["Deploy"]
+    assert entry["transforms"] == CONFIG["val_dataset"]["transforms"]
+    assert entry["class_names"][0] == "road"
+    assert (workplace / "exported" / entry["model"]).is_file()
+
+
+@pytest.mark.parametrize("script", ["val.py", "predict.py", "export.py"])
+def test_no_weights_is_an_error_of_the_command_line(workplace, script):
+    result = run(ROOT / script, "--config", "config.yml", folder=workplace)
+    assert result.returncode == 2
+    assert "--model_path" in result.stderr
+
+
+@pytest.mark.parametrize("script", ["val.py", "predict.py", "export.py"])
+def test_help_does_not_wait_for_paddle(script, tmp_path):
+    (tmp_path / "paddle.py").write_text("raise SystemExit('paddle was imported')")
+    (tmp_path / "pydantic.py").write_text("raise SystemExit('pydantic was imported')")
+    command = [sys.executable, str(ROOT / script), "--help"]
+    paths = os.pathsep.join((str(tmp_path), str(ROOT)))
+    result = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--opts" in result.stdout
