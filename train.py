@@ -44,6 +44,7 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.engine.train import TrainOptions, train
     from hmsa.files import writable_folder
     from hmsa.log import open_log
+    from hmsa.weights import load_pretrained
 
     distributed.init()
     save_dir = writable_folder(Path(args.save_dir))
@@ -60,7 +61,10 @@ def main(args: argparse.Namespace) -> None:
     )
     dataset = builder.build_dataset(config, "train")
     val_dataset = builder.build_dataset(config, "val") if args.do_eval else None
-    model = builder.build_model(config, pretrained=resume_from is None)
+    model = builder.build_model(config)
+    log = open_log(curves=save_dir if args.use_vdl else None)
+    if config.model.pretrained and resume_from is None:
+        log.line(load_pretrained(model, config.model.pretrained))
     scheduler = builder.build_lr_scheduler(config)
     train(
         model=model,
@@ -72,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
         inference=InferenceOptions.from_test_config(**config.test_config.model_dump()),
         options=options,
         resume_from=resume_from,
-        log=open_log(curves=save_dir if args.use_vdl else None),
+        log=log,
     )
 
 

@@ -91,8 +91,8 @@ OPTIMIZERS: Table = {"SGD": sgd, "AdamW": adamw}
 SCHEDULERS: Table = {"PolynomialDecay": lr.PolynomialDecay}
 
 
-def build_model(config: Config, *, pretrained: bool = False) -> MscaleOCRNet:
-    """The network, newly initialised from `config.seed`; with `pretrained`, what fits of `model.pretrained` is loaded.
+def build_model(config: Config) -> MscaleOCRNet:
+    """The network, newly initialised from `config.seed`; `model.pretrained` is left to who trains it.
 
     Its normalisation is synchronised over the ranks where there are several GPUs.
     """
@@ -102,10 +102,6 @@ def build_model(config: Config, *, pretrained: bool = False) -> MscaleOCRNet:
     options = arguments(spec)
     del options["backbone"], options["pretrained"]
     network = MODELS[spec.type](backbone=backbone, **options)
-    if pretrained and spec.pretrained:
-        from hmsa.weights import load_pretrained
-
-        load_pretrained(network, spec.pretrained)
     if world_size() > 1 and paddle.device.get_device().startswith("gpu"):
         paddle.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place, as the network itself is no BatchNorm
     return network

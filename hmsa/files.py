@@ -19,9 +19,7 @@ def writable_folder(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise DataError(
-            f"{folder}: cannot write to this folder ({error.strerror}); choose another"
-        ) from error
+        raise DataError(f"{folder}: cannot write to this folder ({error.strerror}); choose another") from error
     return folder
 
 

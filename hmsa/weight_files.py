@@ -141,7 +141,12 @@ class _SizesOnly(_ArrayUnpickler):
         return (lambda *_: None) if known in (_rebuild_tensor, _rebuild_parameter) else known
 
 
-def _read_pickle(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
+    """What a pickle (`.pdparams`, `.pdopt`, `.pth`) holds: arrays, numbers, texts and plain containers of them.
+
+    Raises:
+        Exception: of any kind, if the file is damaged or asks for anything else.
+    """
     if zipfile.is_zipfile(path):
         return _read_torch_zip(path)
     with path.open("rb") as file:
@@ -164,7 +169,7 @@ def read_weights(path: Union[str, Path]) -> dict[str, np.ndarray]:
 
             content = load_file(path)
         else:
-            content = _read_pickle(path)
+            content = read_pickle(path)
     except Exception as error:
         raise DataError(
             f"{path}: expected weights (.pdparams, .pth or .safetensors), found a file that cannot be read as "

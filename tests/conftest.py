@@ -1,6 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared by all tests: the same preparation the scripts make, before Paddle is loaded."""
 
+from pathlib import Path
+
+import pytest
+
 from hmsa.environment import prepare
 
 prepare()
+
+
+@pytest.fixture(scope="session")
+def toy_root(tmp_path_factory):
+    """A small converted street world: 6 training pictures, 6 coarse ones, 3 for validation, 1 for testing."""
+    from hmsa.datasets.convert import coarse_jobs, convert_all, fine_jobs, train_ids, write_label
+    from hmsa.datasets.toy import write_toy_cityscapes
+
+    root = tmp_path_factory.mktemp("toy")
+    write_toy_cityscapes(root, size=(64, 128), train=6, coarse=6, val=3, test=1)
+    for jobs, colored in ((fine_jobs(root), False), (coarse_jobs(root), True)):
+        convert_all(
+            jobs, lambda job, c=colored: write_label(job.target, train_ids(job.source), colored=c), num_workers=1
+        )
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(toy_root):
+    """A recipe with every part of the real one, at a size that trains in seconds."""
+    path = toy_root / "tiny.yml"
+    base = Path(__file__).parents[1] / "configs/mscale_ocr_toy.yml"
+    path.write_text(
+        f"""
+_base_: {base}
+batch_size: 2
+iters: 4
+model:
+  ocr_mid_channels: 16
+  ocr_key_channels: 8
+  attention_mid_channels: 8
+train_dataset:
+  dataset_root: {toy_root}
+  transforms:
+    - type: ResizeStepScaling
+      min_scale_factor: 0.5
+      max_scale_factor: 2.0
+      scale_step_size: 0
+    - type: RandomPaddingCrop
+      crop_size: [96, 64]
+    - type: RandomHorizontalFlip
+    - type: RandomDistort
+      brightness_range: 0.25
+      brightness_prob: 1
+      hue_range: 63
+      hue_prob: 1
+    - type: Normalize
+      mean: [0.485, 0.456, 0.406]
+      std: [0.229, 0.224, 0.225]
+val_dataset:
+  dataset_root: {toy_root}
+lr_scheduler:
+  warmup_iters: 0
+""",
+        encoding="utf-8",
+    )
+    return path

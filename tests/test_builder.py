@@ -109,15 +109,6 @@ def test_several_gpus_synchronise_batch_norm(recipe: Any, monkeypatch: pytest.Mo
     assert any(isinstance(layer, paddle.nn.SyncBatchNorm) for layer in layers)
 
 
-def test_pretrained_weights_are_loaded_on_request_only(recipe: Any, tmp_path: Path) -> None:
-    source = builder.build_model(recipe())
-    source.ocr.cls_head.weight.set_value(paddle.full_like(source.ocr.cls_head.weight, 7.0))
-    paddle.save(source.state_dict(), str(tmp_path / "weights.pdparams"))
-    config = recipe(f"model.pretrained={tmp_path / 'weights.pdparams'}")
-    assert float(builder.build_model(config).ocr.cls_head.weight.max()) != 7.0
-    assert float(builder.build_model(config, pretrained=True).ocr.cls_head.weight.min()) == 7.0
-
-
 def test_a_backbone_of_paddleseg(recipe: Any) -> None:
     model = builder.build_model(recipe("model.backbone={type: STDC1}", "model.backbone_indices=[2]"))
     model.eval()

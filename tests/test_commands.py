@@ -51,8 +51,8 @@ def workplace(tmp_path_factory):
     from hmsa.config import load_config
 
     folder = tmp_path_factory.mktemp("workplace")
-    CONFIG["val_dataset"]["dataset_root"] = str(folder / "data")
-    (folder / "config.yml").write_text(yaml.safe_dump(CONFIG))
+    config = {**CONFIG, "val_dataset": {**CONFIG["val_dataset"], "dataset_root": str(folder / "data")}}
+    (folder / "config.yml").write_text(yaml.safe_dump(config))
     rng = np.random.default_rng(0)
     pictures, labels = (folder / "data" / kind / "val" / "ulm" for kind in ("leftImg8bit", "gtFine"))
     for index, size in enumerate(SIZES):
@@ -132,6 +132,17 @@ def test_export(workplace):
     assert entry["transforms"] == CONFIG["val_dataset"]["transforms"]
     assert entry["class_names"][0] == "road"
     assert (workplace / "exported" / entry["model"]).is_file()
+
+
+def test_pictures_are_normalised_also_without_a_data_set(tmp_path):
+    from hmsa.builder import build_transforms, inference_transforms
+    from hmsa.config import load_config
+
+    (tmp_path / "config.yml").write_text(yaml.safe_dump({"model": CONFIG["model"]}))
+    (normalize,) = build_transforms(inference_transforms(load_config(tmp_path / "config.yml")))
+    sample = normalize({"img": np.full((1, 1, 3), 255, np.uint8)}, np.random.default_rng())
+    expected = (1 - np.array([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(sample["img"][0, 0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("script", ["val.py", "predict.py", "export.py"])

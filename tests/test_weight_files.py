@@ -54,7 +54,8 @@ class _Tensor:
     def __reduce__(self):
         array = self.storage.array
         strides = tuple(stride // array.itemsize for stride in array.strides)
-        return _named("torch._utils", "_rebuild_tensor_v2"), (self.storage, self.offset, array.shape, strides, False, {})
+        arguments = (self.storage, self.offset, array.shape, strides, False, {})
+        return _named("torch._utils", "_rebuild_tensor_v2"), arguments
 
 
 def _named(module, name):
@@ -128,7 +129,7 @@ def test_other_files_are_an_error_that_names_them(tmp_path, content):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(DataError, match="nowhere.pdparams"):
+    with pytest.raises(DataError, match=r"nowhere\.pdparams"):
         read_weights(tmp_path / "nowhere.pdparams")
 
 

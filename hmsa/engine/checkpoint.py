@@ -18,7 +18,7 @@ import paddle
 from paddle import nn
 
 from hmsa.errors import DataError
-from hmsa.weight_files import read_weights
+from hmsa.weight_files import read_pickle
 from hmsa.weights import load_weights
 
 BEST = "best_model"
@@ -52,7 +52,13 @@ def _optimizer_state(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> 
 def _restore_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, path: Path) -> None:
     names = {ours: theirs for theirs, ours in _names(model).items()}
     state = {}
-    for key, value in paddle.load(str(path)).items():
+    try:
+        saved = read_pickle(path)
+    except Exception as error:
+        raise DataError(
+            f"{path}: expected the state of an optimizer, found a file that cannot be read: {error}"
+        ) from error
+    for key, value in saved.items():
         ours, bar, suffix = key.partition("|")
         state[names[ours] + suffix if bar else key] = value
     optimizer.set_state_dict(state)
@@ -168,7 +174,5 @@ def resume(folder: Path, *, model: nn.Layer, optimizer: paddle.optimizer.Optimiz
     """
     state = read_state(folder)
     load_weights(model, folder)
-    optimizer_file = folder / "model.pdopt"
-    read_weights(optimizer_file)  # refuses a file that would run code
-    _restore_optimizer(model, optimizer, optimizer_file)
+    _restore_optimizer(model, optimizer, folder / "model.pdopt")
     return state

@@ -91,9 +91,7 @@ def class_scores(
         float32 [N, K, H, W].
     """
     H, W = image.shape[-2:]
-    vertical, horizontal = (
-        [False, True] if on else [False] for on in (options.flip_vertical, options.flip_horizontal)
-    )
+    vertical, horizontal = ([False, True] if on else [False] for on in (options.flip_vertical, options.flip_horizontal))
     flips = list(product(vertical, horizontal))
     count = len(options.scales) * len(flips)
     total = None
@@ -103,11 +101,7 @@ def class_scores(
             for flip in flips:
                 # An answer is bound to one name only, so that at most two of full size are alive.
                 logits = _flip(scaled, flip)
-                logits = (
-                    _in_tiles(network, logits, options.tile, options.stride)
-                    if options.tile
-                    else network(logits)
-                )
+                logits = _in_tiles(network, logits, options.tile, options.stride) if options.tile else network(logits)
                 logits = _resize(_flip(logits, flip), (H, W)).astype("float32")
                 if count == 1:
                     return logits

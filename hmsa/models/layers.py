@@ -10,6 +10,7 @@ from typing import Any, Callable
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+from paddle.nn.layer.norm import _BatchNormBase  # BatchNorm2D and SyncBatchNorm
 
 
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2D:
@@ -37,7 +38,7 @@ def init_weights(layer: nn.Layer) -> None:
     for part in layer.sublayers():
         if isinstance(part, nn.Conv2D):
             normal(part.weight)
-        elif isinstance(part, nn.BatchNorm2D):
+        elif isinstance(part, _BatchNormBase):
             one(part.weight)
             zero(part.bias)
 
@@ -76,7 +77,7 @@ def run(part: Callable[..., Any], *inputs: Tensor, recompute: bool) -> Any:
     statistics = [
         buffer
         for layer in part.sublayers(include_self=True)
-        if isinstance(layer, nn.BatchNorm2D)
+        if isinstance(layer, _BatchNormBase)
         for buffer in (layer._mean, layer._variance)
     ]
 

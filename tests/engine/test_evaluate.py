@@ -81,6 +81,13 @@ def test_evaluate_counts_every_pixel_once(pictures, num_workers, training):
     assert model.training == training
 
 
+def test_only_the_first_pictures(pictures):
+    guesses, labels, pairs = pictures
+    result = evaluate(RedChannel(), make_dataset(pairs), InferenceOptions(), most=2, progress=False)
+    assert result.pictures == 2
+    assert_array_equal(result.confusion, expected_confusion(guesses[:2], labels[:2]))
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_ranks_share_the_pictures(pictures, monkeypatch, world_size):
     guesses, labels, pairs = pictures

@@ -52,9 +52,7 @@ def test_class_scores_agree_with_paddleseg(convolution, options):
         theirs |= {"is_slide": True, "crop_size": options["tile"][::-1], "stride": options["stride"][::-1]}
     image = picture(37, 53)
     with paddle.no_grad():
-        _, expected = infer.aug_inference(
-            listed, image, [], scales=list(options.get("scales", (1.0,))), **theirs
-        )
+        _, expected = infer.aug_inference(listed, image, [], scales=list(options.get("scales", (1.0,))), **theirs)
     result = class_scores(convolution, image, InferenceOptions(**options))
     assert result.dtype == paddle.float32
     assert_allclose(result.numpy(), expected.astype("float32").numpy(), rtol=1e-5, atol=1e-5)
@@ -106,7 +104,7 @@ def test_tiles_do_not_change_an_answer_by_single_pixels(size, tile, steps):
         return brighten(part)
 
     result = class_scores(network, image, InferenceOptions(tile=tile, stride=stride))
-    assert_allclose(result.numpy(), brighten(image).numpy(), rtol=1e-6, atol=1e-6)
+    assert_allclose(result.numpy(), brighten(image).numpy(), rtol=1e-5, atol=1e-5)
     assert largest == [min(size[0], tile[0]), min(size[1], tile[1])]
 
 
@@ -121,6 +119,7 @@ def test_overlapping_tiles_are_averaged():
     assert_array_equal(result[0, 0].numpy(), [[1, 1, 1.5, 2, 2]])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 100), st.data())
 def test_tiles_cover_the_axis_and_stay_inside(length, tile, data):
     stride = data.draw(st.integers(1, tile))
@@ -177,9 +176,7 @@ def test_options_from_paddleseg_sizes_are_width_height():
 
 
 def test_options_count_only_when_switched_on():
-    options = InferenceOptions.from_test_config(
-        scales=[0.5], flip_vertical=True, crop_size=[20, 10], stride=[8, 4]
-    )
+    options = InferenceOptions.from_test_config(scales=[0.5], flip_vertical=True, crop_size=[20, 10], stride=[8, 4])
     assert options == InferenceOptions()
 
 

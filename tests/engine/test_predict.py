@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import paddle
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from PIL import Image
@@ -103,6 +103,7 @@ def test_nothing_found_is_an_error(folder, path):
         find_pictures(str(folder / path))
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "a.png", "b"]).flatmap(
     lambda stem: st.sampled_from([".png", ".jpg", ".ppm", ""]).map(lambda suffix: f"/in/{stem}{suffix}")
 ), unique=True))  # fmt: skip

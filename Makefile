@@ -1,0 +1,55 @@
+# Set-up, demo, tests and checks. Needs Python, make and a package registry; everything goes into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+PADDLE ?= paddlepaddle==3.2.2
+DATA := data/toy_cityscapes
+RUN := output/demo
+bin := $(VENV)/bin
+python := $(bin)/python
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(python) -m pip install --quiet --disable-pip-version-check --editable ".[cpu]" "$(PADDLE)"
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(python) -m pip install --quiet --disable-pip-version-check --editable ".[cpu,dev]" "$(PADDLE)"
+	touch $@
+
+install: $(VENV)/installed  ## set up .venv
+
+demo: $(VENV)/installed  ## draw a toy data set, train, evaluate, export and predict in minutes; pictures in output/demo
+	$(python) tools/make_toy_cityscapes.py --output $(DATA)
+	$(python) tools/convert_cityscapes.py --cityscapes_path $(DATA) --num_workers 2
+	$(python) tools/convert_cityscapes_autolabeling.py --dataset_root $(DATA)
+	$(python) -u -m paddle.distributed.launch --nproc_per_node 2 --log_dir $(RUN)/log \
+		train.py --config configs/mscale_ocr_toy.yml --save_dir $(RUN)/model --use_vdl --num_workers 1
+	$(python) val.py --config configs/mscale_ocr_toy.yml --model_path $(RUN)/model/final --num_workers 1 \
+		--aug_eval --flip_horizontal --output $(RUN)/evaluation.json
+	$(python) export.py --config configs/mscale_ocr_toy.yml --model_path $(RUN)/model/final --save_dir $(RUN)/inference_model
+	$(python) predict.py --config configs/mscale_ocr_toy.yml --model_path $(RUN)/model/final \
+		--image_path $(DATA)/leftImg8bit/test --save_dir $(RUN)/prediction
+	$(python) tools/plot_training.py --log_dir $(RUN)/model --output $(RUN)/training.png
+	@echo "look at $(RUN)/prediction/added_prediction and $(RUN)/training.png"
+
+test: $(VENV)/installed-dev  ## the tests that take less than five minutes
+	$(python) -m pytest
+
+test-all: $(VENV)/installed-dev  ## all tests, also the slow ones
+	$(python) -m pytest -m ''
+
+check: $(VENV)/installed-dev  ## lint, format and types
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/pyright --pythonpath $(python)
+
+bench: $(VENV)/installed-dev  ## measure this project against what it replaces
+	$(python) benchmarks/run.py
+
+clean:  ## delete .venv and what demo and tests wrote
+	rm -rf $(VENV) output $(DATA) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+
+.PHONY: help install demo test test-all check bench clean

@@ -1,0 +1,55 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Draw a run's curves as a picture: loss and, where it was evaluated, mean IoU."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from hmsa import cli
+
+
+def read_curve(reader: object, tag: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a curve; where a resumed run wrote a step again, the later value counts."""
+    points = {record.id: record.value for record in reader.get_data("scalar", tag)}
+    return sorted(points), [points[step] for step in sorted(points)]
+
+
+def main(args: argparse.Namespace) -> None:
+    from hmsa.errors import DataError
+    from hmsa.files import writable_folder
+    from hmsa.log import CURVES_FILE
+
+    records = args.log_dir / CURVES_FILE
+    if not records.is_file():
+        raise DataError(f"{records}: expected the curves of a run, found none; train with --use_vdl")
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+    from visualdl import LogReader
+
+    reader = LogReader(file_path=str(records))
+    evaluated = any(tag.endswith("eval%mIoU_present") for tag in reader.tags())
+    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axis.plot(*read_curve(reader, "train/loss"), color="tab:blue", label="training loss")
+    axis.set(xlabel="iteration", ylabel="training loss")
+    axis.grid(alpha=0.3)
+    if evaluated:
+        right = axis.twinx()
+        right.plot(*read_curve(reader, "eval/mIoU_present"), color="tab:orange", marker="o", label="mIoU")
+        right.set(ylabel="mean IoU over the classes present", ylim=(0, 1))
+        figure.legend(loc="outside upper center", ncols=2)
+    writable_folder(args.output.parent)
+    figure.savefig(args.output, dpi=110)
+    print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--log_dir", type=Path, required=True, help="--save_dir of a run trained with --use_vdl")
+    parser.add_argument("--output", type=Path, required=True, help="picture to write, e.g. curves.png")
+    cli.run(main, parser)
