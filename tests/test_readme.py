@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command of the README is run: as it stands, but on the toy data set, with a small network and one process."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import paddle
+import pytest
+
+from hmsa import builder
+from hmsa.config import load_config
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "model.backbone.type=HRNet_W18_NV_Small_V1", "model.ocr_mid_channels=16", "model.ocr_key_channels=8",
+    "model.attention_mid_channels=8",
+]  # fmt: skip
+EXTRA = {
+    "train.py": [
+        "--iters",
+        "1",
+        "--num_workers",
+        "1",
+        "--opts",
+        *SMALL,
+        "train_dataset.transforms.1.crop_size=[96,64]",
+    ],
+    "val.py": ["--opts", *SMALL],
+    "predict.py": ["--opts", *SMALL],
+    "export.py": ["--opts", *SMALL, "model.scales=[0.5,1.0]"],
+}
+
+
+def shell_blocks():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"```shell\n(.*?)```", text, re.DOTALL)
+
+
+def commands():
+    """The README's calls of Python, one string each, in order."""
+    lines = "\n".join(shell_blocks()).replace("\\\n", " ").splitlines()
+    return [line for line in lines if re.search(r"\bpython\b", line)]
+
+
+def arguments(command):
+    """Script and arguments, without the environment and the launcher."""
+    words = shlex.split(command)
+    while "=" in words[0]:
+        words.pop(0)
+    assert words.pop(0) == "python"
+    return words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, toy_root):
+    """A folder like a clone, with data, released and pretrained weights where the README puts them."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("train.py", "val.py", "predict.py", "export.py", "configs", "hmsa", "tools"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "data").mkdir()
+    (folder / "data/cityscapes").symlink_to(toy_root)
+    (folder / "my_pictures").symlink_to(toy_root / "leftImg8bit/test")
+    config = load_config(ROOT / "configs/mscale_ocr_cityscapes_autolabel_mapillary.yml", SMALL)
+    state = builder.build_model(config).state_dict()
+    for path in ("saved_model/model.pdparams", "pretrain/pretrained.pdparams"):
+        (folder / path).parent.mkdir()
+        paddle.save(state, str(folder / path))
+    return folder
+
+
+def test_the_readme_has_the_steps_of_the_reference():
+    scripts = [Path(arguments(command)[0]).name for command in commands()]
+    assert scripts.count("val.py") == 3
+    for script in (
+        "convert_cityscapes.py",
+        "convert_cityscapes_autolabeling.py",
+        "train.py",
+        "export.py",
+        "predict.py",
+    ):
+        assert script in scripts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", commands())
+def test_command(command, workplace):
+    script, *rest = arguments(command)
+    run = subprocess.run(
+        [sys.executable, script, *rest, *EXTRA.get(script, [])],
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_make_targets_exist():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in re.findall(r"^make (\S+)", "\n".join(shell_blocks()), re.MULTILINE):
+        assert target in targets
+
+
+def test_every_file_in_the_tree_exists():
+    tree = (ROOT / "README.md").read_text().split("## Where things are")[1].split("```")[1]
+    folder = ROOT
+    for line in tree.strip().splitlines():
+        head = re.split(r"\s{2,}", line.strip())
+        if line.startswith(" ") and head[0].endswith("/"):
+            assert (ROOT / "hmsa" / head[0]).is_dir()
+        for name in re.findall(r"\b(\w+\.py)\b", head[0]):
+            assert (folder / name).is_file() or (ROOT / "hmsa" / name).is_file(), name
