@@ -4,11 +4,12 @@ VENV ?= .venv
 PADDLE ?= paddlepaddle==3.2.2
 DATA := data/toy_cityscapes
 RUN := output/demo
+RECIPE := configs/mscale_ocr_toy.yml
 bin := $(VENV)/bin
 python := $(bin)/python
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,19 +22,19 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 install: $(VENV)/installed  ## set up .venv
 
-demo: $(VENV)/installed  ## draw a toy data set, train, evaluate, export and predict in minutes; pictures in output/demo
+demo: $(VENV)/installed  ## draw a toy data set, train, evaluate, export and predict; pictures in output/demo
 	$(python) tools/make_toy_cityscapes.py --output $(DATA)
 	$(python) tools/convert_cityscapes.py --cityscapes_path $(DATA) --num_workers 2
 	$(python) tools/convert_cityscapes_autolabeling.py --dataset_root $(DATA)
-	$(python) -u -m paddle.distributed.launch --nproc_per_node 2 --log_dir $(RUN)/log \
-		train.py --config configs/mscale_ocr_toy.yml --save_dir $(RUN)/model --use_vdl --num_workers 1
-	$(python) val.py --config configs/mscale_ocr_toy.yml --model_path $(RUN)/model/final --num_workers 1 \
-		--aug_eval --flip_horizontal --output $(RUN)/evaluation.json
-	$(python) export.py --config configs/mscale_ocr_toy.yml --model_path $(RUN)/model/final --save_dir $(RUN)/inference_model
-	$(python) predict.py --config configs/mscale_ocr_toy.yml --model_path $(RUN)/model/final \
+	$(python) -u -m paddle.distributed.launch --nproc_per_node 2 --log_dir $(RUN)/log train.py --config $(RECIPE) \
+		--batch_size 2 --save_dir $(RUN)/model --save_interval 300 --do_eval --use_vdl --num_workers 1 --log_iters 50
+	$(python) val.py --config $(RECIPE) --model_path $(RUN)/model/best_model --aug_eval --flip_horizontal \
+		--num_workers 1 --output $(RUN)/evaluation.json
+	$(python) export.py --config $(RECIPE) --model_path $(RUN)/model/best_model --save_dir $(RUN)/inference_model
+	$(python) predict.py --config $(RECIPE) --model_path $(RUN)/model/best_model \
 		--image_path $(DATA)/leftImg8bit/test --save_dir $(RUN)/prediction
 	$(python) tools/plot_training.py --log_dir $(RUN)/model --output $(RUN)/training.png
-	@echo "look at $(RUN)/prediction/added_prediction and $(RUN)/training.png"
+	@echo "Look at $(RUN)/prediction/added_prediction and $(RUN)/training.png"
 
 test: $(VENV)/installed-dev  ## the tests that take less than five minutes
 	$(python) -m pytest

@@ -46,8 +46,10 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.log import open_log
     from hmsa.weights import load_pretrained
 
+    save_dir = Path(args.save_dir)
+    if distributed.is_main():
+        writable_folder(save_dir)
     distributed.init()
-    save_dir = writable_folder(Path(args.save_dir))
     resume_from = checkpoint.find(args.resume_model, save_dir) if args.resume_model else None
     options = TrainOptions(
         iters=config.iters,

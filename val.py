@@ -34,7 +34,8 @@ def main(args: argparse.Namespace) -> None:
 
     config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_eval)])
     options = InferenceOptions.from_test_config(**config.test_config.model_dump())
-    writable_folder(Path(args.output).parent)
+    if distributed.is_main():
+        writable_folder(Path(args.output).parent)
     distributed.init()
     dataset = builder.build_dataset(config, "val")
     model = builder.build_model(config)

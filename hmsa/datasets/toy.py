@@ -258,8 +258,8 @@ def cars(layout: Layout) -> None:
 def cyclists(layout: Layout) -> None:
     """Bicycles and motorcycles, most of them ridden."""
     for kind in ("bicycle", "motorcycle"):
-        for away in ((6, 13), (10, 26)):
-            if layout.rng.random() < 0.5:
+        for away in ((5, 10), (8, 20)):
+            if layout.rng.random() < 0.65:
                 rider = ["rider"] if layout.rng.random() < 0.75 else []
                 layout.put(kind, *rider, across=(0, 0.95 * layout.kerb), away=away, size=(0.95, 1.1), overlap=0.25)
 
@@ -267,10 +267,10 @@ def cyclists(layout: Layout) -> None:
 def furniture(layout: Layout) -> None:
     """Lights, signs and lamps on their posts, and bins, along both kerbs."""
     rng, beside = layout.rng, (layout.kerb + 0.3, layout.kerb + 1.2)
-    for away in ((8, 15), (12, 24), (20, 45)):
-        if rng.random() < 0.65:
+    for away in ((6, 11), (9, 18), (18, 40)):
+        if rng.random() < 0.85:
             layout.put("sign_post", "traffic_light", across=beside, away=away, overlap=0.3)
-        if rng.random() < 0.75:
+        if rng.random() < 0.85:
             sign = str(rng.choice(["round_sign", "warning_sign", "square_sign"]))
             layout.put("sign_post", sign, across=beside, away=away, overlap=0.3)
         layout.put("lamp_post", across=beside, away=away, overlap=0.35)

@@ -106,21 +106,22 @@ def _flat(red: float, green: float, blue: float) -> Material:
     return Material((red, green, blue), (red, green, blue))
 
 
+# Every class has colours of its own, so that a small network learns to tell them apart in minutes.
 MATERIALS = {
     "road": Material((66, 66, 74), (98, 98, 104), speckle),
     "mark": _flat(226, 226, 218),
-    "sidewalk": Material((186, 178, 168), (116, 110, 108), slabs),
-    "kerb": _flat(210, 204, 196),
+    "sidewalk": Material((216, 172, 178), (156, 112, 124), slabs),
+    "kerb": _flat(232, 206, 208),
     "ballast": Material((116, 98, 84), (84, 72, 64), speckle),
     "rail": _flat(190, 192, 198),
-    "terrain": Material((122, 158, 66), (186, 204, 110), tufts),
+    "terrain": Material((164, 146, 52), (212, 198, 96), tufts),
     "vegetation": Material((26, 66, 38), (84, 132, 58), leaves),
     "bark": _flat(84, 60, 44),
-    "wall": Material((150, 78, 62), (214, 196, 180), bricks),
-    "fence": Material((56, 62, 58), (240, 236, 226), pickets),
-    "roof": Material((164, 82, 60), (116, 54, 46), roof_tiles),
-    "cargo": Material((44, 50, 62), (108, 114, 124), chequers(0.42)),
-    "spokes": Material((206, 210, 214), (236, 238, 240), chequers(0.2)),
+    "wall": Material((112, 64, 30), (196, 156, 118), bricks),
+    "fence": Material((48, 92, 80), (196, 246, 222), pickets),
+    "roof": Material((206, 150, 128), (166, 112, 96), roof_tiles),
+    "cargo": Material((28, 58, 130), (84, 132, 214), chequers(0.42)),
+    "spokes": Material((176, 228, 240), (226, 248, 255), chequers(0.2)),
     "glass": _flat(48, 64, 84),
     "black": _flat(28, 28, 32),
     "hub": _flat(176, 178, 184),
@@ -131,19 +132,18 @@ MATERIALS = {
     "red": _flat(240, 52, 40),
     "amber": _flat(250, 180, 40),
     "green": _flat(60, 220, 110),
-    "blue": _flat(36, 84, 190),
     "white": _flat(246, 246, 242),
-    "post": _flat(150, 152, 158),
-    "gleam": _flat(206, 208, 214),
+    "post": _flat(108, 106, 188),
+    "gleam": _flat(170, 168, 228),
+    "box": _flat(10, 62, 40),
+    "frame": _flat(0, 176, 226),
+    "tank": _flat(255, 120, 16),
+    "tights": _flat(58, 108, 18),
     "bin": _flat(70, 96, 92),
     "bonnet": _flat(36, 40, 52),
     "gloss": _flat(84, 92, 112),
     "cloud": _flat(250, 250, 252),
 }
-
-_PAINTS = ((200, 44, 44), (44, 92, 176), (236, 236, 236), (52, 56, 62), (232, 168, 40), (64, 140, 110), (150, 156, 164))
-_COATS = ((190, 50, 60), (40, 70, 150), (230, 190, 70), (110, 60, 130), (40, 120, 100))
-_FACADES = ((232, 200, 150), (214, 150, 120), (226, 214, 196), (170, 190, 200), (196, 176, 150), (230, 178, 160))
 
 
 class Choice(NamedTuple):
@@ -164,13 +164,14 @@ class Choice(NamedTuple):
 
 
 CHOICES = {
-    "facade": Choice(_FACADES, 0.36, windows),
-    "paint": Choice(_PAINTS),
-    "bus": Choice(((250, 206, 70), (150, 220, 230), (244, 150, 120)), 0.62, upright_stripes(0.7)),
-    "train": Choice(((90, 160, 190), (200, 90, 110), (110, 180, 130)), 1.7, level_stripes(0.9)),
-    "coat": Choice(_COATS, 0.45, upright_stripes(0.36)),
-    "jersey": Choice(_COATS, 2.0, chequers(0.2)),
-    "trousers": Choice(((44, 52, 84), (70, 62, 58), (90, 96, 110))),
+    "facade": Choice(((240, 218, 168), (234, 206, 158), (244, 226, 186)), 0.36, windows),
+    "paint": Choice(((214, 40, 44), (194, 30, 62), (232, 64, 44))),
+    "lorry": Choice(((40, 84, 168), (52, 100, 186))),
+    "bus": Choice(((250, 206, 60), (242, 196, 44)), 0.62, upright_stripes(0.7)),
+    "train": Choice(((56, 150, 140), (64, 160, 146)), 1.7, level_stripes(0.9)),
+    "coat": Choice(((196, 44, 150), (214, 60, 166)), 0.45, upright_stripes(0.36)),
+    "jersey": Choice(((112, 196, 20), (126, 206, 30)), 1.7, chequers(0.2)),
+    "trousers": Choice(((70, 24, 84), (84, 30, 96))),
     "skin": Choice(((240, 200, 170), (198, 150, 112), (124, 84, 60), (90, 60, 44))),
     "hair": Choice(((40, 28, 22), (150, 110, 50), (90, 84, 84))),
 }
@@ -238,7 +239,7 @@ truck_rear: truck, 6.5
   taillight: twice rect .9 .45 1.2 .65
 truck_side: truck, 0
   outline: -3.7,.5 -3.7,3.4 1.7,3.4 1.7,2.6 2.9,2.6 3.5,1.5 3.7,.5 3.1,0 1.9,0 1.7,.4 -1.2,.4 -1.4,0 -3.4,0
-  paint: outline
+  lorry: outline
   cargo: rect -3.7 .7 1.6 3.4
   black: rect -3.7 .4 1.7 .7
   glass: 2,1.6 2,2.4 2.75,2.4 3.2,1.6
@@ -290,7 +291,7 @@ bicycle: bicycle, 0
   spokes: outline
   black: twice disc .58 .42 .44
   spokes: twice disc .58 .42 .33
-  paint: -.62,.4 -.3,.95 -.2,.95 .4,.85 .62,.42 .3,.7 0,.35
+  frame: -.62,.4 -.3,.95 -.2,.95 .4,.85 .62,.42 .3,.7 0,.35
   black: rect -.45 .95 -.1 1.05
   black: rect .3 1.1 .6 1.2
 motorcycle: motorcycle, 0
@@ -298,14 +299,14 @@ motorcycle: motorcycle, 0
     .6,0 .4,.15 -.4,.15 -.6,0 -1,0
   black: outline
   hub: twice disc .8 .42 .18
-  paint: -.5,.45 -.35,.78 0,1 .45,1 .7,.75 .35,.4
+  tank: -.5,.45 -.35,.78 0,1 .45,1 .7,.75 .35,.4
   chrome: rect -.9 .2 .1 .34
   headlight: disc .62 1.05 .15
 rider: rider, 0
   outline: -.5,.85 -.5,1.05 -.25,1.5 -.12,1.72 -.1,2 .1,2.12 .34,2.02 .38,1.76 .25,1.6 .62,1.3 .6,1.1 \
     .2,1.2 .22,.9 .3,.45 .05,.42 -.1,.8
   jersey: outline
-  trousers: -.45,.85 -.35,1.1 .18,1.1 .22,.9 .3,.45 .05,.42 -.1,.8
+  tights: -.45,.85 -.35,1.1 .18,1.1 .22,.9 .3,.45 .05,.42 -.1,.8
   skin: disc .2 1.78 .15
   helmet: -.12,1.82 -.1,2 .1,2.12 .34,2.02 .38,1.86
 person: person, 0
@@ -316,7 +317,7 @@ person: person, 0
   hair: -.2,1.64 -.2,1.7 0,1.84 .2,1.7 .2,1.64
 traffic_light: traffic light, 0
   outline: rect -.45 2.6 .45 4.6
-  black: outline
+  box: outline
   red: disc 0 4.25 .25
   amber: disc 0 3.6 .25
   green: disc 0 2.95 .25
@@ -333,7 +334,7 @@ warning_sign: traffic sign, 0
 square_sign: traffic sign, 0
   outline: rect -.7 2.3 .7 3.7
   white: outline
-  blue: rect -.58 2.42 .58 3.58
+  red: rect -.58 2.42 .58 3.58
   white: -.3,2.6 0,3.4 .3,2.6
 sign_post: pole, 0
   outline: rect -.16 0 .16 2.7
