@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from paddle import Tensor
 
 
 def rank() -> int:
@@ -45,7 +49,7 @@ def all_reduce_sum(values: np.ndarray) -> np.ndarray:
     return total.numpy()
 
 
-def broadcast_from_main(tensors: Iterable[object]) -> None:
+def broadcast_from_main(tensors: Iterable[Tensor]) -> None:
     """Give every process the main one's values, in place."""
     if world_size() > 1:
         import paddle.distributed as dist

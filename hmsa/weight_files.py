@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Union
 
 import numpy as np
+from numpy.core import multiarray
 
 from hmsa.errors import DataError
 
@@ -39,6 +40,11 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode(encoding)
 
 
+def _from_buffer(data: bytes, dtype: np.dtype, shape: tuple, order: Any) -> np.ndarray:
+    """How pickles of protocol 5 spell an array."""
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+
 def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: object) -> np.ndarray:
     """A PyTorch tensor as a copy of its part of the storage."""
     last = offset + sum((n - 1) * s for n, s in zip(size, stride)) if size else offset
@@ -60,11 +66,11 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     **{("torch", name): dtype for name, dtype in _TORCH_DTYPES.items()},
     **{
-        (f"numpy.{core}.multiarray", name): getattr(np.core.multiarray, name)
+        (f"numpy.{core}.multiarray", name): getattr(multiarray, name)
         for core in ("core", "_core")
         for name in ("_reconstruct", "scalar")
     },
-    **{(f"numpy.{core}.numeric", "_frombuffer"): np.core.numeric._frombuffer for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }

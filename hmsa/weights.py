@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Callable, Union
+from typing import Any, Callable, Union, cast
 
 import numpy as np
 from paddle import nn
@@ -154,7 +154,7 @@ def load_weights(model: nn.Layer, path: Union[str, Path]) -> str:
             f"{', '.join(problems)}; give the weights that belong to the config, or set its backbone, channels and "
             "num_classes to theirs"
         )
-    model.set_state_dict(fits)
+    model.set_state_dict(cast(Any, fits))
     return sha256(path)
 
 
@@ -174,7 +174,7 @@ def load_pretrained(model: nn.Layer, path: Union[str, Path]) -> str:
             f"{path}: expected weights for this model or its backbone, found none that fit "
             f"({_listed(wrong or left)}); give weights of the backbone named in the config"
         )
-    model.set_state_dict({**model.state_dict(), **fits})
+    model.set_state_dict(cast(Any, {**model.state_dict(), **fits}))
     report = f"{path}: loaded {len(fits)} of {len(fits) + len(missing) + len(wrong)} tensors"
     for names, what in ((wrong, "another shape"), (missing, "not in the file"), (left, "in the file only")):
         if names:

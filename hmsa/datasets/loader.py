@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +17,7 @@ from hmsa.errors import DataError
 
 def batches(
     dataset: SegmentationDataset, indices: Iterable[Sequence[int]], num_workers: int
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """The batch of each entry of `indices` (numbers of samples), in order.
 
     A batch is a dict of numpy arrays: `img` float32 [B, 3, H, W]; `label` int64 [B, H, W], where the data set

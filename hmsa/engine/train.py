@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import numpy as np
 import paddle
@@ -62,7 +62,7 @@ class Step:
         precision: str,
         recompute: bool,
     ) -> None:
-        if precision == "fp16" and not paddle.get_device().startswith("gpu"):
+        if precision == "fp16" and not paddle.device.get_device().startswith("gpu"):
             raise UsageError("--precision fp16 needs a GPU, found a CPU; use fp32 or bf16")
         self.loss = loss
         self.optimizer = optimizer
@@ -131,7 +131,7 @@ class Meter:
     def report(self) -> tuple[dict[str, float], float, float]:
         """Mean of every term, and mean seconds a step: for data, and in all."""
         assert self._sum is not None
-        means = dict(zip(self._names, (self._sum / self._count).tolist()))
+        means = dict(zip(self._names, map(float, (self._sum / self._count).numpy())))
         return means, self.data_seconds / self._count, (time.perf_counter() - self._start) / self._count
 
 
@@ -186,7 +186,7 @@ def train(
         recompute=getattr(model, "recompute", False),
     )
     if state.scaler is not None:
-        step.scaler.load_state_dict(state.scaler)
+        step.scaler.load_state_dict(cast(Any, state.scaler))
     if val_dataset is not None and state.iteration < options.iters:
         evaluate(model, val_dataset, inference or InferenceOptions(), most=1, progress=False)
     model.train()
@@ -215,7 +215,7 @@ def train(
                 distributed.broadcast_from_main(buffers(model))
                 if val_dataset is not None:
                     score(state, model, val_dataset, inference or InferenceOptions(), options=options, log=log)
-                state.scaler = step.scaler.state_dict() or None
+                state.scaler = cast(Any, step.scaler.state_dict()) or None
                 if distributed.is_main():
                     save(state, model, optimizer, options)
                 distributed.barrier()

@@ -38,7 +38,7 @@ class WeightedLoss:
             logits = outputs[output]
             of_output = {}
             if self._shared:
-                losses = [self.terms[name] for name in self._shared]
+                losses: list[Any] = [self.terms[name] for name in self._shared]
                 of_output.update(zip(self._shared, softmax_losses(logits, labels, losses)))
             for name, loss in self.terms.items():
                 if name not in of_output:

@@ -8,7 +8,7 @@ by pixel, how much of this scale's answer to take; the rest comes from the next 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from paddle import Tensor, nn
 
@@ -40,8 +40,8 @@ class ScaleAnswer(NamedTuple):
     """What one scale says, at the scaled picture's size; parts that were not asked for are None."""
 
     logits: Tensor
-    aux_logits: Optional[Tensor]
-    attention: Optional[Tensor]
+    aux_logits: Any  # Tensor or None
+    attention: Any  # Tensor or None
 
 
 class MscaleOCRNet(nn.Layer):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Callable
+from typing import Any, Callable, cast
 
 import paddle
 import paddle.nn.functional as F
@@ -91,7 +91,7 @@ class HighResolutionModule(nn.Layer):
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
         branches = [branch(x) for branch, x in zip(self.branches, features)]
         outputs = []
-        for target, paths in enumerate(self.fuse_layers):
+        for target, paths in enumerate(cast(Any, self.fuse_layers)):
             total = branches[target]
             size = image_size(total)
             for source, (path, x) in enumerate(zip(paths, branches)):

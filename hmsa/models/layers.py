@@ -39,8 +39,9 @@ def init_weights(layer: nn.Layer) -> None:
         if isinstance(part, nn.Conv2D):
             normal(part.weight)
         elif isinstance(part, _BatchNormBase):
-            one(part.weight)
-            zero(part.bias)
+            for initialise, parameter in ((one, part.weight), (zero, part.bias)):
+                if parameter is not None:
+                    initialise(parameter)
 
 
 def image_size(x: Tensor) -> Any:
