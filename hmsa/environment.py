@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 
@@ -21,7 +22,10 @@ def prepare() -> None:
     - On AMD processors the matrix library inside Paddle takes a path several times too slow unless told otherwise.
     - OpenCV must be loaded before Paddle: Paddle 2.6 exports zlib symbols that break PNG decoding otherwise.
     - OpenCV's own threads compete with the loader's: one each.
+    - Two warnings of Paddle's, about a compiler cache and about batch normalisation, say nothing to users of scripts.
     """
+    warnings.filterwarnings("ignore", message="No ccache found")
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
     if is_amd_cpu():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     os.environ.setdefault("GLOG_minloglevel", "2")
