@@ -19,13 +19,15 @@ def main() -> None:
     outputs = {name: paddle.randn([1, 19, 512, 1024]) for name in WEIGHTS}
     for logits in outputs.values():
         logits.stop_gradient = False
-    labels = paddle.randint(0, 19, [1, 512, 1024])  # no ignored pixels: PaddleSeg's DiceLoss would overwrite them
+    labels = paddle.randint(0, 19, [1, 512, 1024])
     terms = {"dice": DiceLoss(), "bootstrapped": BootstrappedCrossEntropyLoss(**OPTIONS)}
     loss = WeightedLoss(terms=terms, weights=WEIGHTS)
     theirs = [paddleseg_losses.DiceLoss(), paddleseg_losses.BootstrappedCrossEntropyLoss(**OPTIONS)]
 
     def run_theirs() -> None:
-        sum(weight * term(outputs[name], labels) for name, weight in WEIGHTS.items() for term in theirs).backward()
+        # Repaired: PaddleSeg's DiceLoss writes to its labels, so each loss gets labels of its own.
+        values = [w * term(outputs[name], labels.clone()) for name, w in WEIGHTS.items() for term in theirs]
+        paddle.add_n(values).backward()
 
     compare(
         "eight losses, forward and backward, 4 x [1, 19, 512, 1024]",
