@@ -26,12 +26,12 @@ def main(args: argparse.Namespace) -> None:
     prepare()
     from hmsa import builder, distributed
     from hmsa.config import load_config
+    from hmsa.datasets.labels import CLASS_NAMES
     from hmsa.engine.inference import InferenceOptions
     from hmsa.engine.predict import find_pictures, predict
-    from hmsa.errors import DataError
+    from hmsa.errors import DataError, UsageError
     from hmsa.files import writable_folder
     from hmsa.visualize import color_palette
-    from hmsa.weights import load_weights
 
     config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_pred)])
     options = InferenceOptions.from_test_config(**config.test_config.model_dump())
@@ -40,11 +40,15 @@ def main(args: argparse.Namespace) -> None:
     writable_folder(args.save_dir)
     distributed.init()
     transforms = builder.build_transforms(builder.inference_transforms(config))
-    model = builder.build_model(config)
-    load_weights(model, args.model_path)
+    if args.label_ids and config.model.num_classes != len(CLASS_NAMES):
+        raise UsageError(
+            f"--label_ids needs a model of Cityscapes' {len(CLASS_NAMES)} classes, but this one has "
+            f"{config.model.num_classes}; leave it out"
+        )
+    network, _ = builder.open_network(config, args.model_path, engine=args.engine, precision=args.precision)
 
     results = {"save_dir": args.save_dir, "label_ids": args.label_ids}
-    failed = predict(model, pictures, transforms=transforms, options=options, colors=colors, **results)
+    failed = predict(network, pictures, transforms=transforms, options=options, colors=colors, **results)
     if distributed.is_main():
         done = f"found {len(pictures)}, written {len(pictures) - len(failed)} to {args.save_dir}, failed {len(failed)}"
         if failed:

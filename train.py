@@ -24,6 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--resume_model", help="checkpoint folder to go on from, or 'auto' for the newest in --save_dir")
     add("--num_workers", type=int, default=0, help="threads that load pictures ahead (default: 0)")
     add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
+    cli.add_engine_flag(parser)
     add("--log_iters", type=cli.count, default=10, help="iterations between lines of progress (default: 10)")
     add("--use_vdl", action="store_true", help="record curves for VisualDL in --save_dir")
     return parser
@@ -59,7 +60,10 @@ def main(args: argparse.Namespace) -> None:
         seed=config.seed,
         config=config.dump(),
         save_dir=save_dir,
-        **{name: getattr(args, name) for name in ("num_workers", "log_iters", "save_interval", "keep_checkpoint_max")},
+        **{
+            name: getattr(args, name)
+            for name in ("engine", "num_workers", "log_iters", "save_interval", "keep_checkpoint_max")
+        },
     )
     dataset = builder.build_dataset(config, "train")
     val_dataset = builder.build_dataset(config, "val") if args.do_eval else None

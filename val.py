@@ -30,7 +30,6 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.engine.evaluate import evaluate
     from hmsa.engine.inference import InferenceOptions
     from hmsa.files import writable_folder, write_atomically
-    from hmsa.weights import load_weights
 
     config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_eval)])
     options = InferenceOptions.from_test_config(**config.test_config.model_dump())
@@ -38,10 +37,11 @@ def main(args: argparse.Namespace) -> None:
         writable_folder(Path(args.output).parent)
     distributed.init()
     dataset = builder.build_dataset(config, "val")
-    model = builder.build_model(config)
-    weights_sha256 = load_weights(model, args.model_path)
+    network, weights_sha256 = builder.open_network(
+        config, args.model_path, engine=args.engine, precision=args.precision
+    )
 
-    evaluation = evaluate(model, dataset, options, num_workers=args.num_workers)
+    evaluation = evaluate(network, dataset, options, num_workers=args.num_workers)
     if distributed.is_main():
         result = evaluation.to_json(config=config.model_dump(mode="json"), weights_sha256=weights_sha256)
         write_atomically(args.output, json.dumps(result, indent=1).encode())

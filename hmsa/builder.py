@@ -17,7 +17,8 @@ from hmsa.config import Config, NormalizeSpec, Section, arguments, suggest
 from hmsa.datasets.cityscapes import CityscapesAutolabeling
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.distributed import world_size
-from hmsa.errors import HmsaError, UsageError
+from hmsa.engine.inference import Network
+from hmsa.errors import DataError, HmsaError, UsageError
 from hmsa.losses import BootstrappedCrossEntropyLoss, DiceLoss, WeightedLoss
 from hmsa.models import BACKBONES, MscaleOCRNet
 from hmsa.transforms import (
@@ -31,6 +32,8 @@ from hmsa.transforms import (
     ResizeStepScaling,
     Transform,
 )
+from hmsa.weight_files import sha256
+from hmsa.weights import load_weights, weight_file
 
 Table = dict[str, Callable[..., Any]]
 
@@ -105,6 +108,36 @@ def build_model(config: Config) -> MscaleOCRNet:
     if world_size() > 1 and paddle.device.get_device().startswith("gpu"):
         paddle.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place, as the network itself is no BatchNorm
     return network
+
+
+def open_network(config: Config, weights: str, *, engine: str, precision: str) -> tuple[Network, str]:
+    """The network of a recipe with its weights, run by an engine (see `hmsa.deploy.engines`).
+
+    Where the engine's programs are in its cache, neither the network nor its weights need to be loaded.
+
+    Returns:
+        The network, and the SHA-256 of the weight file.
+
+    Raises:
+        DataError: weights that do not fit, see `load_weights`.
+    """
+    from hmsa.deploy import engines
+
+    engines.choose_engine(engine, precision)
+    path = weight_file(weights)
+    if not path.is_file():
+        raise DataError(f"{path}: expected a weight file, found none; check the path")
+    digest = sha256(path)
+    spec = config.model
+
+    def build() -> MscaleOCRNet:
+        model = build_model(config)
+        load_weights(model, path)
+        return model
+
+    identity = {"model": spec.model_dump(mode="json", exclude={"pretrained", "scales"}), "weights": digest}
+    options = {"scales": spec.scales, "align_corners": spec.align_corners, "engine": engine, "precision": precision}
+    return engines.open_network(build, identity=identity, **options), digest
 
 
 def _build_backbone(config: Config) -> paddle.nn.Layer:

@@ -39,8 +39,20 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_engine_flag(parser: argparse.ArgumentParser) -> None:
+    """What runs the network in evaluation and prediction; the names are those of `hmsa.deploy.engines`."""
+    parser.add_argument(
+        "--engine",
+        choices=["auto", "eager", "inference", "openvino", "onnxruntime"],
+        default="auto",
+        help="what runs the network in evaluation: auto is eager on a GPU, Paddle Inference on a CPU",
+    )
+
+
 def add_inference_flags(parser: argparse.ArgumentParser, augment_flag: str) -> None:
-    """Flags for flips, outer scales and tiles, as PaddleSeg spells them (sizes are width height)."""
+    """Flags for the engine, and for flips, outer scales and tiles as PaddleSeg spells them (sizes are width height)."""
+    add_engine_flag(parser)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 where the engine has it")
     parser.add_argument(augment_flag, action="store_true", help="average over --scales and the flips")
     parser.add_argument("--scales", nargs="+", type=float, help=f"outer scales, averaged (with {augment_flag})")
     parser.add_argument("--flip_horizontal", action="store_true", help="also run mirrored left to right")

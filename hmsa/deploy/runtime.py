@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,16 @@ import yaml
 from packaging.version import InvalidVersion, Version
 from paddle.version import full_version as PADDLE_VERSION
 
+from hmsa.environment import threads
 from hmsa.errors import DataError
 
 DEPLOY_FILE = "deploy.yaml"
 
 Predictor = Callable[[np.ndarray], np.ndarray]
 """float32 [N, 3, H, W], normalised -> classes int32 [N, H, W], or probabilities or logits float32 [N, K, H, W]."""
+
+Program = Callable[[np.ndarray], list[np.ndarray]]
+"""An input, float32 -> all outputs."""
 
 
 @dataclass(frozen=True)
@@ -73,24 +76,35 @@ def load_predictor(folder: str | Path) -> Predictor:
     """
     deployment = read_deployment(folder)
     _check_readable(deployment)
-    predictor = paddle.inference.create_predictor(_config(deployment))
+    run = open_program(deployment.model, deployment.params)
+    return lambda image: run(image)[0]
+
+
+def open_program(model: Path, params: Path) -> Program:
+    """Load a program with one input into Paddle Inference, on the GPU if Paddle has one, else with oneDNN.
+
+    The function that comes back keeps one set of buffers: call it from one thread at a time.
+    """
+    predictor = paddle.inference.create_predictor(_config(model, params))
     source = predictor.get_input_handle(predictor.get_input_names()[0])
-    result = predictor.get_output_handle(predictor.get_output_names()[0])
+    results = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
 
-    def predict(image: np.ndarray) -> np.ndarray:
-        source.reshape(image.shape)
-        source.copy_from_cpu(np.ascontiguousarray(image, np.float32))
+    def run(given: np.ndarray) -> list[np.ndarray]:
+        source.reshape(given.shape)
+        source.copy_from_cpu(np.ascontiguousarray(given, np.float32))
         predictor.run()
-        return result.copy_to_cpu()
+        answers = [result.copy_to_cpu() for result in results]
+        predictor.clear_intermediate_tensor()
+        return answers
 
-    return predict
+    return run
 
 
-def _config(deployment: Deployment) -> Any:
+def _config(model: Path, params: Path) -> Any:
     """Options under which Paddle Inference answers as the network does."""
-    config = paddle.inference.Config(str(deployment.model), str(deployment.params))
+    config = paddle.inference.Config(str(model), str(params))
     config.disable_glog_info()
-    if deployment.model.suffix == ".json":
+    if model.suffix == ".json":
         # Without it, enable_memory_optim ends in an error about memory_optimize_pass.
         config.enable_new_executor(True)
     config.enable_memory_optim()
@@ -102,7 +116,7 @@ def _config(deployment: Deployment) -> Any:
         config.enable_use_gpu(256, int(device.partition(":")[2] or 0))
         return config
     config.enable_mkldnn()
-    config.set_cpu_math_library_num_threads(os.cpu_count() or 1)  # the default is 1
+    config.set_cpu_math_library_num_threads(threads())  # the default is 1
     if Version(PADDLE_VERSION).release[:2] == (3, 3):
         # In 3.3 this pass makes every bilinear resize fail (Paddle issues 77340 and 79749).
         config.delete_pass("onednn_placement_pass")

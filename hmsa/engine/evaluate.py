@@ -24,7 +24,7 @@ import hmsa
 from hmsa import distributed
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
-from hmsa.engine.inference import InferenceOptions, class_scores, joint_logits, restore
+from hmsa.engine.inference import InferenceOptions, Network, class_scores, restore
 from hmsa.errors import DataError
 from hmsa.metrics import Scores, confusion_matrix, scores
 
@@ -96,7 +96,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: paddle.nn.Layer,
+    network: Network,
     dataset: SegmentationDataset,
     options: InferenceOptions,
     *,
@@ -107,10 +107,9 @@ def evaluate(
     """Predict every picture of a data set and compare with its label.
 
     Every rank takes the pictures rank, rank + world size, ...; all ranks must call this, and all get the sum.
-    The model's training mode is left as it was.
 
     Args:
-        model: [N, 3, H, W] -> {"joint": logits [N, K, H, W]} in evaluation mode.
+        network: pictures [N, 3, H, W] -> logits [N, K, H, W].
         dataset: in "val" mode: labels at the pictures' own sizes.
         most: evaluate only so many pictures, the first ones.
         num_workers: threads that load pictures ahead.
@@ -123,29 +122,22 @@ def evaluate(
     K = dataset.num_classes
     mine = range(distributed.rank(), min(len(dataset), most or len(dataset)), distributed.world_size())
     confusion = np.zeros((K, K), np.int64)
-    network = joint_logits(model)
-    was_training = model.training
-    model.eval()
-    try:
-        loaded = batches(dataset, [[index] for index in mine], num_workers)
-        bar = tqdm(loaded, total=len(mine), unit="picture", disable=not (progress and distributed.is_main()))
-        for batch in bar:
-            image_path = batch["image_path"][0]
-            if "label" not in batch:
-                raise DataError(f"{image_path} has no label to compare with: set val_dataset to a labelled split")
-            logits = class_scores(network, paddle.to_tensor(batch["img"]), options)
-            prediction = restore(logits, batch["trans_info"][0])
-            del logits
-            label = batch["label"][0]
-            if prediction.shape != label.shape:
-                raise DataError(
-                    f"{image_path}: the prediction is {_size(prediction)}, its label {_size(label)}"
-                    "; the transforms of val_dataset may resize and pad, but not cut"
-                )
-            confusion += confusion_matrix(prediction, label, K, dataset.ignore_index)
-    finally:
-        if was_training:
-            model.train()
+    loaded = batches(dataset, [[index] for index in mine], num_workers)
+    bar = tqdm(loaded, total=len(mine), unit="picture", disable=not (progress and distributed.is_main()))
+    for batch in bar:
+        image_path = batch["image_path"][0]
+        if "label" not in batch:
+            raise DataError(f"{image_path} has no label to compare with: set val_dataset to a labelled split")
+        logits = class_scores(network, paddle.to_tensor(batch["img"]), options)
+        prediction = restore(logits, batch["trans_info"][0])
+        del logits
+        label = batch["label"][0]
+        if prediction.shape != label.shape:
+            raise DataError(
+                f"{image_path}: the prediction is {_size(prediction)}, its label {_size(label)}"
+                "; the transforms of val_dataset may resize and pad, but not cut"
+            )
+        confusion += confusion_matrix(prediction, label, K, dataset.ignore_index)
     counts = distributed.all_reduce_sum(np.append(confusion.ravel(), len(mine)))  # [K * K + 1]
     return Evaluation(
         confusion=counts[:-1].reshape(K, K),

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from hmsa import distributed
 from hmsa.datasets.dataset import SegmentationDataset, read_image
-from hmsa.datasets.labels import CLASS_NAMES, TRAIN_ID_TO_LABEL_ID
-from hmsa.engine.inference import InferenceOptions, class_scores, joint_logits, restore
-from hmsa.errors import DataError, UsageError
+from hmsa.datasets.labels import TRAIN_ID_TO_LABEL_ID
+from hmsa.engine.inference import InferenceOptions, Network, class_scores, restore
+from hmsa.errors import DataError
 from hmsa.files import write_atomically
 from hmsa.transforms import Transform
 from hmsa.visualize import overlay, pseudo_color
@@ -68,7 +68,7 @@ def find_pictures(image_path: str) -> list[Picture]:
 
 
 def predict(
-    model: paddle.nn.Layer,
+    network: Network,
     pictures: Sequence[Picture],
     *,
     transforms: Sequence[Transform],
@@ -84,6 +84,7 @@ def predict(
     reported on stderr and does not stop the others.
 
     Args:
+        network: pictures [N, 3, H, W] -> logits [N, K, H, W].
         transforms: what turns a picture, uint8 RGB, into the network's input.
         colors: 256 colours, see `hmsa.visualize`.
         label_ids: whether to write Cityscapes label ids to `label_ids/` as well.
@@ -92,13 +93,6 @@ def predict(
     Returns:
         The pictures that failed on any rank.
     """
-    if label_ids and model.num_classes != len(CLASS_NAMES):
-        raise UsageError(
-            f"--label_ids needs a model of Cityscapes' {len(CLASS_NAMES)} classes, but this one has "
-            f"{model.num_classes}; leave it out"
-        )
-    network = joint_logits(model)
-    model.eval()
     # Only its way of loading a picture is used.
     loader = SegmentationDataset(
         pairs=[(str(picture.path), None) for picture in pictures],

@@ -17,6 +17,7 @@ from paddle import Tensor, nn
 from hmsa import distributed
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches, training_indices
+from hmsa.deploy.engines import network_in_training
 from hmsa.engine import checkpoint
 from hmsa.engine.checkpoint import TrainingState
 from hmsa.engine.evaluate import evaluate, peak_memory_bytes
@@ -38,6 +39,7 @@ class TrainOptions:
     save_dir: Path
     gradient_accumulation: int = 1
     precision: str = "fp32"
+    engine: str = "auto"  # of evaluations
     seed: int = 0
     num_workers: int = 0
     log_iters: int = 10
@@ -99,7 +101,7 @@ class Step:
             fused_allreduce_gradients(self._parameters, None)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.clear_grad()
+        self.optimizer.clear_grad(set_to_zero=False)  # freed, not kept as zeros through the next forward pass
         return total
 
     def _without_reduction(self) -> Any:
@@ -188,7 +190,8 @@ def train(
     if state.scaler is not None:
         step.scaler.load_state_dict(cast(Any, state.scaler))
     if val_dataset is not None and state.iteration < options.iters:
-        evaluate(model, val_dataset, inference or InferenceOptions(), most=1, progress=False)
+        with network_in_training(model, options.engine) as network:
+            evaluate(network, val_dataset, inference or InferenceOptions(), most=1, progress=False)
     model.train()
 
     indices = training_indices(
@@ -262,7 +265,8 @@ def score(
     log: SilentLog,
 ) -> None:
     """Evaluate and note the best mean IoU in `state`."""
-    found = evaluate(model, dataset, inference, num_workers=options.num_workers)
+    with network_in_training(model, options.engine) as network:
+        found = evaluate(network, dataset, inference, num_workers=options.num_workers)
     scores = found.scores
     if state.best_score is None or scores.mean_iou > state.best_score:
         state.best_score, state.best_iteration = scores.mean_iou, state.iteration

@@ -8,11 +8,11 @@ by pixel, how much of this scale's answer to take; the rest comes from the next 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, Optional, cast
 
 from paddle import Tensor, nn
 
-from hmsa.models.layers import conv1x1, conv3x3, image_size, resize, run, scaled_size
+from hmsa.models.layers import conv1x1, conv3x3, image_size, resize, resize_through, run, scaled_size
 from hmsa.models.ocr import OCRHead
 
 OUTPUTS = ("joint", "joint_aux", "low", "high")
@@ -36,12 +36,65 @@ class ScaleAttention(nn.Layer):
         return nn.functional.sigmoid(self.conv2(x))
 
 
-class ScaleAnswer(NamedTuple):
-    """What one scale says, at the scaled picture's size; parts that were not asked for are None."""
+ScaleNetwork = Callable[[Tensor, bool], tuple[Tensor, Optional[Tensor]]]
+"""Pictures at one scale [N, 3, h, w] -> logits [N, K, h', w'] at the network's own resolution and, where the second
+argument asks for it, attention [N, 1, h', w']."""
 
-    logits: Tensor
-    aux_logits: Any  # Tensor or None
-    attention: Any  # Tensor or None
+
+def fuse_scales(
+    network: ScaleNetwork,
+    x: Tensor,
+    scales: Sequence[float],
+    *,
+    align_corners: bool,
+    return_attention: bool = False,
+) -> dict[str, Tensor]:
+    """Run the network at every scale, from the largest down; each scale's attention decides between its answer and
+    the one so far (section 3.1 of the paper).
+
+    The largest scale's answer keeps the network's own resolution until it meets the next: it is never made at the
+    size of the enlarged picture.
+
+    Args:
+        network: the network at one scale; asked for the attention of the largest scale only to return it.
+        x: normalised pictures [N, 3, H, W].
+        scales: 1.0 among them.
+        align_corners: how every bilinear resize places the corners.
+        return_attention: whether every scale's attention is wanted.
+
+    Returns:
+        `joint` [N, K, H, W]; with `return_attention` also `attention_<scale>` [N, 1, floor(H * s), floor(W * s)].
+    """
+
+    def to(tensor: Tensor, *sizes: Any) -> Tensor:
+        return resize_through(tensor, sizes, align_corners=align_corners)
+
+    attentions: dict[str, Tensor] = {}
+    joint: Optional[Tensor] = None
+    pending: list[Any] = []  # sizes that `joint` is still to be brought to, one after the other
+    for scale in sorted(scales, reverse=True):
+        scaled = x if scale == 1.0 else to(x, scaled_size(x, scale))
+        size = image_size(scaled)
+        logits, attention = network(scaled, return_attention or joint is not None)
+        del scaled
+        if attention is not None:
+            attention = to(attention, size)
+        if return_attention:
+            attentions[f"attention_{scale:g}"] = cast(Tensor, attention)
+        if joint is None:
+            joint, pending = logits, [size]
+            continue
+        assert attention is not None
+        if scale >= 1.0:
+            previous = to(joint, *pending, size)
+            joint, pending = attention * to(logits, size) + (1 - attention) * previous, []
+        else:
+            joint, pending = to(joint, *pending), []
+            weighted = to(attention * to(logits, size), image_size(joint))
+            joint = weighted + (1 - to(attention, image_size(joint))) * joint
+        del logits, attention
+    assert joint is not None
+    return {"joint": to(joint, *pending), **attentions}
 
 
 class MscaleOCRNet(nn.Layer):
@@ -102,54 +155,39 @@ class MscaleOCRNet(nn.Layer):
         Training: `joint`, `joint_aux`, `low`, `high`, each [N, K, H, W]. Evaluation: `joint` [N, K, H, W], and with
         `return_attention` also `attention_<scale>` [N, 1, floor(H * scale), floor(W * scale)] for every scale.
         """
-        return self._training_pair(x) if self.training else self._fuse_scales(x, return_attention)
-
-    def _answer(self, x: Tensor, *, aux: bool, attention: bool) -> ScaleAnswer:
-        """Run the network on `x` [N, 3, h, w]; everything comes back at the size of `x`."""
-        features = self.backbone(x)
-        aux_features, pixel_features = (features[i] for i in self.backbone_indices)
-        logits, aux_logits, ocr_features = run(self.ocr, aux_features, pixel_features, recompute=self.recompute)
-        weight = run(self.scale_attn, ocr_features, recompute=self.recompute) if attention else None
-        size = image_size(x)
-        return ScaleAnswer(
-            self._resize(logits, size),
-            self._resize(aux_logits, size) if aux else None,
-            self._resize(weight, size) if weight is not None else None,
+        if self.training:
+            return self._training_pair(x)
+        return fuse_scales(
+            self.at_scale, x, self.scales, align_corners=self.align_corners, return_attention=return_attention
         )
+
+    def trunk(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, 3, h, w] -> logits, auxiliary logits, OCR features, at the resolution of the backbone's maps."""
+        features = self.backbone(x)
+        return run(self.ocr, *(features[i] for i in self.backbone_indices), recompute=self.recompute)
+
+    def attention(self, ocr_features: Tensor) -> Tensor:
+        """OCR features [N, C, h', w'] -> how much of this scale's answer to take, [N, 1, h', w']."""
+        return run(self.scale_attn, ocr_features, recompute=self.recompute)
+
+    def at_scale(self, x: Tensor, attention: bool) -> tuple[Tensor, Optional[Tensor]]:
+        """The network at one scale: pictures [N, 3, h, w] -> logits [N, K, h', w'], attention [N, 1, h', w']."""
+        logits, _, ocr_features = self.trunk(x)
+        return logits, self.attention(ocr_features) if attention else None
 
     def _resize(self, x: Tensor, size: object) -> Tensor:
         return resize(x, size, align_corners=self.align_corners)
 
     def _training_pair(self, x: Tensor) -> dict[str, Tensor]:
         """The two scales 0.5 and 1, fused, and each on its own (equation 2 of the paper)."""
-        size = image_size(x)
-        low = self._answer(self._resize(x, scaled_size(x, 0.5)), aux=True, attention=True)
-        high = self._answer(x, aux=True, attention=False)
-        rest = 1 - self._resize(low.attention, size)
+        size, low_size = image_size(x), scaled_size(x, 0.5)
+        *low_logits, ocr_features = self.trunk(self._resize(x, low_size))
+        low, low_aux, attention = (self._resize(part, low_size) for part in (*low_logits, self.attention(ocr_features)))
+        high, high_aux = (self._resize(part, size) for part in self.trunk(x)[:2])
+        rest = 1 - self._resize(attention, size)
         return {
-            "joint": self._resize(low.attention * low.logits, size) + rest * high.logits,
-            "joint_aux": self._resize(low.attention * low.aux_logits, size) + rest * high.aux_logits,
-            "low": self._resize(low.logits, size),
-            "high": high.logits,
+            "joint": self._resize(attention * low, size) + rest * high,
+            "joint_aux": self._resize(attention * low_aux, size) + rest * high_aux,
+            "low": self._resize(low, size),
+            "high": high,
         }
-
-    def _fuse_scales(self, x: Tensor, return_attention: bool) -> dict[str, Tensor]:
-        """From the largest scale down, each scale's attention decides between its answer and the one so far."""
-        attentions: dict[str, Tensor] = {}
-        joint: Optional[Tensor] = None
-        for scale in self.scales:
-            scaled = x if scale == 1.0 else self._resize(x, scaled_size(x, scale))
-            answer = self._answer(scaled, aux=False, attention=return_attention or joint is not None)
-            if return_attention:
-                attentions[f"attention_{scale:g}"] = answer.attention
-            if joint is None:
-                joint = answer.logits
-            elif scale >= 1.0:
-                previous = self._resize(joint, image_size(scaled))
-                joint = answer.attention * answer.logits + (1 - answer.attention) * previous
-            else:
-                size = image_size(joint)
-                weighted = self._resize(answer.attention * answer.logits, size)
-                joint = weighted + (1 - self._resize(answer.attention, size)) * joint
-        assert joint is not None
-        return {"joint": joint, **attentions}

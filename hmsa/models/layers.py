@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Callable
+from typing import Any, Callable, cast
 
 import paddle
 import paddle.nn.functional as F
@@ -63,6 +63,64 @@ def resize(x: Tensor, size: Any, *, align_corners: bool) -> Tensor:
     if paddle.in_dynamic_mode() and list(x.shape[2:]) == list(size):
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def resize_through(x: Tensor, sizes: Sequence[Any], *, align_corners: bool) -> Tensor:
+    """`x` [N, C, H, W] resized bilinearly to each of `sizes` (height, width) in turn; none of them leaves `x` alone.
+
+    A bilinear resize is linear and works on rows and columns apart, and so does a series of them: it is one matrix for
+    the rows and one for the columns, and nothing of the sizes between is ever made.
+    """
+    if len(sizes) < 2 or not paddle.in_dynamic_mode():
+        for size in sizes:
+            x = resize(x, size, align_corners=align_corners)
+        return x
+    rows, columns = (
+        _axis_matrix(side, [size[axis] for size in sizes], align_corners=align_corners)
+        for axis, side in enumerate(x.shape[2:])
+    )
+    return paddle.matmul(rows, paddle.matmul(x, columns, transpose_y=True))
+
+
+def _axis_matrix(side: int, sides: Sequence[int], *, align_corners: bool) -> Tensor:
+    """The series of resizes along one axis, side -> sides[0] -> ... -> sides[-1], as a matrix [sides[-1], side]."""
+    matrix = paddle.eye(side).reshape([1, 1, side, side])
+    for target in sides:
+        matrix = resize(matrix, [target, side], align_corners=align_corners)
+    return matrix.reshape([sides[-1], side])
+
+
+class ConvOverParts(nn.Conv2D):
+    """A convolution over the channels of its inputs side by side, as the sum of one over each.
+
+    The inputs' concatenation, which can be the largest tensor of a network, is never made.
+
+    Args:
+        parts: channels C_i of each input.
+        arguments: those of Conv2D after `in_channels`.
+    """
+
+    def __init__(self, parts: Sequence[int], *arguments: Any, **options: Any) -> None:
+        super().__init__(sum(parts), *arguments, **options)
+        self.parts = list(parts)
+        self.separate_weights = nn.ParameterList()
+
+    def separate(self) -> None:
+        """For inference: make the weights of each part a parameter of its own, as engines fuse only those."""
+        for weight in paddle.split(self.weight.detach(), self.parts, axis=1):
+            parameter = self.create_parameter(weight.shape)
+            parameter.set_value(weight)
+            self.separate_weights.append(parameter)
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Maps [N, C_i, H, W] -> [N, out_channels, H', W']."""
+        weights = [*self.separate_weights] or paddle.split(self.weight, self.parts, axis=1)
+        total, bias = None, self.bias
+        for part, weight in zip(parts, weights):
+            one = F.conv2d(part, weight, bias, self._stride, cast(Any, self._padding))
+            total, bias = one if total is None else total + one, None
+        assert total is not None
+        return total
 
 
 def run(part: Callable[..., Any], *inputs: Tensor, recompute: bool) -> Any:

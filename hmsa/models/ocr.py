@@ -7,11 +7,13 @@ context. Parts have the names of the original HMSA checkpoints. N pictures, C ch
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from hmsa.models.layers import bn_relu, conv1x1, conv3x3, init_weights
+from hmsa.models.layers import ConvOverParts, bn_relu, conv1x1, conv3x3, init_weights
 
 
 class ObjectContextBlock(nn.Layer):
@@ -57,11 +59,14 @@ class SpatialOCR(nn.Layer):
     def __init__(self, *, channels: int, key_channels: int, dropout: float) -> None:
         super().__init__()
         self.object_context_block = ObjectContextBlock(channels=channels, key_channels=key_channels)
-        self.conv_bn_dropout = nn.Sequential(conv1x1(2 * channels, channels), bn_relu(channels), nn.Dropout2D(dropout))
+        self.conv_bn_dropout = nn.Sequential(
+            ConvOverParts([channels, channels], channels, 1, bias_attr=False), bn_relu(channels), nn.Dropout2D(dropout)
+        )
 
     def forward(self, pixels: Tensor, regions: Tensor) -> Tensor:
-        context = self.object_context_block(pixels, regions)
-        return self.conv_bn_dropout(paddle.concat([context, pixels], axis=1))
+        """pixels [N, C, H, W], regions [N, C, K, 1] -> OCR features [N, C, H, W]."""
+        conv, norm_relu, dropout = cast(Any, self.conv_bn_dropout)
+        return dropout(norm_relu(conv(self.object_context_block(pixels, regions), pixels)))
 
 
 def gather_regions(pixels: Tensor, logits: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import pytest
 
 from hmsa import builder
 from hmsa.config import load_config
+from hmsa.deploy.engines import network_in_training
 from hmsa.engine import checkpoint
 from hmsa.engine.evaluate import evaluate
 from hmsa.engine.inference import InferenceOptions
@@ -192,7 +193,9 @@ def test_evaluation_leaves_no_trace(tiny_recipe):
     config = load_config(tiny_recipe)
     model = builder.build_model(config)
     before = {name: value.numpy() for name, value in model.state_dict().items()}
-    evaluate(model, builder.build_dataset(config, "val"), InferenceOptions(), most=1, progress=False)
+    with network_in_training(model) as network:
+        assert not model.training
+        evaluate(network, builder.build_dataset(config, "val"), InferenceOptions(), most=1, progress=False)
     assert model.training
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name])

@@ -5,8 +5,7 @@ import pytest
 from paddle import nn
 
 from hmsa.models import BACKBONES, OUTPUTS, MscaleOCRNet
-from hmsa.models.hierarchical import ScaleAnswer
-from hmsa.models.layers import resize, scaled_size
+from hmsa.models.layers import ConvOverParts, resize, resize_through, scaled_size
 
 SMALL = {"ocr_mid_channels": 16, "ocr_key_channels": 8, "attention_mid_channels": 8}
 
@@ -51,10 +50,13 @@ class Scripted(MscaleOCRNet):
         )
         self.answers = answers
 
-    def _answer(self, x, *, aux, attention):
-        logit, weight = self.answers[x.shape[2] / 64]
+    def trunk(self, x):
+        logit, self.weight = self.answers[x.shape[2] / 64]
         full = [x.shape[0], 1, *x.shape[2:]]
-        return ScaleAnswer(paddle.full(full, logit), paddle.full(full, -logit), paddle.full(full, weight))
+        return paddle.full(full, logit), paddle.full(full, -logit), paddle.zeros(full)
+
+    def attention(self, ocr_features):
+        return paddle.full_like(ocr_features, self.weight)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -126,3 +128,23 @@ def test_every_parameter_gets_a_gradient():
     trained = [name for name, p in model.named_parameters() if not name.endswith(("_mean", "_variance"))]
     assert trained
     assert [name for name in trained if dict(model.named_parameters())[name].grad is None] == []
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("sizes", [[], [(40, 60)], [(44, 60), (20, 31)], [(26, 34), (13, 17), (30, 11)]])
+def test_a_series_of_resizes_is_one_matrix_an_axis(sizes, align_corners):
+    x = paddle.randn([2, 3, 11, 15])
+    slow = x
+    for size in sizes:
+        slow = resize(slow, size, align_corners=align_corners)
+    fast = resize_through(x, sizes, align_corners=align_corners)
+    np.testing.assert_allclose(fast.numpy(), slow.numpy(), atol=1e-6)
+
+
+def test_convolution_over_parts_is_the_one_over_their_concatenation():
+    layer = ConvOverParts([2, 3], 4, 3, padding=1)
+    parts = [paddle.randn([2, 2, 6, 7]), paddle.randn([2, 3, 6, 7])]
+    slow = nn.functional.conv2d(paddle.concat(parts, axis=1), layer.weight, layer.bias, padding=1)
+    np.testing.assert_allclose(layer(*parts).numpy(), slow.numpy(), atol=1e-6)
+    layer.separate()
+    np.testing.assert_allclose(layer(*parts).numpy(), slow.numpy(), atol=1e-6)

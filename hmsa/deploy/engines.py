@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs the network in evaluation and prediction: Paddle's eager mode, or an inference engine.
+
+An engine gets the network at one scale, in two programs: `logits` for the largest scale, whose attention nobody asks
+for, and `attended`, which gives logits and attention, for all others. The scales are fused outside
+(`hmsa.models.hierarchical.fuse_scales`), one after the other, so that one scale's tensors are gone before the next
+one's are made and any series of scales runs on the same programs. Those of a set of weights are kept from one start to
+the next (`hmsa.deploy.cache`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Callable, Optional, cast
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+from paddle.version import full_version as PADDLE_VERSION
+
+import hmsa
+from hmsa import distributed
+from hmsa.deploy import cache
+from hmsa.deploy.export import replace_sync_batch_norm
+from hmsa.deploy.fold import fold_batch_norm
+from hmsa.deploy.runtime import Program, open_program
+from hmsa.engine.inference import Network, joint_logits
+from hmsa.environment import threads
+from hmsa.errors import DataError, UsageError
+from hmsa.models import MscaleOCRNet
+from hmsa.models.hierarchical import ScaleNetwork, fuse_scales
+from hmsa.models.layers import ConvOverParts
+
+ENGINES = ("auto", "eager", "inference", "openvino", "onnxruntime")
+PRECISIONS = ("fp32", "bf16")
+
+CHECKED_SHAPES = ((1, 3, 128, 192), (1, 3, 97, 161))
+"""Where new programs are compared with the network they were made from: an even and an odd size."""
+
+MOST_DIFFERENCE = 1e-4
+"""Of logits and attention, relative to the largest."""
+
+
+def open_network(
+    build: Callable[[], MscaleOCRNet],
+    *,
+    identity: Any,
+    scales: Sequence[float],
+    align_corners: bool,
+    engine: str = "auto",
+    precision: str = "fp32",
+) -> Network:
+    """The network for evaluation and prediction, run by `engine`.
+
+    Args:
+        build: makes the network with its weights; not called if the cache holds its programs.
+        identity: JSON data that tell this network and its weights from every other.
+        scales, align_corners: those of the network.
+        engine: one of `ENGINES`; "auto" is "eager" on a GPU, else "inference", Paddle Inference with oneDNN.
+        precision: "fp32", or "bf16" where the engine has it; then the first picture is run in both, and the share of
+            pixels that get the same class is printed.
+
+    Raises:
+        UsageError: a package is missing, or the engine does not know the precision.
+        DataError: the engine does not answer as the network does ("auto" says so and goes on eagerly).
+    """
+    chosen = choose_engine(engine, precision)
+    folder = None if chosen == "eager" else _cached_programs(build, identity, chosen, fall_back=engine == "auto")
+    if folder is None:
+        model = build()
+        model.eval()
+
+        in_precision = {"fp32": model.at_scale, "bf16": _in_bf16(model.at_scale)}
+
+    def network(precision: str) -> Network:
+        at_scale = in_precision[precision] if folder is None else Programs(folder, chosen, precision)
+        return lambda image: fuse_scales(at_scale, image, scales, align_corners=align_corners)["joint"]
+
+    return _with_agreement(network("bf16"), network("fp32")) if precision == "bf16" else network("fp32")
+
+
+@contextlib.contextmanager
+def network_in_training(model: nn.Layer, engine: str = "auto") -> Iterator[Network]:
+    """The network as it is at this moment of its training, for an evaluation; the model itself is left as it was."""
+    chosen = choose_engine(engine)
+    was_training = model.training
+    model.eval()
+    try:
+        if chosen == "eager" or not isinstance(model, MscaleOCRNet):
+            yield joint_logits(model)
+            return
+        with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
+            write_programs(copy.deepcopy(model), Path(folder), _form(chosen))
+            at_scale = Programs(Path(folder), chosen)
+            options = {"scales": model.scales, "align_corners": model.align_corners}
+            yield lambda image: fuse_scales(at_scale, image, **options)["joint"]
+    finally:
+        if was_training:
+            model.train()
+
+
+def choose_engine(engine: str, precision: str = "fp32") -> str:
+    """The engine itself where `engine` is "auto". UsageError if it is not installed or lacks the precision."""
+    on_gpu = paddle.device.get_device().startswith("gpu")
+    chosen = ("eager" if on_gpu else "inference") if engine == "auto" else engine
+    needed = [chosen] if chosen in ("openvino", "onnxruntime") else []
+    if _form(chosen) == "onnx":
+        needed.append("paddle2onnx")
+    for package in needed:
+        if find_spec(package) is None:
+            extra = "openvino" if package == "openvino" else "onnx"
+            raise UsageError(
+                f"--engine {chosen} needs the package {package}, which is not installed: pip install .[{extra}]"
+            )
+    if precision == "bf16" and not (chosen == "openvino" or (chosen == "eager" and on_gpu)):
+        raise UsageError(
+            f"--precision bf16 needs --engine openvino on a CPU or --engine eager on a GPU, but the engine is {chosen}"
+        )
+    return chosen
+
+
+class Programs:
+    """The network at one scale, run by an engine from the programs in a folder; see `ScaleNetwork`.
+
+    A program is loaded when it is first wanted.
+    """
+
+    def __init__(self, folder: Path, engine: str, precision: str = "fp32") -> None:
+        self._open = lambda name: _OPEN[engine](folder / name, precision)
+        self._programs: dict[str, Program] = {}
+
+    def __call__(self, x: Tensor, attention: bool) -> tuple[Tensor, Optional[Tensor]]:
+        name = "attended" if attention else "logits"
+        if name not in self._programs:
+            self._programs[name] = self._open(name)
+        logits, *weight = map(paddle.to_tensor, self._programs[name](x.numpy()))
+        return logits, weight[0] if weight else None
+
+
+class _AtScale(nn.Layer):
+    """[N, 3, h, w] -> logits [N, K, h', w'], or these and the attention [N, 1, h', w']."""
+
+    def __init__(self, model: MscaleOCRNet, attention: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.attention = attention
+
+    def forward(self, image: Tensor) -> Any:
+        logits, weight = self.model.at_scale(image, self.attention)
+        return (logits, weight) if self.attention else logits
+
+
+def write_programs(model: MscaleOCRNet, folder: Path, form: str) -> None:
+    """Write the two programs of a network to `folder`. The network is used up: its normalisation is folded.
+
+    Args:
+        form: "paddle" or "onnx".
+    """
+    replace_sync_batch_norm(model)
+    model.eval()
+    whole = _AtScale(model, attention=True)
+    whole.eval()
+    fold_batch_norm(whole, paddle.zeros([1, 3, 64, 64]))
+    for layer in model.sublayers():
+        if isinstance(layer, ConvOverParts):
+            layer.separate()
+    spec = paddle.static.InputSpec([None, 3, None, None], "float32", "x")
+    for name, attention in (("logits", False), ("attended", True)):
+        part = _AtScale(model, attention)
+        part.eval()
+        paddle.jit.save(paddle.jit.to_static(part, input_spec=[spec], full_graph=True), str(folder / name))
+        (folder / f"{name}.pdiparams.info").unlink(missing_ok=True)
+        if form == "onnx":
+            _convert_to_onnx(folder, name)
+
+
+def _cached_programs(
+    build: Callable[[], MscaleOCRNet], identity: Any, engine: str, *, fall_back: bool
+) -> Optional[Path]:
+    """The folder of the network's programs, written and checked if need be; None where eager mode has to do."""
+    depends_on = {
+        "network": identity,
+        "form": _form(engine),
+        "paddle": PADDLE_VERSION,
+        "code": _code_hash(),
+    }
+
+    built = False
+
+    def write(folder: Path) -> None:
+        nonlocal built
+        model = build()
+        built = True
+        model.eval()
+        with paddle.no_grad():
+            images = [paddle.randn(shape) for shape in CHECKED_SHAPES]
+            expected = [model.at_scale(image, True) for image in images]
+        write_programs(model, folder, _form(engine))
+        check_programs(Programs(folder, engine), images, expected)
+
+    try:
+        if not distributed.is_main():
+            distributed.barrier()  # The first rank fills the cache, the others find it full.
+            return cache.entry(depends_on, write)
+        try:
+            return cache.entry(depends_on, write)
+        finally:
+            distributed.barrier()
+    except DataError as error:
+        if not (fall_back and built):  # Weights that do not fit do not fit in eager mode either.
+            raise
+        print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
+        return None
+
+
+def check_programs(programs: ScaleNetwork, images: Sequence[Tensor], expected: Sequence[Any]) -> None:
+    """DataError if an engine's logits or attention differ from the network's own by more than `MOST_DIFFERENCE`."""
+    for image, answers in zip(images, expected):
+        found = [programs(image, False)[0], *programs(image, True)]
+        for ours, right in zip(cast(Any, found), [answers[0], *answers]):
+            difference = float((ours - right).abs().max() / right.abs().max())
+            if not difference <= MOST_DIFFERENCE:
+                raise DataError(
+                    f"the inference engine should answer as the network does, but at {image.shape} it differs by "
+                    f"{difference:.2g} of the largest value: use --engine eager with Paddle {PADDLE_VERSION}"
+                )
+
+
+def _code_hash() -> str:
+    """Of this package's files that decide what a program computes; one made by other code is stale."""
+    folder = Path(hmsa.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("models/*.py"), *folder.glob("deploy/*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _form(engine: str) -> str:
+    """What the engine reads. OpenVINO reads what Paddle 2 writes as it is."""
+    writes_json = int(PADDLE_VERSION.split(".")[0]) >= 3
+    return "onnx" if engine == "onnxruntime" or (engine == "openvino" and writes_json) else "paddle"
+
+
+def _paddle_program(path: Path) -> Path:
+    """Paddle 3 writes .json, Paddle 2 .pdmodel."""
+    return next(p for suffix in (".json", ".pdmodel") if (p := path.with_suffix(suffix)).is_file())
+
+
+def _convert_to_onnx(folder: Path, name: str) -> None:
+    program, target = _paddle_program(folder / name), folder / f"{name}.onnx"
+    if program.suffix != ".json":
+        raise UsageError("--engine onnxruntime needs Paddle 3: the programs of Paddle 2 cannot be converted to ONNX")
+    import paddle2onnx
+
+    before = Path.cwd()
+    os.chdir(folder)  # The converter leaves files where it runs.
+    try:
+        paddle2onnx.export(
+            program.name, f"{name}.pdiparams", target.name, opset_version=17, verbose=False, optimize_tool="None"
+        )
+    except (Exception, SystemExit) as error:
+        raise DataError(f"the network could not be converted to ONNX: {error}; use --engine inference") from error
+    finally:
+        os.chdir(before)
+    program.unlink()
+    (folder / f"{name}.pdiparams").unlink()
+
+
+def _open_inference(path: Path, precision: str) -> Program:
+    return open_program(_paddle_program(path), path.with_suffix(".pdiparams"))
+
+
+def _open_onnxruntime(path: Path, precision: str) -> Program:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.log_severity_level = 3  # errors only
+    session = onnxruntime.InferenceSession(path.with_suffix(".onnx"), options, providers=["CPUExecutionProvider"])
+    source = session.get_inputs()[0].name
+    return lambda given: cast(Any, session.run(None, {source: given}))
+
+
+def _open_openvino(path: Path, precision: str) -> Program:
+    import openvino
+
+    onnx = path.with_suffix(".onnx")
+    # On processors with bf16 it would compute in it without being asked.
+    hints = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision], "INFERENCE_NUM_THREADS": threads()}
+    compiled = openvino.Core().compile_model(onnx if onnx.is_file() else _paddle_program(path), "CPU", hints)
+    request = compiled.create_infer_request()
+
+    def run(given: np.ndarray) -> list[np.ndarray]:
+        return [output.copy() for output in request.infer([given], share_inputs=True).to_tuple()]
+
+    return run
+
+
+_OPEN: dict[str, Callable[[Path, str], Program]] = {
+    "inference": _open_inference,
+    "onnxruntime": _open_onnxruntime,
+    "openvino": _open_openvino,
+}
+
+
+def _in_bf16(at_scale: ScaleNetwork) -> ScaleNetwork:
+    """Convolutions in bf16; softmax, attention and the fusion outside stay in float32."""
+
+    def run(x: Tensor, attention: bool) -> tuple[Tensor, Optional[Tensor]]:
+        with paddle.amp.auto_cast(dtype="bfloat16", custom_black_list={"softmax", "sigmoid"}):
+            logits, weight = at_scale(x, attention)
+        return logits.astype("float32"), None if weight is None else weight.astype("float32")
+
+    return run
+
+
+def _with_agreement(fast: Network, exact: Network) -> Network:
+    """`fast`; its first answer is compared with that of `exact`, which is then dropped."""
+    yardstick = [exact]
+
+    def run(image: Tensor) -> Tensor:
+        logits = fast(image)
+        if yardstick:
+            same = paddle.argmax(logits, axis=1) == paddle.argmax(yardstick.pop()(image), axis=1)
+            share = 100 * float(same.astype("float32").mean())
+            if distributed.is_main():
+                print(f"bf16: {share:.2f} % of the pixels of the first picture get the class they get in fp32")
+        return logits
+
+    return run
