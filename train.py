@@ -26,6 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
     cli.add_engine_flag(parser)
     add("--log_iters", type=cli.count, default=10, help="iterations between lines of progress (default: 10)")
+    add("--plan-memory", action="store_true", help="take two steps, evaluate one picture, print the peaks, and end")
     add("--use_vdl", action="store_true", help="record curves for VisualDL in --save_dir")
     return parser
 
@@ -34,7 +35,8 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.config import load_config
 
     config = load_config(args.config, [*args.opts, *cli.training_options(args)])
-    config.require("train_dataset", "optimizer", "lr_scheduler", "loss", *(["val_dataset"] if args.do_eval else []))
+    with_val = args.do_eval or (args.plan_memory and config.val_dataset is not None)
+    config.require("train_dataset", "optimizer", "lr_scheduler", "loss", *(["val_dataset"] if with_val else []))
 
     from hmsa.environment import prepare
 
@@ -42,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     from hmsa import builder, distributed
     from hmsa.engine import checkpoint
     from hmsa.engine.inference import InferenceOptions
-    from hmsa.engine.train import TrainOptions, train
+    from hmsa.engine.train import TrainOptions, plan_memory, train
     from hmsa.files import writable_folder
     from hmsa.log import open_log
     from hmsa.weights import load_pretrained
@@ -66,24 +68,25 @@ def main(args: argparse.Namespace) -> None:
         },
     )
     dataset = builder.build_dataset(config, "train")
-    val_dataset = builder.build_dataset(config, "val") if args.do_eval else None
+    val_dataset = builder.build_dataset(config, "val") if with_val else None
     model = builder.build_model(config)
     log = open_log(curves=save_dir if args.use_vdl else None)
     if config.model.pretrained and resume_from is None:
         log.line(load_pretrained(model, config.model.pretrained))
     scheduler = builder.build_lr_scheduler(config)
-    train(
-        model=model,
-        loss=builder.build_loss(config),
-        optimizer=builder.build_optimizer(config, scheduler, model),
-        scheduler=scheduler,
-        dataset=dataset,
-        val_dataset=val_dataset,
-        inference=InferenceOptions.from_test_config(**config.test_config.model_dump()),
-        options=options,
-        resume_from=resume_from,
-        log=log,
-    )
+    parts = {
+        "model": model,
+        "loss": builder.build_loss(config),
+        "optimizer": builder.build_optimizer(config, scheduler, model),
+        "dataset": dataset,
+        "val_dataset": val_dataset,
+        "inference": InferenceOptions.from_test_config(**config.test_config.model_dump()),
+        "options": options,
+    }
+    if args.plan_memory:
+        print(plan_memory(**parts))
+    else:
+        train(**parts, scheduler=scheduler, resume_from=resume_from, log=log)
 
 
 if __name__ == "__main__":

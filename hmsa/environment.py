@@ -18,7 +18,9 @@ def is_amd_cpu() -> bool:
 
 def threads() -> int:
     """Threads that this process may use for computing on a CPU: MKL_NUM_THREADS, which `prepare()` sets, else 1."""
-    return int(os.environ.get("MKL_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or 1)
+    setting = os.environ.get("MKL_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1"
+    first = setting.partition(",")[0]  # OpenMP's is a list, one number a level
+    return int(first) if first.isdecimal() else 1
 
 
 def prepare() -> None:

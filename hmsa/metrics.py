@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
+
+_EXACT_COUNTS = 2**24
 
 
 def confusion_matrix(
     prediction: np.ndarray, label: np.ndarray, num_classes: int, ignore_index: int = 255
 ) -> np.ndarray:
-    """Count pixels by their true and their predicted class, in one histogram.
+    """Count pixels by their true and their predicted class.
 
     Args:
         prediction: class of every pixel, any integer type and shape, values 0 to num_classes - 1.
@@ -28,20 +31,35 @@ def confusion_matrix(
     if prediction.shape != label.shape:
         raise ValueError(f"prediction has shape {prediction.shape}, label {label.shape}: they must be equal")
     K = num_classes
-    for name, values in (("prediction", prediction), ("label", label)):
-        if values.size and not 0 <= values.min() <= values.max() <= 255:
-            raise ValueError(f"{name} has values {values.min()} to {values.max()}, expected 0 to 255")
-    # A label looks up where its row starts; ignored pixels have a row of their own, wrong values the last.
-    row_start = np.full(256, (K + 1) * K, np.uint16)
-    row_start[:K] = np.arange(K) * K
-    row_start[ignore_index] = K * K
-    counts = np.bincount((row_start[label] + prediction.astype(np.uint16)).ravel(), minlength=(K + 2) * K)
-    if prediction.size and prediction.max() >= K:
-        raise ValueError(f"prediction has class {prediction.max()}, expected 0 to {K - 1}")
-    if counts[(K + 1) * K :].any():
-        wrong = sorted(set(np.unique(label).tolist()) - set(range(K)) - {ignore_index})
-        raise ValueError(f"label has values {wrong}, expected 0 to {K - 1} or {ignore_index}")
-    return counts[: K * K].reshape(K, K)
+    counts = _count_pairs(_as_bytes("label", label), _as_bytes("prediction", prediction))
+    wrong = np.flatnonzero(counts[:, K:].any(axis=0)) + K
+    if wrong.size:
+        raise ValueError(f"prediction has class {wrong[-1]}, expected 0 to {K - 1}")
+    counts[ignore_index] = 0
+    wrong = np.flatnonzero(counts[K:].any(axis=1)) + K
+    if wrong.size:
+        raise ValueError(f"label has values {wrong.tolist()}, expected 0 to {K - 1} or {ignore_index}")
+    return counts[:K, :K].copy()
+
+
+def _as_bytes(name: str, values: np.ndarray) -> np.ndarray:
+    """`values` as uint8 [1, M]; ValueError if they do not fit."""
+    if values.dtype != np.uint8 and values.size and not 0 <= values.min() <= values.max() <= 255:
+        raise ValueError(f"{name} has values {values.min()} to {values.max()}, expected 0 to 255")
+    return values.astype(np.uint8, copy=False).reshape(1, -1)
+
+
+def _count_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How often each pair of values occurs, int64 [256, 256], in two arrays uint8 [1, M].
+
+    In parts, as OpenCV's counts are float32, exact up to 2^24.
+    """
+    counts = np.zeros((256, 256), np.int64)
+    for start in range(0, first.shape[1], _EXACT_COUNTS):
+        part = slice(start, start + _EXACT_COUNTS)
+        pair = [first[:, part], second[:, part]]
+        counts += cv2.calcHist(pair, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
+    return counts
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ def workplace(tmp_path_factory):
     return folder
 
 
-def evaluation(workplace, *prefix, output):
-    flags = ("--aug_eval", "--scales", 0.75, 1, "--flip_horizontal", "--num_workers", 1)
+def evaluation(workplace, *prefix, output, more=()):
+    flags = ("--aug_eval", "--scales", 0.75, 1, "--flip_horizontal", "--num_workers", 1, *more)
     arguments = ("--config", "config.yml", "--model_path", "model.pdparams", "--output", output)
     result = run(*prefix, ROOT / "val.py", *arguments, *flags, folder=workplace)
     assert result.returncode == 0, result.stderr
@@ -103,6 +103,23 @@ def test_val_in_two_processes_counts_the_same(workplace, one_process):
     _, written = evaluation(workplace, *launch, output="results/two.json")
     assert written["pictures"] == 3
     assert written["confusion_matrix"] == one_process[1]["confusion_matrix"]
+
+
+def test_the_inference_engine_counts_as_eager_mode_does(workplace, one_process):
+    _, written = evaluation(workplace, output="results/eager.json", more=("--engine", "eager"))
+    eager, engine = (np.array(result["confusion_matrix"]) for result in (written, one_process[1]))
+    assert np.sort(eager.sum(axis=0))[-2] > 1000  # more than one class is predicted
+    assert np.abs(eager - engine).sum() / 2 <= 0.001 * eager.sum()
+
+
+def test_label_ids_of_other_classes_than_cityscapes_are_refused(workplace):
+    (workplace / "five.yml").write_text(yaml.safe_dump({"model": {**CONFIG["model"], "num_classes": 5}}))
+    arguments = ("--config", "five.yml", "--model_path", "model.pdparams", "--image_path", "data/leftImg8bit/val")
+    result = run(ROOT / "predict.py", *arguments, "--save_dir", "refused", "--label_ids", folder=workplace)
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1] == (
+        "error: --label_ids needs a model of Cityscapes' 19 classes, but this one has 5; leave it out"
+    )
 
 
 def test_predict(workplace):

@@ -75,6 +75,11 @@ def test_confusion_matrix_equals_counting_one_by_one(data, num_classes, dtype, i
     assert_array_equal(confusion_matrix(prediction, label, num_classes, ignore_index), expected)
 
 
+def test_confusion_matrix_of_a_large_picture_is_counted_in_parts(monkeypatch):
+    monkeypatch.setattr("hmsa.metrics._EXACT_COUNTS", 4)
+    assert_array_equal(confusion_matrix(PREDICTION, LABEL, 4), CONFUSION)
+
+
 @settings(deadline=None)
 @given(hnp.arrays(np.uint8, (2, 60), elements=st.integers(0, 4)))
 def test_scores_agree_with_sklearn(arrays):

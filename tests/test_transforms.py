@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
@@ -112,6 +112,39 @@ def test_scaling_keeps_label_values():
     scaled = apply(T.ResizeStepScaling(min_scale_factor=1.37, max_scale_factor=1.37), image, label)
     assert scaled["img"].shape[:2] == scaled["label"].shape == (41, 55)
     assert set(np.unique(scaled["label"])) == {3, 255}
+
+
+sides, crop_sides = st.integers(1, 90), st.integers(1, 90)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.tuples(sides, sides), st.tuples(crop_sides, crop_sides), st.floats(0.5, 2.0), st.integers(0, 10**6))
+@example((31, 24), (4, 7), 0.97, 0)  # the corner alone keeps its size, the whole does not
+@example((40, 40), (20, 20), 0.5, 3)
+@example((1, 1), (9, 9), 2.0, 0)
+def test_scaling_and_crop_in_one_are_the_two(size, crop_size, factor, seed):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    label = rng.integers(0, 256, size, dtype=np.uint8)
+    pair = (
+        T.ResizeStepScaling(min_scale_factor=factor, max_scale_factor=factor, scale_step_size=0),
+        T.RandomPaddingCrop(crop_size=crop_size),
+    )
+    first, second = np.random.default_rng(seed), np.random.default_rng(seed)
+    both = pair[1](pair[0](sample_of(image, label), first), first)
+    (one,) = T.fused(pair)
+    fused = one(sample_of(image, label), second)
+    assert first.random() == second.random()  # as many draws
+    assert fused["img"].shape == both["img"].shape
+    assert np.abs(fused["img"].astype(int) - both["img"]).max() <= 1
+    assert (fused["label"] == both["label"]).all()
+
+
+def test_only_a_crop_right_after_a_scaling_is_fused():
+    scaling, crop, flip = T.ResizeStepScaling(), T.RandomPaddingCrop(), T.RandomHorizontalFlip()
+    apart = (crop, scaling, flip, crop, scaling)
+    assert T.fused(apart) == apart
+    assert [type(t) for t in T.fused([flip, scaling, crop, crop])] == [type(flip), T.ScaledCrop, type(crop)]
 
 
 def test_resize_and_padding_say_how_to_undo_them():

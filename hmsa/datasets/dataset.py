@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hmsa.errors import DataError, UsageError
-from hmsa.transforms import Sample, Transform
+from hmsa.transforms import Sample, Transform, fused
 
 Pair = tuple[str, Optional[str]]
 
@@ -105,7 +105,7 @@ class SegmentationDataset:
                 f"coarse_multiple {coarse_multiple:g} asks for coarse pictures, but there are none: "
                 "add them or set coarse_multiple to 0"
             )
-        self.transforms = tuple(transforms)
+        self.transforms = fused(transforms)
         self.shuffle = shuffle
         self.seed = seed
         self.num_classes = num_classes
@@ -198,7 +198,10 @@ class SegmentationDataset:
                 f"height), but it is {label.shape[1]}x{label.shape[0]}: "
                 "pair it with the right picture or make it anew"
             )
-        present = np.flatnonzero(np.bincount(label.ravel())) if label.dtype == np.uint8 else np.unique(label)
+        if label.dtype == np.uint8:
+            present = np.flatnonzero(cv2.calcHist([label], [0], None, [256], [0, 256]))
+        else:
+            present = np.unique(label)
         wrong = [int(v) for v in present if v != self.ignore_index and not 0 <= v < self.num_classes]
         if wrong:
             raise DataError(

@@ -57,7 +57,8 @@ def _load_batch(dataset: SegmentationDataset, indices: Sequence[int]) -> dict[st
                 f"{', '.join(f'{w}x{h}' for h, w in sorted(sizes))} (width x height): use a batch size of 1 "
                 f"or a transform that fixes the size, for {', '.join(batch['image_path'])}"
             )
-        batch[key] = np.stack(arrays)  # [B, 3, H, W] or [B, H, W]
+        # [B, 3, H, W] or [B, H, W]; a sample alone is not copied.
+        batch[key] = np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
     return batch
 
 

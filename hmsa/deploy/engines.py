@@ -17,6 +17,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Optional, cast
@@ -34,7 +35,7 @@ from hmsa.deploy.fold import fold_batch_norm
 from hmsa.deploy.runtime import Program, open_program
 from hmsa.engine.inference import Network, joint_logits
 from hmsa.environment import threads
-from hmsa.errors import DataError, UsageError
+from hmsa.errors import DataError, HmsaError, UsageError
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import ScaleNetwork, fuse_scales
 from hmsa.models.layers import ConvOverParts
@@ -94,14 +95,20 @@ def network_in_training(model: nn.Layer, engine: str = "auto") -> Iterator[Netwo
     was_training = model.training
     model.eval()
     try:
-        if chosen == "eager" or not isinstance(model, MscaleOCRNet):
-            yield joint_logits(model)
-            return
         with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
-            write_programs(copy.deepcopy(model), Path(folder), _form(chosen))
-            at_scale = Programs(Path(folder), chosen)
-            options = {"scales": model.scales, "align_corners": model.align_corners}
-            yield lambda image: fuse_scales(at_scale, image, **options)["joint"]
+            at_scale = None
+            if chosen != "eager" and isinstance(model, MscaleOCRNet):
+                try:
+                    at_scale = write_checked_programs(copy.deepcopy(model), Path(folder), chosen)
+                except DataError as error:
+                    if engine != "auto":
+                        raise
+                    _warn_of_eager_mode(error)
+            if at_scale is None:
+                yield joint_logits(model)
+            else:
+                programs, options = at_scale, {"scales": model.scales, "align_corners": model.align_corners}
+                yield lambda image: fuse_scales(programs, image, **options)["joint"]
     finally:
         if was_training:
             model.train()
@@ -120,6 +127,8 @@ def choose_engine(engine: str, precision: str = "fp32") -> str:
             raise UsageError(
                 f"--engine {chosen} needs the package {package}, which is not installed: pip install .[{extra}]"
             )
+    if chosen == "onnxruntime" and not _writes_json():
+        raise UsageError("--engine onnxruntime needs Paddle 3: what Paddle 2 writes cannot be converted to ONNX")
     if precision == "bf16" and not (chosen == "openvino" or (chosen == "eager" and on_gpu)):
         raise UsageError(
             f"--precision bf16 needs --engine openvino on a CPU or --engine eager on a GPU, but the engine is {chosen}"
@@ -186,25 +195,14 @@ def _cached_programs(
     build: Callable[[], MscaleOCRNet], identity: Any, engine: str, *, fall_back: bool
 ) -> Optional[Path]:
     """The folder of the network's programs, written and checked if need be; None where eager mode has to do."""
-    depends_on = {
-        "network": identity,
-        "form": _form(engine),
-        "paddle": PADDLE_VERSION,
-        "code": _code_hash(),
-    }
-
+    depends_on = {"network": identity, "engine": engine, "versions": _versions(engine), "code": _code_hash()}
     built = False
 
     def write(folder: Path) -> None:
         nonlocal built
         model = build()
         built = True
-        model.eval()
-        with paddle.no_grad():
-            images = [paddle.randn(shape) for shape in CHECKED_SHAPES]
-            expected = [model.at_scale(image, True) for image in images]
-        write_programs(model, folder, _form(engine))
-        check_programs(Programs(folder, engine), images, expected)
+        write_checked_programs(model, folder, engine)
 
     try:
         if not distributed.is_main():
@@ -217,8 +215,34 @@ def _cached_programs(
     except DataError as error:
         if not (fall_back and built):  # Weights that do not fit do not fit in eager mode either.
             raise
-        print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
+        _warn_of_eager_mode(error)
         return None
+
+
+def _warn_of_eager_mode(error: DataError) -> None:
+    print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
+
+
+def write_checked_programs(model: MscaleOCRNet, folder: Path, engine: str) -> Programs:
+    """`write_programs`, and make sure that they answer as the network did.
+
+    Raises:
+        DataError: they do not, or the network cannot be exported.
+    """
+    model.eval()
+    images = [paddle.randn(shape) for shape in CHECKED_SHAPES]
+    with paddle.no_grad():
+        expected = [model.at_scale(image, True) for image in images]
+    try:
+        write_programs(model, folder, _form(engine))
+        programs = Programs(folder, engine)
+        check_programs(programs, images, expected)
+    except HmsaError:
+        raise
+    # Paddle and the converter raise whatever comes first, among others where a source file was edited meanwhile.
+    except Exception as error:
+        raise DataError(f"expected a network that --engine {engine} can run, but: {error}") from error
+    return programs
 
 
 def check_programs(programs: ScaleNetwork, images: Sequence[Tensor], expected: Sequence[Any]) -> None:
@@ -234,6 +258,12 @@ def check_programs(programs: ScaleNetwork, images: Sequence[Tensor], expected: S
                 )
 
 
+def _versions(engine: str) -> list[str]:
+    """Of all that has a part in making and running a program."""
+    packages = ["paddleseg", *({"openvino", "onnxruntime"} & {engine}), *(["paddle2onnx"] * (_form(engine) == "onnx"))]
+    return [PADDLE_VERSION, *map(version, packages)]
+
+
 def _code_hash() -> str:
     """Of this package's files that decide what a program computes; one made by other code is stale."""
     folder = Path(hmsa.__file__).parent
@@ -245,8 +275,12 @@ def _code_hash() -> str:
 
 def _form(engine: str) -> str:
     """What the engine reads. OpenVINO reads what Paddle 2 writes as it is."""
-    writes_json = int(PADDLE_VERSION.split(".")[0]) >= 3
-    return "onnx" if engine == "onnxruntime" or (engine == "openvino" and writes_json) else "paddle"
+    return "onnx" if engine == "onnxruntime" or (engine == "openvino" and _writes_json()) else "paddle"
+
+
+def _writes_json() -> bool:
+    """Whether this is Paddle 3 or later, whose programs can be converted to ONNX."""
+    return int(PADDLE_VERSION.split(".")[0]) >= 3
 
 
 def _paddle_program(path: Path) -> Path:
@@ -256,8 +290,6 @@ def _paddle_program(path: Path) -> Path:
 
 def _convert_to_onnx(folder: Path, name: str) -> None:
     program, target = _paddle_program(folder / name), folder / f"{name}.onnx"
-    if program.suffix != ".json":
-        raise UsageError("--engine onnxruntime needs Paddle 3: the programs of Paddle 2 cannot be converted to ONNX")
     import paddle2onnx
 
     before = Path.cwd()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import platform
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.engine.inference import InferenceOptions, Network, class_scores, restore
 from hmsa.errors import DataError
+from hmsa.memory import peak_memory_bytes
 from hmsa.metrics import Scores, confusion_matrix, scores
 
 
@@ -146,18 +146,6 @@ def evaluate(
         seconds=time.perf_counter() - start,
         peak_memory_bytes=peak_memory_bytes(),
     )
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has used: the device's on a GPU, else resident (0 if unknown)."""
-    if paddle.device.get_device().startswith("gpu"):
-        return int(paddle.device.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def versions() -> dict[str, str | None]:

@@ -20,14 +20,16 @@ from hmsa.datasets.loader import batches, training_indices
 from hmsa.deploy.engines import network_in_training
 from hmsa.engine import checkpoint
 from hmsa.engine.checkpoint import TrainingState
-from hmsa.engine.evaluate import evaluate, peak_memory_bytes
+from hmsa.engine.evaluate import evaluate
 from hmsa.engine.inference import InferenceOptions
 from hmsa.errors import DataError, UsageError
 from hmsa.log import SilentLog, duration
 from hmsa.losses import WeightedLoss
+from hmsa.memory import on_gpu, peak_memory_bytes, release_unused, reset_peak, total_memory_bytes, use_one_heap
 
-_FLOAT32_OPS = ("softmax", "softmax_with_cross_entropy", "sigmoid", "bilinear_interp_v2", "bilinear_interp")
-"""What stays in float32 under bf16 and fp16: the object attention, the losses, the scale attention, the fusion."""
+_FLOAT32_OPS = ("softmax", "bmm", "softmax_with_cross_entropy", "sigmoid", "bilinear_interp_v2", "bilinear_interp")
+"""What stays in float32 under bf16 and fp16: the object attention (a pixel's share of a region is below what fp16 can
+hold), the losses, the scale attention, the fusion."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Step:
     ) -> None:
         if precision == "fp16" and not paddle.device.get_device().startswith("gpu"):
             raise UsageError("--precision fp16 needs a GPU, found a CPU; use fp32 or bf16")
+        use_one_heap()
         self.loss = loss
         self.optimizer = optimizer
         self.accumulation = accumulation
@@ -90,7 +93,10 @@ class Step:
             with contextlib.nullcontext() if last and not self._reduce_at_end else self._without_reduction():
                 with paddle.amp.auto_cast(**self._autocast):
                     outputs = self._network(paddle.to_tensor(batch["img"]))
+                release_unused()
                 value, terms = self.loss(outputs, paddle.to_tensor(batch["label"]))
+                del outputs
+                release_unused()
                 self.scaler.scale(value / self.accumulation).backward()
             for name, term in {"loss": value, **terms}.items():
                 part = term.detach() / self.accumulation
@@ -102,6 +108,7 @@ class Step:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.clear_grad(set_to_zero=False)  # freed, not kept as zeros through the next forward pass
+        release_unused()
         return total
 
     def _without_reduction(self) -> Any:
@@ -135,6 +142,14 @@ class Meter:
         assert self._sum is not None
         means = dict(zip(self._names, map(float, (self._sum / self._count).numpy())))
         return means, self.data_seconds / self._count, (time.perf_counter() - self._start) / self._count
+
+
+def prepare_gpu(precision: str) -> None:
+    """On a GPU: measure cuDNN's algorithms once for the crop's fixed size, and where convolutions run in half
+    precision let Paddle keep their tensors channels last, as tensor cores want them."""
+    if on_gpu():
+        paddle.set_flags({"FLAGS_cudnn_exhaustive_search": True})
+        paddle.incubate.autotune.set_config({"layout": {"enable": precision != "fp32"}})
 
 
 def step_seeds(seed: int, iteration: int, accumulation: int) -> list[int]:
@@ -175,6 +190,7 @@ def train(
     Raises:
         DataError: a sample cannot be used, the loss is no longer a number, or a checkpoint cannot be written.
     """
+    prepare_gpu(options.precision)
     state = TrainingState()
     if resume_from is not None:
         state = checkpoint.resume(resume_from, model=model, optimizer=optimizer)
@@ -224,6 +240,52 @@ def train(
                 distributed.barrier()
                 meter.reset()
     return state
+
+
+def plan_memory(
+    *,
+    model: nn.Layer,
+    loss: WeightedLoss,
+    optimizer: paddle.optimizer.Optimizer,
+    dataset: SegmentationDataset,
+    options: TrainOptions,
+    val_dataset: Optional[SegmentationDataset] = None,
+    inference: Optional[InferenceOptions] = None,
+) -> str:
+    """Take two training steps (the second has the optimizer's state too) and evaluate one picture; nothing is saved.
+
+    Returns:
+        A line each: the peak of this process, and what it is a peak of.
+    """
+    prepare_gpu(options.precision)
+    step = Step(
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        accumulation=options.gradient_accumulation,
+        precision=options.precision,
+        recompute=getattr(model, "recompute", False),
+    )
+    model.train()
+    indices = training_indices(
+        first_iteration=0, iterations=2, batch_size=options.batch_size, accumulation=options.gradient_accumulation
+    )
+    with contextlib.closing(batches(dataset, indices, options.num_workers)) as loaded:
+        for iteration in range(2):
+            step(loaded, step_seeds(options.seed, iteration, options.gradient_accumulation))
+    lines = [f"a training step with batch_size {options.batch_size}: {_share_of_memory()}"]
+    if val_dataset is not None:
+        release_unused()
+        reset_peak()
+        with network_in_training(model, options.engine) as network:
+            evaluate(network, val_dataset, inference or InferenceOptions(), most=1, progress=False)
+        lines.append(f"evaluating one picture between steps: {_share_of_memory()}")
+    return "\n".join(lines)
+
+
+def _share_of_memory() -> str:
+    peak, total = peak_memory_bytes() / 2**30, total_memory_bytes() / 2**30
+    return f"{peak:.2f} GiB at most, of {total:.2f} GiB" if total else f"{peak:.2f} GiB at most"
 
 
 def buffers(model: nn.Layer) -> list[Tensor]:

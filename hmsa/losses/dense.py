@@ -8,7 +8,6 @@ once each. N pictures, K classes, M pixels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Optional, Protocol
@@ -17,6 +16,9 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
+from paddle.utils import dlpack
+
+from hmsa.environment import threads
 
 _BLOCK_PIXELS = 4096
 
@@ -28,7 +30,7 @@ class DenseSoftmax(Protocol):
     totals: Tensor  # [N, K] float32, sum of each class's probability over the valid pixels
 
     def gradient(self, every: Tensor, own: Tensor, region: Optional[Tensor]) -> Tensor:
-        """[N, K, M]: p[k] * (region[k] - sum_j p[j] * region[j] + every) + [k = y] * own."""
+        """[N, K, M]: p[k] * (region[k] - sum_j p[j] * region[j] + every) + [k = y] * own. To be asked for once."""
         ...
 
 
@@ -58,18 +60,19 @@ class TensorSoftmax:
 
 
 class ArraySoftmax:
-    """In NumPy, on a CPU."""
+    """In NumPy, on a CPU, with one buffer as large as the logits: for the probabilities, then for the gradient."""
 
     def __init__(self, logits: Tensor, labels: Tensor, valid: Tensor) -> None:
-        scores, self._labels, is_valid = logits.numpy(), labels.numpy(), valid.numpy()
-        self._probabilities = probabilities = np.empty_like(scores)
+        dense = logits.numpy()  # a copy, which becomes the probabilities
+        n, k, m = dense.shape
+        self._labels, is_valid = labels.numpy().astype(np.min_scalar_type(k)), valid.numpy()
         cross_entropy = np.empty_like(is_valid)
-        blocks = list(_blocks(scores.shape[0], scores.shape[2]))
+        blocks = list(_blocks(n, m))
 
         def run(block: tuple[int, slice]) -> np.ndarray:
             n, pixels = block
-            p = probabilities[n, :, pixels]
-            np.subtract(scores[n, :, pixels], scores[n, :, pixels].max(axis=0), out=p)
+            p = dense[n, :, pixels]
+            p -= p.max(axis=0)
             own = np.take_along_axis(p, self._labels[n, None, pixels], axis=0)[0]
             np.exp(p, out=p)
             total = p.sum(axis=0)
@@ -77,29 +80,31 @@ class ArraySoftmax:
             cross_entropy[n, pixels] = (np.log(total) - own) * is_valid[n, pixels]
             return p.sum(axis=1)
 
-        totals = np.zeros(scores.shape[:2], np.float32)
+        totals = np.zeros((n, k), np.float32)
         for (n, _), part in zip(blocks, _in_threads(run, blocks)):
             totals[n] += part
         self.cross_entropy = paddle.to_tensor(cross_entropy)
         self.totals = paddle.to_tensor(totals)
+        self._probabilities: Optional[np.ndarray] = dense
 
     def gradient(self, every: Tensor, own: Tensor, region: Optional[Tensor]) -> Tensor:
+        dense, self._probabilities = self._probabilities, None
+        if dense is None:
+            raise RuntimeError("the gradient of these losses can be asked for once, as it replaces the probabilities")
         every_array, own_array = every.numpy(), own.numpy()
         regions = None if region is None else region.numpy()
-        gradient = np.empty_like(self._probabilities)
 
         def run(block: tuple[int, slice]) -> None:
             n, pixels = block
-            p, g = self._probabilities[n, :, pixels], gradient[n, :, pixels]
+            p = dense[n, :, pixels]
             if regions is None:
-                np.multiply(p, every_array[n, pixels], out=g)
+                p *= every_array[n, pixels]
             else:
-                np.add(regions[n, :, None], every_array[n, pixels] - regions[n] @ p, out=g)
-                g *= p
-            g[self._labels[n, pixels], np.arange(p.shape[1])] += own_array[n, pixels]
+                p *= regions[n][:, None] + (every_array[n, pixels] - regions[n] @ p)
+            p[self._labels[n, pixels], np.arange(p.shape[1])] += own_array[n, pixels]
 
-        _in_threads(run, list(_blocks(gradient.shape[0], gradient.shape[2])))
-        return paddle.to_tensor(gradient)
+        _in_threads(run, list(_blocks(dense.shape[0], dense.shape[2])))
+        return dlpack.from_dlpack(dense.__dlpack__())  # the tensor takes the memory over
 
 
 def _blocks(pictures: int, pixels: int) -> Iterator[tuple[int, slice]]:
@@ -109,9 +114,8 @@ def _blocks(pictures: int, pixels: int) -> Iterator[tuple[int, slice]]:
 
 
 def _in_threads(run: Callable, blocks: list[tuple[int, slice]]) -> list:
-    """`run` on every block, results in order; as many threads as Paddle was told to use (OMP_NUM_THREADS)."""
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    if threads == 1 or len(blocks) == 1:
+    """`run` on every block, results in order."""
+    if threads() == 1 or len(blocks) == 1:
         return [run(block) for block in blocks]
-    with ThreadPoolExecutor(threads) as executor:
+    with ThreadPoolExecutor(threads()) as executor:
         return list(executor.map(run, blocks))

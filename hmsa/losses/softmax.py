@@ -88,7 +88,7 @@ class _SoftmaxLosses(paddle.autograd.PyLayer):
             valid=valid,
             bin=labels + k * paddle.arange(n, dtype="int64").unsqueeze(1),
         )
-        ctx.dense, ctx.of_label, ctx.dtype = dense, shared.of_label, logits.dtype
+        ctx.dense, ctx.dtype = dense, logits.dtype
         ctx.terms = [loss.term(shared) for loss in losses]
         return tuple(term.value for term in ctx.terms)
 
@@ -97,10 +97,10 @@ class _SoftmaxLosses(paddle.autograd.PyLayer):
         region = _weighted_sum(gradients, [term.region for term in ctx.terms])
         label = _weighted_sum(gradients, [term.label for term in ctx.terms])
         pixel = _weighted_sum(gradients, [term.pixel for term in ctx.terms])
-        every = paddle.zeros_like(ctx.of_label) if pixel is None else pixel  # [N, M]: pixel - p[y] * label
+        every = paddle.zeros_like(ctx.dense.cross_entropy) if pixel is None else pixel  # [N, M]: pixel - p[y] * label
         own = -every  # [N, M]: p[y] * label - pixel
         if label is not None:
-            weighted = ctx.of_label * label
+            weighted = paddle.exp(-ctx.dense.cross_entropy) * label
             every, own = every - weighted, own + weighted
         return ctx.dense.gradient(every, own, region).astype(ctx.dtype)
 

@@ -13,7 +13,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from hmsa.models.layers import ConvOverParts, bn_relu, conv1x1, conv3x3, init_weights
+from hmsa.models.layers import ConvOverParts, LeanConv2D, bn_relu, conv1x1, init_weights, run
 
 
 class ObjectContextBlock(nn.Layer):
@@ -102,7 +102,7 @@ class OCRHead(nn.Layer):
         dropout: float = 0.05,
     ) -> None:
         super().__init__()
-        self.conv3x3_ocr = nn.Sequential(conv3x3(in_channels, mid_channels, bias=True), bn_relu(mid_channels))
+        self.conv3x3_ocr = nn.Sequential(LeanConv2D(in_channels, mid_channels, 3, padding=1), bn_relu(mid_channels))
         self.ocr_distri_head = SpatialOCR(channels=mid_channels, key_channels=key_channels, dropout=dropout)
         self.cls_head = conv1x1(mid_channels, num_classes, bias=True)
         self.aux_head = nn.Sequential(
@@ -112,9 +112,13 @@ class OCRHead(nn.Layer):
         )
         init_weights(self)
 
-    def forward(self, aux_features: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps of stride 4 -> logits [N, K, h, w], auxiliary logits [N, K, h, w], OCR features [N, C, h, w]."""
-        aux_logits = self.aux_head(aux_features)
-        pixels = self.conv3x3_ocr(features)
-        ocr_features = self.ocr_distri_head(pixels, gather_regions(pixels, aux_logits))
+    def forward(self, aux_features: Tensor, features: Tensor, recompute: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps of stride 4 -> logits [N, K, h, w], auxiliary logits [N, K, h, w], OCR features [N, C, h, w].
+
+        With `recompute`, each of its three parts is computed again for the gradient.
+        """
+        aux_logits = run(self.aux_head, aux_features, recompute=recompute)
+        pixels = run(self.conv3x3_ocr, features, recompute=recompute)
+        regions = gather_regions(pixels, aux_logits)
+        ocr_features = run(self.ocr_distri_head, pixels, regions, recompute=recompute)
         return self.cls_head(ocr_features), aux_logits, ocr_features

@@ -178,14 +178,19 @@ def test_fast_path_equals_its_twin(seed, width):
     logits = paddle.to_tensor(rng.standard_normal((n, k, m)).astype(np.float32))
     labels = paddle.to_tensor(rng.integers(0, k, (n, m)))
     valid = paddle.to_tensor((rng.random((n, m)) < 0.8).astype(np.float32))
+    before = logits.numpy()
     fast, slow = ArraySoftmax(logits, labels, valid), TensorSoftmax(logits, labels, valid)
     np.testing.assert_allclose(fast.cross_entropy.numpy(), slow.cross_entropy.numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(fast.totals.numpy(), slow.totals.numpy(), rtol=1e-5)
     every, own = (paddle.to_tensor(rng.standard_normal((n, m)).astype(np.float32)) for _ in range(2))
     for region in (None, paddle.to_tensor(rng.standard_normal((n, k)).astype(np.float32))):
+        fast = ArraySoftmax(logits, labels, valid)
         np.testing.assert_allclose(
             fast.gradient(every, own, region).numpy(), slow.gradient(every, own, region).numpy(), rtol=1e-4, atol=1e-5
         )
+    np.testing.assert_array_equal(logits.numpy(), before)
+    with pytest.raises(RuntimeError, match="once"):
+        fast.gradient(every, own, None)
 
 
 def test_weighted_sum_over_outputs():
