@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -206,3 +207,12 @@ def test_errors_are_one_sentence_without_a_traceback(workplace, script, argument
     assert result.returncode == status, result.stderr
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_planning_memory_prints_both_peaks_and_saves_nothing(tiny_recipe, tmp_path):
+    result = run(ROOT / "train.py", "--config", tiny_recipe, "--plan-memory", "--save_dir", "out", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    training, evaluating = result.stdout.splitlines()[-2:]
+    assert re.fullmatch(r"a training step with batch_size \d+: \d+\.\d\d GiB at most, of \d+\.\d\d GiB", training)
+    assert re.fullmatch(r"evaluating one picture between steps: \d+\.\d\d GiB at most, of \d+\.\d\d GiB", evaluating)
+    assert list((tmp_path / "out").iterdir()) == []

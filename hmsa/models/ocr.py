@@ -66,7 +66,11 @@ class SpatialOCR(nn.Layer):
     def forward(self, pixels: Tensor, regions: Tensor) -> Tensor:
         """pixels [N, C, H, W], regions [N, C, K, 1] -> OCR features [N, C, H, W]."""
         conv, norm_relu, dropout = cast(Any, self.conv_bn_dropout)
-        return dropout(norm_relu(conv(self.object_context_block(pixels, regions), pixels)))
+        features = norm_relu(conv(self.object_context_block(pixels, regions), pixels))
+        if not self.training:
+            return features
+        # Whole channels are dropped: a factor for each is enough, where dropping from the features copies them twice.
+        return features * dropout(paddle.ones([*features.shape[:2], 1, 1]))
 
 
 def gather_regions(pixels: Tensor, logits: Tensor) -> Tensor:
