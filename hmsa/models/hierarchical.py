@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional, cast
 
 from paddle import Tensor, nn
 
-from hmsa.models.layers import conv1x1, conv3x3, image_size, resize, resize_through, run, scaled_size
+from hmsa.models.layers import conv1x1, conv3x3, image_size, release_around, resize, resize_through, run, scaled_size
 from hmsa.models.ocr import OCRHead
 
 OUTPUTS = ("joint", "joint_aux", "low", "high")
@@ -164,7 +164,7 @@ class MscaleOCRNet(nn.Layer):
     def trunk(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, 3, h, w] -> logits, auxiliary logits, OCR features, at the resolution of the backbone's maps."""
         features = self.backbone(x)
-        return self.ocr(*(features[i] for i in self.backbone_indices), recompute=self.recompute)
+        return self.ocr(*(release_around(features[i]) for i in self.backbone_indices), recompute=self.recompute)
 
     def attention(self, ocr_features: Tensor) -> Tensor:
         """OCR features [N, C, h', w'] -> how much of this scale's answer to take, [N, 1, h', w']."""

@@ -145,6 +145,15 @@ class LeanConv2D(nn.Conv2D):
         return total
 
 
+def release_around(x: Tensor) -> Tensor:
+    """`x`, between two large parts of a network in training: memory that the part before no longer uses goes back now,
+    and that of the part after when the gradient comes back through here."""
+    if paddle.in_dynamic_mode() and not x.stop_gradient:
+        release_unused()
+        x.register_hook(lambda gradient: release_unused())
+    return x
+
+
 def run(part: Callable[..., Any], *inputs: Tensor, recompute: bool) -> Any:
     """Call `part`; with `recompute`, keep no activations but its inputs and compute it again for the gradient.
 

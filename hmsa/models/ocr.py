@@ -13,7 +13,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from hmsa.models.layers import ConvOverParts, LeanConv2D, bn_relu, conv1x1, init_weights, run
+from hmsa.models.layers import ConvOverParts, LeanConv2D, bn_relu, conv1x1, init_weights, release_around, run
 
 
 class ObjectContextBlock(nn.Layer):
@@ -122,7 +122,7 @@ class OCRHead(nn.Layer):
         With `recompute`, each of its three parts is computed again for the gradient.
         """
         aux_logits = run(self.aux_head, aux_features, recompute=recompute)
-        pixels = run(self.conv3x3_ocr, features, recompute=recompute)
+        pixels = release_around(run(self.conv3x3_ocr, features, recompute=recompute))
         regions = gather_regions(pixels, aux_logits)
         ocr_features = run(self.ocr_distri_head, pixels, regions, recompute=recompute)
         return self.cls_head(ocr_features), aux_logits, ocr_features
