@@ -56,7 +56,7 @@ def release_unused() -> None:
     """Give freed memory of the C library back to the system (Linux; elsewhere nothing happens).
 
     On a CPU, Paddle's tensors come from the C library, which keeps what lies between others for later: over forward and
-    backward passes the holes add up to a third of the process. Getting pages back from the system costs time, so that
+    backward passes such holes add up. Getting pages back from the system costs time, so that
     nothing is done for less than a quarter of a gigabyte.
     """
     library = _c_library()
@@ -67,7 +67,7 @@ def release_unused() -> None:
 def use_one_heap() -> None:
     """Take large blocks from the C library's heap like all others, so that they fill the holes that are there (Linux).
 
-    Otherwise each block above 32 MB is mapped on its own, beside holes that stay: a tenth of a training step's memory.
+    Otherwise each block above 32 MB is mapped on its own, beside holes that stay.
     """
     library = _c_library()
     if library is not None and not on_gpu():

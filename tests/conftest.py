@@ -21,27 +21,14 @@ def cache_of_this_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def make_small_network():
     """seed, options -> a small network in evaluation mode, with weights and statistics as different as trained ones."""
-    import numpy as np
+    from awaken import awaken
 
     from hmsa.models import BACKBONES, MscaleOCRNet
 
     def make(seed=2, **options):
-        rng = np.random.default_rng(seed)
         sizes = {"ocr_mid_channels": 16, "ocr_key_channels": 8, "attention_mid_channels": 8}
         network = MscaleOCRNet(num_classes=5, backbone=BACKBONES["HRNet_W18_NV_Small_V1"](), **sizes, **options)
-        for name, tensor in network.state_dict().items():
-            if tensor.ndim == 4:
-                head = tensor.shape[0] in (1, 5)
-                value = rng.normal(size=tensor.shape) * (4 if head else 1.1) / np.sqrt(np.prod(tensor.shape[1:]))
-            elif name.endswith("_variance"):
-                value = rng.uniform(0.7, 1.3, tensor.shape)
-            elif "cls_head" in name:
-                value = np.zeros(tensor.shape)
-            else:
-                value = rng.normal(size=tensor.shape) * 0.1 + (tensor.numpy().mean() > 0.5)
-            tensor.set_value(value.astype(np.float32))
-        network.eval()
-        return network
+        return awaken(network, seed)
 
     return make
 

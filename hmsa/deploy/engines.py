@@ -36,12 +36,10 @@ from hmsa.deploy.runtime import Program, open_program
 from hmsa.engine.inference import Network, joint_logits
 from hmsa.environment import threads
 from hmsa.errors import DataError, HmsaError, UsageError
+from hmsa.memory import on_gpu
 from hmsa.models import MscaleOCRNet
-from hmsa.models.hierarchical import ScaleNetwork, fuse_scales
+from hmsa.models.hierarchical import FLOAT32_OPS, ScaleNetwork, fuse_scales
 from hmsa.models.layers import ConvOverParts
-
-ENGINES = ("auto", "eager", "inference", "openvino", "onnxruntime")
-PRECISIONS = ("fp32", "bf16")
 
 CHECKED_SHAPES = ((1, 3, 128, 192), (1, 3, 97, 161))
 """Where new programs are compared with the network they were made from: an even and an odd size."""
@@ -65,7 +63,8 @@ def open_network(
         build: makes the network with its weights; not called if the cache holds its programs.
         identity: JSON data that tell this network and its weights from every other.
         scales, align_corners: those of the network.
-        engine: one of `ENGINES`; "auto" is "eager" on a GPU, else "inference", Paddle Inference with oneDNN.
+        engine: "eager", "inference" (Paddle Inference with oneDNN), "openvino", "onnxruntime", or "auto": "eager" on a
+            GPU, else "inference".
         precision: "fp32", or "bf16" where the engine has it; then the first picture is run in both, and the share of
             pixels that get the same class is printed.
 
@@ -78,7 +77,6 @@ def open_network(
     if folder is None:
         model = build()
         model.eval()
-
         in_precision = {"fp32": model.at_scale, "bf16": _in_bf16(model.at_scale)}
 
     def network(precision: str) -> Network:
@@ -116,8 +114,7 @@ def network_in_training(model: nn.Layer, engine: str = "auto") -> Iterator[Netwo
 
 def choose_engine(engine: str, precision: str = "fp32") -> str:
     """The engine itself where `engine` is "auto". UsageError if it is not installed or lacks the precision."""
-    on_gpu = paddle.device.get_device().startswith("gpu")
-    chosen = ("eager" if on_gpu else "inference") if engine == "auto" else engine
+    chosen = ("eager" if on_gpu() else "inference") if engine == "auto" else engine
     needed = [chosen] if chosen in ("openvino", "onnxruntime") else []
     if _form(chosen) == "onnx":
         needed.append("paddle2onnx")
@@ -129,7 +126,7 @@ def choose_engine(engine: str, precision: str = "fp32") -> str:
             )
     if chosen == "onnxruntime" and not _writes_json():
         raise UsageError("--engine onnxruntime needs Paddle 3: what Paddle 2 writes cannot be converted to ONNX")
-    if precision == "bf16" and not (chosen == "openvino" or (chosen == "eager" and on_gpu)):
+    if precision == "bf16" and not (chosen == "openvino" or (chosen == "eager" and on_gpu())):
         raise UsageError(
             f"--precision bf16 needs --engine openvino on a CPU or --engine eager on a GPU, but the engine is {chosen}"
         )
@@ -344,10 +341,10 @@ _OPEN: dict[str, Callable[[Path, str], Program]] = {
 
 
 def _in_bf16(at_scale: ScaleNetwork) -> ScaleNetwork:
-    """Convolutions in bf16; softmax, attention and the fusion outside stay in float32."""
+    """Convolutions in bf16; `FLOAT32_OPS`, and the fusion outside, stay in float32."""
 
     def run(x: Tensor, attention: bool) -> tuple[Tensor, Optional[Tensor]]:
-        with paddle.amp.auto_cast(dtype="bfloat16", custom_black_list={"softmax", "sigmoid"}):
+        with paddle.amp.auto_cast(dtype="bfloat16", custom_black_list=set(FLOAT32_OPS)):
             logits, weight = at_scale(x, attention)
         return logits.astype("float32"), None if weight is None else weight.astype("float32")
 

@@ -26,10 +26,7 @@ from hmsa.errors import DataError, UsageError
 from hmsa.log import SilentLog, duration
 from hmsa.losses import WeightedLoss
 from hmsa.memory import on_gpu, peak_memory_bytes, release_unused, reset_peak, total_memory_bytes, use_one_heap
-
-_FLOAT32_OPS = ("softmax", "bmm", "softmax_with_cross_entropy", "sigmoid", "bilinear_interp_v2", "bilinear_interp")
-"""What stays in float32 under bf16 and fp16: the object attention (a pixel's share of a region is below what fp16 can
-hold), the losses, the scale attention, the fusion."""
+from hmsa.models.hierarchical import FLOAT32_OPS
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class Step:
         precision: str,
         recompute: bool,
     ) -> None:
-        if precision == "fp16" and not paddle.device.get_device().startswith("gpu"):
+        if precision == "fp16" and not on_gpu():
             raise UsageError("--precision fp16 needs a GPU, found a CPU; use fp32 or bf16")
         use_one_heap()
         self.loss = loss
@@ -78,7 +75,7 @@ class Step:
             "enable": precision != "fp32",
             "level": "O1",
             "dtype": "float16" if precision == "fp16" else "bfloat16",
-            "custom_black_list": set(_FLOAT32_OPS),
+            "custom_black_list": set(FLOAT32_OPS),
         }
         self._network = paddle.DataParallel(model) if distributed.world_size() > 1 else model
         # Recomputed parts hand in their gradients one by one, which DataParallel does not expect: sum them ourselves.
@@ -152,6 +149,21 @@ def prepare_gpu(precision: str) -> None:
         paddle.incubate.autotune.set_config({"layout": {"enable": precision != "fp32"}})
 
 
+def make_step(
+    model: nn.Layer, loss: WeightedLoss, optimizer: paddle.optimizer.Optimizer, options: TrainOptions
+) -> Step:
+    """The step that `options` describe."""
+    prepare_gpu(options.precision)
+    return Step(
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        accumulation=options.gradient_accumulation,
+        precision=options.precision,
+        recompute=getattr(model, "recompute", False),
+    )
+
+
 def step_seeds(seed: int, iteration: int, accumulation: int) -> list[int]:
     """Seeds of the random numbers inside the network, one a micro-batch, different on every rank."""
     keys = [(seed, iteration, micro, distributed.rank()) for micro in range(accumulation)]
@@ -190,19 +202,11 @@ def train(
     Raises:
         DataError: a sample cannot be used, the loss is no longer a number, or a checkpoint cannot be written.
     """
-    prepare_gpu(options.precision)
     state = TrainingState()
     if resume_from is not None:
         state = checkpoint.resume(resume_from, model=model, optimizer=optimizer)
         log.line(f"resumed from {resume_from} at iteration {state.iteration}")
-    step = Step(
-        model=model,
-        loss=loss,
-        optimizer=optimizer,
-        accumulation=options.gradient_accumulation,
-        precision=options.precision,
-        recompute=getattr(model, "recompute", False),
-    )
+    step = make_step(model, loss, optimizer, options)
     if state.scaler is not None:
         step.scaler.load_state_dict(cast(Any, state.scaler))
     if val_dataset is not None and state.iteration < options.iters:
@@ -257,15 +261,7 @@ def plan_memory(
     Returns:
         A line each: the peak of this process, and what it is a peak of.
     """
-    prepare_gpu(options.precision)
-    step = Step(
-        model=model,
-        loss=loss,
-        optimizer=optimizer,
-        accumulation=options.gradient_accumulation,
-        precision=options.precision,
-        recompute=getattr(model, "recompute", False),
-    )
+    step = make_step(model, loss, optimizer, options)
     model.train()
     indices = training_indices(
         first_iteration=0, iterations=2, batch_size=options.batch_size, accumulation=options.gradient_accumulation

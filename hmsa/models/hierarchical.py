@@ -19,6 +19,11 @@ OUTPUTS = ("joint", "joint_aux", "low", "high")
 """What the network returns in training, and what loss weights are named by."""
 
 
+FLOAT32_OPS = ("softmax", "bmm", "softmax_with_cross_entropy", "sigmoid", "bilinear_interp_v2", "bilinear_interp")
+"""What stays in float32 under bf16 and fp16: the object attention (a pixel's share of a region is below what fp16 can
+hold), the losses, the scale attention, the fusion."""
+
+
 class ScaleAttention(nn.Layer):
     """OCR features [N, C, h, w] -> attention in (0, 1) [N, 1, h, w]."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Callable, cast
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -117,13 +117,9 @@ class ConvOverParts(nn.Conv2D):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Maps [N, C_i, H, W] -> [N, out_channels, H', W']."""
-        weights = [*self.separate_weights] or paddle.split(self.weight, self.parts, axis=1)
-        total, bias = None, self.bias
-        for part, weight in zip(parts, weights):
-            one = F.conv2d(part, weight, bias, self._stride, cast(Any, self._padding))
-            total, bias = one if total is None else total + one, None
-        assert total is not None
-        return total
+        return _sum_of_convolutions(
+            self, parts, [*self.separate_weights] or paddle.split(self.weight, self.parts, axis=1)
+        )
 
 
 class LeanConv2D(nn.Conv2D):
@@ -137,12 +133,16 @@ class LeanConv2D(nn.Conv2D):
         if not (self.training and x.place.is_cpu_place()):
             return super().forward(x)
         sizes = [len(part) for part in np.array_split(range(self._in_channels), min(4, self._in_channels))]
-        total, bias = None, self.bias
-        for part, weight in zip(paddle.split(x, sizes, axis=1), paddle.split(self.weight, sizes, axis=1)):
-            one = F.conv2d(part, weight, bias, self._stride, cast(Any, self._padding))
-            total, bias = one if total is None else total + one, None
-        assert total is not None
-        return total
+        return _sum_of_convolutions(self, paddle.split(x, sizes, axis=1), paddle.split(self.weight, sizes, axis=1))
+
+
+def _sum_of_convolutions(conv: Any, parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Each part of the input channels with its weights, under the options of `conv`, and its bias once."""
+    first, *others = (
+        F.conv2d(part, weight, None if index else conv.bias, conv._stride, conv._padding)
+        for index, (part, weight) in enumerate(zip(parts, weights))
+    )
+    return sum(others, start=first)
 
 
 def release_around(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import numpy as np
 import paddle
 import pytest
 import yaml
+from awaken import awaken
 from numpy.testing import assert_allclose, assert_array_equal
 from paddle.version import full_version as PADDLE_VERSION
 
@@ -15,22 +16,6 @@ from hmsa.errors import DataError, UsageError
 from hmsa.models import BACKBONES, MscaleOCRNet
 
 NORMALIZE = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-
-
-def awaken(model: paddle.nn.Layer, seed: int = 0) -> paddle.nn.Layer:
-    """Give a model weights as large as trained ones; new ones are so small that every answer is the same."""
-    rng = np.random.default_rng(seed)
-    for name, tensor in model.state_dict().items():
-        if tensor.ndim == 4:
-            classifier = tensor.shape[0] in (1, 5)
-            value = rng.normal(size=tensor.shape) * (4 if classifier else 1.1) / np.sqrt(np.prod(tensor.shape[1:]))
-        elif name.endswith("_variance"):
-            value = rng.uniform(0.7, 1.3, tensor.shape)
-        else:
-            value = rng.normal(size=tensor.shape) * 0.1 + (tensor.numpy().mean() > 0.5)
-        tensor.set_value(value.astype(np.float32))
-    model.eval()
-    return model
 
 
 @pytest.fixture(scope="module")
