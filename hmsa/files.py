@@ -7,6 +7,7 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
+from typing import IO, Callable
 
 from hmsa.errors import DataError
 
@@ -23,17 +24,35 @@ def writable_folder(path: str | Path) -> Path:
     return folder
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file that appears complete or not at all, replacing an older one; parent folders are made."""
+def write_atomically(path: str | Path, content: bytes | Callable[[IO[bytes]], None]) -> None:
+    """Write a file that appears complete or not at all, replacing an older one; parent folders are made.
+
+    Args:
+        content: the bytes, or what writes them to the file it is given.
+    """
     path = Path(path)
     # One writer a name: the process id keeps ranks apart.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
+        if isinstance(content, bytes):
+            partial.write_bytes(content)
+        else:
+            with partial.open("wb") as file:
+                content(file)
+        flush_to_disk(partial)
         partial.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk, where a power failure cannot undo it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

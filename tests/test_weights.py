@@ -4,11 +4,13 @@ import hashlib
 import numpy as np
 import paddle
 import pytest
+from fuzz_weights import mutate
 
 import hmsa
 from hmsa.errors import DataError
 from hmsa.models import BACKBONES, MscaleOCRNet
-from hmsa.weights import SCHEMES, load_pretrained, original_name, released_name, translate
+from hmsa.weight_files import read_weights, write_weights
+from hmsa.weights import SCHEMES, as_float32, load_pretrained, original_name, recognised, released_name, translate
 
 
 def network(num_classes=4, width="HRNet_W18_NV_Small_V1", seed=0):
@@ -39,7 +41,7 @@ def assert_equal(model, expected):
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "HRNet backbone"])
 def test_every_scheme_loads(tmp_path, scheme):
     expected = arrays(network(seed=1))
-    state = {SCHEMES[scheme](name): value for name, value in expected.items()}
+    state = {SCHEMES[scheme].theirs(name): value for name, value in expected.items()}
     state["num_batches_tracked"] = np.zeros((), np.int64)
     path = save(state, tmp_path / "w.pdparams")
     model = network(seed=2)
@@ -47,8 +49,9 @@ def test_every_scheme_loads(tmp_path, scheme):
     assert_equal(model, expected)
 
 
-def test_translation_both_ways():
-    names = list(network().state_dict())
+@pytest.mark.parametrize("width", ["HRNet_W18_NV_Small_V1", "HRNet_W48_NV"])
+def test_translation_both_ways(width):
+    names = list(lazily(width).state_dict())
     for rename in (released_name, original_name):
         theirs = [rename(name) for name in names]
         assert len(set(theirs)) == len(names)
@@ -58,11 +61,61 @@ def test_translation_both_ways():
         assert [int(back[name]) for name in names] == list(range(len(names)))
 
 
+def lazily(width):
+    """A network for its names only: its tensors take no memory."""
+    with paddle.LazyGuard():
+        return network(width=width)
+
+
+@pytest.mark.parametrize("width", ["HRNet_W18_NV_Small_V1", "HRNet_W48_NV"])
+def test_names_are_recognised_without_the_network(width):
+    names = list(lazily(width).state_dict())
+    for title, scheme in SCHEMES.items():
+        ours = [name for name in names if scheme.theirs(name)]
+        theirs = [scheme.theirs(name) for name in ours]
+        assert [scheme.ours(name) for name in theirs] == ours
+        found, arrays, left = translate(dict.fromkeys(theirs, np.zeros(1)), recognised(theirs))
+        assert (found, list(arrays), left) == (title, ours, [])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "weight",
+        "backbone.conv1",
+        "backbone.conv1.weights",
+        "backbone.conv10.weight",
+        "backbone.stage2.x.branches.0.0.conv1.weight",
+        "backbone.conv\u0661.weight",
+        "ocrnet.backbone.st2.stage_st2_0.branches_func.bb_st2_0_branch_layer_1_1.conv1._conv.weight",
+        "ocrnet.backbone.st2.stage_st3_1.branches_func.bb_st2_1_branch_layer_1_1.conv1._conv.weight",
+        "module.module.backbone.conv1.weight",
+    ],
+)
+def test_other_names_are_not_recognised(name):
+    assert recognised([name]) == []
+
+
 def test_checkpoint_folder(tmp_path):
     expected = arrays(network(seed=1))
     save(expected, tmp_path / "model.pdparams")
     model = network()
     hmsa.load_weights(model, tmp_path)
+    assert_equal(model, expected)
+
+
+def test_safetensors_and_pytorch_dtypes(tmp_path):
+    """Weights in float64, float16 and bfloat16 (spelt as uint16) are what they were, as far as these can hold it."""
+    expected = {name: np.round(value * 4) / 4 for name, value in arrays(network(seed=1)).items()}
+    state = dict(expected)
+    kinds = (np.float64, np.float16, lambda value: (value.view(np.uint32) >> 16).astype(np.uint16))
+    for index, (name, value) in enumerate(expected.items()):
+        kind = kinds[index % 3]
+        state[name] = kind(value) if index % 3 == 2 else value.astype(kind)
+    write_weights(tmp_path / "w.safetensors", state)
+    model = network(seed=2)
+    hmsa.load_weights(model, tmp_path / "w.safetensors")
     assert_equal(model, expected)
 
 
@@ -87,7 +140,7 @@ def test_pretrained_loads_what_fits_and_says_what_not(tmp_path):
     path = save(arrays(network(num_classes=9, seed=1)), tmp_path / "w.pdparams")
     model = network(seed=2)
     report = load_pretrained(model, path)
-    assert "another shape: ocr.cls_head.weight [9, 16, 1, 1]" in report
+    assert "not fitting: ocr.cls_head.weight: [9, 16, 1, 1] instead of [4, 16, 1, 1]" in report
     for name, seed in (("backbone.conv1.weight", 1), ("ocr.cls_head.weight", 2)):
         np.testing.assert_array_equal(arrays(model)[name], arrays(network(seed=seed))[name])
 
@@ -108,3 +161,75 @@ def test_pretrained_that_fits_nowhere(tmp_path):
     path = save({"somebody.elses": np.zeros(3, np.float32)}, tmp_path / "w.pdparams")
     with pytest.raises(DataError, match="none that fit"):
         load_pretrained(network(), path)
+
+
+BROKEN = {
+    "int64 numbers": lambda a: a.astype(np.int64),
+    "bool numbers": lambda a: a > 0,
+    "numbers that are not finite in float32": lambda a: a.astype(np.float64) + 1e300,
+    "[] instead of [4]": lambda a: np.float32(1).reshape(()),
+    "[1, 4] instead of [4]": lambda a: a[np.newaxis],
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_numbers_that_are_no_weights(tmp_path, reason):
+    state = arrays(network(seed=1))
+    state["ocr.cls_head.bias"] = BROKEN[reason](state["ocr.cls_head.bias"])
+    write_weights(tmp_path / "w.safetensors", state)
+    model = network(seed=2)
+    before = arrays(model)
+    with pytest.raises(DataError) as caught:
+        hmsa.load_weights(model, tmp_path / "w.safetensors")
+    assert f"1 that do not fit (ocr.cls_head.bias: {reason})" in str(caught.value)
+    assert_equal(model, before)
+    report = load_pretrained(model, tmp_path / "w.safetensors")
+    assert f"not fitting: ocr.cls_head.bias: {reason}" in report
+    expected = {**state, "ocr.cls_head.bias": before["ocr.cls_head.bias"]}
+    assert_equal(model, expected)
+
+
+def test_one_infinite_number_among_many():
+    for value in (np.inf, -np.inf, np.nan):
+        array = np.ones(1000, np.float32)
+        array[500] = value
+        with pytest.raises(ValueError, match="not finite"):
+            as_float32(array)
+    array[499:501] = np.finfo(np.float32).max  # whose sum float32 cannot hold
+    assert as_float32(array) is array
+
+
+def test_names_made_for_terminals_and_logs(tmp_path):
+    state = {f"\x1b[31m{i}\n\u202e\ud800{'x' * 500}": np.zeros(1, np.float32) for i in range(1000)}
+    write_weights(tmp_path / "w.safetensors", state)
+    model = network()
+    with pytest.raises(DataError) as caught:
+        hmsa.load_weights(model, tmp_path / "w.safetensors")
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 2000
+    assert "1000 unknown (\\x1b[31m0 \\u202e\\ud800xxx" in message and "and 996 more" in message
+
+
+def test_damaged_weights_load_as_they_are_or_not_at_all(tmp_path):
+    """What a flipped bit or a lost piece makes of a file: an error that names it, or tensors as they stand in it."""
+    states = {}
+    for name in ("w.pdparams", "w.safetensors"):
+        states[name] = arrays(network(seed=1))
+        write_weights(tmp_path / name, states[name])
+    model = network(seed=2)
+    loaded = 0
+    for index in range(30):
+        name = ("w.pdparams", "w.safetensors")[index % 2]
+        path = tmp_path / f"damaged_{name}"
+        rng = np.random.default_rng(index)
+        path.write_bytes(mutate((tmp_path / name).read_bytes(), rng))
+        before = arrays(model)
+        try:
+            hmsa.load_weights(model, path)
+        except DataError as error:
+            assert str(error).startswith(f"{path}: expected ") and str(error).isprintable()
+            assert_equal(model, before)
+        else:
+            loaded += 1
+            assert_equal(model, read_weights(path))
+    assert 3 < loaded < 27

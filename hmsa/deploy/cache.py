@@ -8,76 +8,113 @@ it is whole; `entry.json` in it holds every file's hash, so that a damaged entry
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Callable
 
-from hmsa.errors import DataError
-from hmsa.files import writable_folder
+from hmsa.errors import DataError, printable
 from hmsa.weight_files import sha256
 
 MOST_KEPT = 8
 """Entries; the one not used for longest goes first. One of HRNet-W48 takes 0.3 GB."""
 
+_ADVICE = "set HMSA_CACHE to a folder that can be written to and has room for some GB"
 _INDEX = "entry.json"
+_ENTRY = re.compile("[0-9a-f]{32}")
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}-.+")
+_ABANDONED = 24 * 60 * 60  # Seconds after which nobody is still writing an entry.
 
 
 def cache_folder() -> Path:
-    """HMSA_CACHE, else `hmsa` in the user's cache folder; a temporary one where that cannot be written to."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("HMSA_CACHE") or Path(base) / "hmsa")
+    """HMSA_CACHE, else `hmsa` in the user's cache folder; it need not exist. OSError if the user has no home."""
+    if os.environ.get("HMSA_CACHE"):
+        return Path(os.environ["HMSA_CACHE"])
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "hmsa"
     try:
-        return writable_folder(folder)
-    except DataError as error:
-        print(f"warning: {error}; inference programs are not kept this time", file=sys.stderr)
-        temporary = tempfile.mkdtemp(prefix="hmsa-")
-        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-        return Path(temporary)
+        return Path.home() / ".cache" / "hmsa"
+    except RuntimeError as error:
+        raise FileNotFoundError("there is no home folder") from error
 
 
 def entry(depends_on: Any, write: Callable[[Path], None]) -> Path:
     """The folder for what `depends_on` (JSON data) describes; `write` fills a new one if there is none that is whole.
 
+    Where the cache cannot be used, a folder that lasts as long as this process takes its place.
+
     Raises:
-        DataError: there is no room, or `write` raised an OSError.
-        Exception: whatever else `write` raises; nothing is kept of what it wrote.
+        DataError: there is no room there either.
+        Exception: whatever `write` raises besides OSError; nothing is kept of what it wrote.
     """
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
-    cache = cache_folder()
-    folder = cache / key
-    if _is_whole(folder):
-        os.utime(folder)
-        return folder
-    made = Path(tempfile.mkdtemp(dir=cache, prefix=f".{key}-"))
     try:
-        write(made)
-        index = {path.name: sha256(path) for path in made.iterdir()}
-        (made / _INDEX).write_text(json.dumps(index), encoding="utf-8")
-        if not _is_whole(folder):  # else another process was quicker, and may be reading it
-            shutil.rmtree(folder, ignore_errors=True)
-            made.rename(folder)
+        return _entry(cache_folder(), key, write)
     except OSError as error:
-        if _is_whole(folder):  # Another process was quicker after all.
-            return folder
-        raise DataError(f"{cache}: expected room for inference programs, but: {error}; set HMSA_CACHE") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    kept = sorted(
-        (path for path in cache.iterdir() if (path / _INDEX).is_file()), key=lambda path: path.stat().st_mtime
-    )
-    for old in kept[:-MOST_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+        print(printable(f"warning: inference programs are not kept this time: {error}; {_ADVICE}"), file=sys.stderr)
+    try:
+        temporary = tempfile.mkdtemp(prefix="hmsa-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        return _entry(Path(temporary), key, write)
+    except OSError as error:
+        raise DataError(f"expected room for inference programs, but: {error}; {_ADVICE}") from error
+
+
+def _entry(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
+    folder = cache / key
+    if not _is_whole(folder):
+        cache.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=cache, prefix=f".{key}-"))
+        try:
+            write(made)
+            index = {path.name: sha256(path) for path in made.iterdir()}
+            (made / _INDEX).write_text(json.dumps(index), encoding="utf-8")
+            _publish(made, folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    with contextlib.suppress(OSError):  # A cache that can only be read is used as it is.
+        os.utime(folder)
+        _tidy(cache)
     return folder
+
+
+def _publish(made: Path, folder: Path) -> None:
+    """Give a new entry its name, unless another process was quicker: it may be reading what it made."""
+    with contextlib.suppress(OSError):
+        made.rename(folder)
+        return
+    if not _is_whole(folder):
+        damaged = made.with_name(f"{made.name}-damaged")
+        with contextlib.suppress(OSError):
+            folder.rename(damaged)
+        shutil.rmtree(damaged, ignore_errors=True)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not _is_whole(folder):
+                raise
+
+
+def _tidy(cache: Path) -> None:
+    """Delete what killed processes left unfinished, and the entries not used for longest."""
+    used = {path: path.stat().st_mtime for path in cache.iterdir()}
+    unfinished = [path for path in used if _UNFINISHED.fullmatch(path.name) and time.time() - used[path] > _ABANDONED]
+    entries = [path for path in used if _ENTRY.fullmatch(path.name)]
+    for path in [*unfinished, *sorted(entries, key=used.__getitem__)[:-MOST_KEPT]]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_whole(folder: Path) -> bool:
     try:
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        return bool(index) and all(sha256(folder / name) == digest for name, digest in index.items())
-    except (OSError, ValueError, AttributeError):
+        plain = all(Path(name).name == name for name in index)  # else it would be a path to somewhere else
+        return bool(index) and plain and all(sha256(folder / name) == digest for name, digest in index.items())
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, DataError):
         return False

@@ -19,6 +19,7 @@ from hmsa.deploy.runtime import DEPLOY_FILE, load_predictor
 from hmsa.engine.inference import Network, joint_logits
 from hmsa.errors import DataError, UsageError
 from hmsa.files import writable_folder
+from hmsa.weight_files import sha256
 
 DYNAMIC_SHAPE = (None, 3, None, None)
 CHECKED_SHAPES = ((1, 3, 128, 192), (1, 3, 97, 161), (2, 3, 72, 104))
@@ -94,6 +95,7 @@ def export(
             "output_op": output_op,
             "output_dtype": "int32" if output_op == "argmax" else "float32",
             "paddle_version": PADDLE_VERSION,
+            "sha256": {name: sha256(folder / name) for name in (program.name, "model.pdiparams")},
         }
         if class_names:
             entry["class_names"] = list(class_names)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import paddle
@@ -16,6 +16,7 @@ from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.environment import threads
 from hmsa.errors import DataError
+from hmsa.weight_files import sha256
 
 DEPLOY_FILE = "deploy.yaml"
 
@@ -37,46 +38,90 @@ class Deployment:
     output_op: str  # argmax, softmax or none
     paddle_version: str | None  # that wrote the model; None if not recorded
     class_names: tuple[str, ...]  # empty if not recorded
+    sha256: dict[str, str]  # of the files by name; empty if not recorded
+
+
+class _Loader(yaml.SafeLoader):
+    """Without `<<`, by which a few lines become any number of keys."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        pass
 
 
 def read_deployment(folder: str | Path) -> Deployment:
     """Read `deploy.yaml` of an export folder. DataError if it or a file it names is missing or broken."""
     path = Path(folder) / DEPLOY_FILE
     try:
-        entry = yaml.safe_load(path.read_text(encoding="utf-8"))["Deploy"]
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
+        entry = yaml.load(text, _Loader)["Deploy"]
         deployment = Deployment(
-            model=path.with_name(entry["model"]),
-            params=path.with_name(entry["params"]),
-            transforms=list(entry["transforms"]),
-            input_shape=tuple(entry["input_shape"]),
-            output_op=entry["output_op"],
-            paddle_version=entry.get("paddle_version"),
-            class_names=tuple(entry.get("class_names", ())),
+            model=_beside(path, entry["model"]),
+            params=_beside(path, entry["params"]),
+            transforms=[_is(dict, transform) for transform in _is(list, entry["transforms"])],
+            input_shape=tuple(side if side is None else _is(int, side) for side in _is(list, entry["input_shape"])),
+            output_op=_is(str, entry["output_op"]),
+            paddle_version=_is(str, entry["paddle_version"]) if "paddle_version" in entry else None,
+            class_names=tuple(_is(str, name) for name in _is(list, entry.get("class_names", []))),
+            sha256=_is(dict, entry.get("sha256", {})),
         )
     except OSError as error:
         raise DataError(
             f"{path}: expected the description of an exported model, but: {error.strerror}; run export.py, or name "
             "the folder it wrote"
         ) from error
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: expected what export.py writes, but: {error!r}; export again") from error
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: expected what export.py writes, but: {error!r:.200}; export again") from error
     for file in (deployment.model, deployment.params):
         if not file.is_file():
             raise DataError(f"{file}: expected this file, which {path} names, but it is missing; export again")
     return deployment
 
 
+_MOST_BYTES = 1 << 16
+_Kind = TypeVar("_Kind")
+
+
+def _is(kind: type[_Kind], value: Any) -> _Kind:
+    if not isinstance(value, kind):
+        raise TypeError(f"a {type(value).__name__} where a {kind.__name__} should be")
+    return value
+
+
+def _beside(path: Path, name: Any) -> Path:
+    """A file in the same folder; a name that leads out of it is an error."""
+    if Path(_is(str, name)).name != name or name == "..":
+        raise ValueError(f"{name!r} where the name of a file beside it should be")
+    return path.with_name(name)
+
+
 def load_predictor(folder: str | Path) -> Predictor:
     """Load an exported network into Paddle Inference, on the GPU if Paddle has one, else with oneDNN.
 
-    The function that comes back keeps one set of buffers: call it from one thread at a time.
+    The function that comes back keeps one set of buffers: call it from one thread at a time. A model is a program: load
+    only what you trust.
 
     Raises:
-        DataError: the folder is incomplete, or was written by a newer Paddle than this one can read.
+        DataError: the folder is incomplete or damaged, or was written by a newer Paddle than this one can read.
     """
     deployment = read_deployment(folder)
     _check_readable(deployment)
-    run = open_program(deployment.model, deployment.params)
+    for file in (deployment.model, deployment.params):
+        # Paddle runs what is left of a file that ends too early.
+        if deployment.sha256.get(file.name) not in (None, sha256(file)):
+            raise DataError(
+                f"{file}: expected the file that export.py wrote, found another or a damaged one; export again"
+            )
+    try:
+        run = open_program(deployment.model, deployment.params)
+    # Paddle raises whatever comes first.
+    except Exception as error:
+        raise DataError(
+            f"{deployment.model}: expected a model that Paddle {PADDLE_VERSION} can run, found one that is damaged or "
+            "of another kind; export again"
+        ) from error
     return lambda image: run(image)[0]
 
 

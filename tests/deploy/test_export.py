@@ -14,6 +14,7 @@ from hmsa.deploy.runtime import load_predictor
 from hmsa.engine.inference import joint_logits
 from hmsa.errors import DataError, UsageError
 from hmsa.models import BACKBONES, MscaleOCRNet
+from hmsa.weight_files import sha256
 
 NORMALIZE = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
@@ -67,6 +68,7 @@ def test_deploy_yaml_names_the_files_and_the_preprocessing(exported):
         "output_op": "softmax",
         "output_dtype": "float32",
         "paddle_version": PADDLE_VERSION,
+        "sha256": {name: sha256(folder / name) for name in (program, "model.pdiparams")},
         "class_names": list("abcde"),
     }
     written = {path.name for path in folder.iterdir()} - {"model.pdiparams.info"}

@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.deploy.runtime import load_predictor, read_deployment
 from hmsa.errors import DataError
+from hmsa.weight_files import sha256
 
 ENTRY = {
     "model": "model.json",
@@ -48,7 +50,28 @@ def test_a_folder_without_description(tmp_path):
         load_predictor(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "Deploy: 3", "Deploy: {model: model.json}", "Deploy: [", "[1]"])
+MERGED = "\n".join(
+    ["a0: &a0 {k: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 12))]
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Deploy: 3",
+        "Deploy: {model: model.json}",
+        "Deploy: [",
+        "[1]",
+        "Deploy: !!python/object/apply:os.system [touch ran]",
+        "\xff\xfe\0",
+        "[" * 30_000,
+        "Deploy: " + "1:" * 30_000 + "1",
+        "Deploy: " + "x" * 100_000,
+        MERGED,
+    ],
+    ids=range(11),
+)
 def test_a_broken_description(folder, text):
     (folder / "deploy.yaml").write_text(text)
     with pytest.raises(DataError, match="export again"):
@@ -60,3 +83,52 @@ def test_a_missing_file_is_named(folder):
     (folder / "model.pdiparams").unlink()
     with pytest.raises(DataError, match=r"model\.pdiparams: expected this file"):
         read_deployment(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.json", "/etc/passwd", "folder/model.json", "..", ".", "", "C:/x/..", 3, None, ["a"]]
+)
+@pytest.mark.parametrize("key", ["model", "params"])
+def test_names_do_not_lead_out_of_the_folder(folder, key, name):
+    (folder / "inner").mkdir()
+    describe(folder / "inner", **{"model": "model.json", "params": "model.json", key: name})
+    (folder / "inner" / "model.json").write_bytes(b"")
+    with pytest.raises(DataError, match=r"deploy\.yaml: expected what export\.py writes.*export again"):
+        read_deployment(folder / "inner")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transforms": [3]},
+        {"transforms": "Normalize"},
+        {"input_shape": ["a"]},
+        {"input_shape": 3},
+        {"output_op": 1},
+        {"paddle_version": 3.0},
+        {"class_names": [1]},
+        {"sha256": ["a"]},
+    ],
+    ids=str,
+)
+def test_values_of_another_kind(folder, change):
+    describe(folder, **change)
+    with pytest.raises(DataError, match=r"deploy\.yaml: expected what export\.py writes, but: .*; export again"):
+        read_deployment(folder)
+
+
+def test_a_file_that_is_not_what_was_exported(folder):
+    """Paddle itself runs on half of the parameters and says nothing."""
+    describe(folder, sha256={"model.json": sha256(folder / "model.json"), "model.pdiparams": "0" * 64})
+    with pytest.raises(DataError, match=r"model\.pdiparams: expected the file that export\.py wrote, found another"):
+        load_predictor(folder)
+
+
+@pytest.mark.skipif(PADDLE_VERSION.startswith("2"), reason="Paddle 2 itself dies of it")
+def test_a_model_that_paddle_cannot_load(folder):
+    describe(folder)
+    (folder / "model.json").write_text("not a model")
+    with pytest.raises(
+        DataError, match=r"model\.json: expected a model that Paddle .* can run, found one that is damaged"
+    ):
+        load_predictor(folder)

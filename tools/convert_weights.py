@@ -1,0 +1,76 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Bring weights to another file format or to other tensor names. Needs no PyTorch, and runs nothing a file asks for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from hmsa import cli
+
+NAMES = {"hmsa": "hmsa", "released": "released Paddle", "original": "original PyTorch"}
+
+
+def names_of_network(config_path: str, weights: Path) -> list[str]:
+    """The tensors of a recipe's network, once all of `weights` fit it."""
+    from hmsa.environment import prepare
+
+    prepare()
+    from hmsa.builder import build_model
+    from hmsa.config import load_config
+    from hmsa.weights import load_weights
+
+    model = build_model(load_config(config_path))
+    load_weights(model, weights)
+    return list(model.state_dict())
+
+
+def main(args: argparse.Namespace) -> None:
+    from hmsa.errors import DataError, printable
+    from hmsa.weight_files import read_weights, write_weights
+    from hmsa.weights import SCHEMES, as_float32, is_counter, listed, recognised, translate, weight_file
+
+    source = weight_file(args.input)
+    arrays = read_weights(source)
+    names = names_of_network(args.config, source) if args.config else recognised(arrays)
+    scheme, found, unknown = translate(arrays, names)
+    if unknown or not found:
+        raise DataError(
+            f"{source}: expected the tensors of an HMSA network or its backbone, found {len(unknown)} others "
+            f"({listed(unknown)}); give other weights, or --config if the network has a backbone of PaddleSeg's"
+        )
+    converted, lines = {}, []
+    for name, array in found.items():
+        before, after = SCHEMES[scheme].theirs(name), SCHEMES[NAMES[args.names]].theirs(name)
+        if not after:
+            raise DataError(f"{source}: {name} has no name among the {args.names} ones; use --names hmsa")
+        try:
+            converted[after] = as_float32(array)
+        except ValueError as error:
+            raise DataError(f"{source}: expected weights, found {error} in {before}; give other weights") from error
+        lines.append(f"{before} -> {after} {list(array.shape)}")
+    lines += [f"{printable(name)} dropped" for name in arrays if is_counter(name)]
+    write_weights(args.output, converted)
+    print(*lines, sep="\n")
+    dropped = len(arrays) - len(converted)
+    print(
+        f"{len(converted)} tensors ({scheme} names) written to {args.output}, {dropped} "
+        f"counter{'' if dropped == 1 else 's'} dropped"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--input", required=True, help=".pth, .pdparams or .safetensors, or a checkpoint folder")
+    parser.add_argument("--output", required=True, help=".pdparams or .safetensors file to write")
+    parser.add_argument(
+        "--names",
+        choices=list(NAMES),
+        default="hmsa",
+        help="tensor names to write: this project's (default), those released with PaddleSeg, or the original's",
+    )
+    parser.add_argument("--config", help="recipe of the network that all the weights must fit, if it is to be checked")
+    cli.run(main, parser)
