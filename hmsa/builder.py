@@ -13,7 +13,7 @@ from typing import Any, Callable, Literal, Optional
 import paddle
 from paddle.optimizer import lr
 
-from hmsa.config import Config, NormalizeSpec, Section, arguments, suggest
+from hmsa.config import Config, NormalizeSpec, Section, arguments, dotted, shown, suggest
 from hmsa.datasets.cityscapes import CityscapesAutolabeling
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.distributed import world_size
@@ -104,7 +104,7 @@ def build_model(config: Config) -> MscaleOCRNet:
     backbone = _build_backbone(config)
     options = arguments(spec)
     del options["backbone"], options["pretrained"]
-    network = MODELS[spec.type](backbone=backbone, **options)
+    network = _construct(MODELS[spec.type], spec.type, {"backbone": backbone, **options}, f"{config.path}: model")
     if world_size() > 1 and paddle.device.get_device().startswith("gpu"):
         paddle.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place, as the network itself is no BatchNorm
     return network
@@ -184,19 +184,17 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
     spec = getattr(config, section)
     where = f"{config.path}: {section}"
     transforms = build_transforms(spec.transforms, where=f"{where}.transforms")
+    training = split == "train"
     options = {"type": spec.type, **arguments(spec)}
     del options["transforms"]
+    # An evaluation that leaves pictures out would be no score.
+    limit = config.bad_sample_limit if training and config.on_bad_sample == "skip" else None
+    common = {"transforms": transforms, "seed": config.seed, "bad_sample_limit": limit}
     if spec.type in DATASETS:
-        dataset = _build("dataset", {**options, "transforms": transforms, "seed": config.seed}, DATASETS, where)
+        dataset = _build("dataset", {**options, **common}, DATASETS, where)
     else:
-        training = split == "train"
-        dataset = SegmentationDataset.from_paddleseg(
-            _build("dataset", {**options, "transforms": []}, DATASETS, where),
-            transforms=transforms,
-            shuffle=training,
-            label_transforms=training,
-            seed=config.seed,
-        )
+        theirs = _build("dataset", {**options, "transforms": []}, DATASETS, where)
+        dataset = SegmentationDataset.from_paddleseg(theirs, shuffle=training, label_transforms=training, **common)
     if dataset.num_classes != config.model.num_classes:
         raise UsageError(
             f"{config.path}: expected model.num_classes to be the {dataset.num_classes} classes of {section}, found "
@@ -248,9 +246,13 @@ def build_optimizer(config: Config, scheduler: lr.LRScheduler, model: paddle.nn.
     component = _find("optimizer", spec.type, OPTIMIZERS, where)
     options = arguments(spec)
     if spec.type in OPTIMIZERS or (inspect.isclass(component) and issubclass(component, paddle.optimizer.Optimizer)):
-        options.update(learning_rate=scheduler, parameters=model.parameters())
-        return _construct(component, spec.type, options, where)
-    return _construct(component, spec.type, options, where)(model, scheduler)  # PaddleSeg's are made in two steps.
+        ours = {"learning_rate": scheduler, "parameters": model.parameters()}
+        twice = sorted(set(ours) & set(options))
+        if twice:
+            raise UsageError(f"{where}: expected {twice[0]} to be left to lr_scheduler and model, found it: remove it")
+        return _construct(component, spec.type, {**options, **ours}, where)
+    prepared = _construct(component, spec.type, options, where)  # PaddleSeg's are made in two steps.
+    return _construct(prepared, spec.type, {"model": model, "lr": scheduler}, where)
 
 
 def _build(kind: str, spec: dict[str, Any], ours: Table, where: str) -> Any:
@@ -278,7 +280,7 @@ def _find(kind: str, name: str, ours: Table, where: str) -> Callable[..., Any]:
     if name in theirs:
         return theirs[name]
     raise UsageError(
-        f"{where}: expected type to name a {kind} of this project or of PaddleSeg, found {name!r}: "
+        f"{where}: expected type to name a {kind} of this project or of PaddleSeg, found {shown(name)}: "
         f"{suggest(name, [*ours, *theirs])}"
     )
 
@@ -305,8 +307,14 @@ def _subclasses(module: Any, base: type) -> Table:
     return {
         name: member
         for name, member in vars(module).items()
-        if inspect.isclass(member) and issubclass(member, base) and member is not base
+        if inspect.isclass(member) and issubclass(member, base) and member is not base and _steps_by_itself(member)
     }
+
+
+def _steps_by_itself(component: Any) -> bool:
+    """Whether `step()` wants nothing. Others need a score (ReduceOnPlateau), or the loss as a function (LBFGS)."""
+    _, *parameters = inspect.signature(component.step).parameters.values()
+    return all(p.default is not p.empty for p in parameters)
 
 
 def _construct(component: Callable[..., Any], name: str, options: dict[str, Any], where: str) -> Any:
@@ -320,15 +328,21 @@ def _construct(component: Callable[..., Any], name: str, options: dict[str, Any]
     ]
     if not any(p.kind == p.VAR_KEYWORD for p in parameters):
         problems += [
-            f"{where}: expected only arguments of {name}, found {key}: {suggest(key, known)}"
+            f"{where}: expected only arguments of {name}, found {dotted([key])}: {suggest(key, known)}"
             for key in options
             if key not in known
         ]
     if problems:
-        raise UsageError("\n".join(problems))
+        raise UsageError(*problems)
     try:
         return component(**options)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
     except HmsaError:
         raise
     except Exception as error:  # PaddleSeg's components refuse arguments with whatever comes first.
-        raise UsageError(f"{where}: expected arguments that {name} accepts, but it says: {error}") from error
+        # Paddle's own errors are pages long, the reason last.
+        reason = " ".join(str(error).split("Error Message Summary:")[-1].split()).lstrip("- ") or type(error).__name__
+        if len(reason) > 400:
+            reason = f"{reason[:400]}..."
+        raise UsageError(f"{where}: expected arguments that {name} accepts, but it says: {reason}") from error

@@ -57,7 +57,7 @@ CONSTRUCTORS = {**builder.MODELS, **builder.DATASETS, **builder.TRANSFORMS, **bu
 
 @pytest.mark.parametrize("name", sorted(set(OUR_SPECS) & set(CONSTRUCTORS)))
 def test_schema_and_constructor_agree(name: str) -> None:
-    given_by_builder = {"seed", "backbone", "type", "pretrained"}
+    given_by_builder = {"seed", "bad_sample_limit", "backbone", "type", "pretrained"}
     parameters = {
         key: parameter.default
         for key, parameter in inspect.signature(CONSTRUCTORS[name]).parameters.items()
@@ -147,6 +147,16 @@ def test_backbone_indices_must_exist(recipe: Any) -> None:
     assert "found [1]" in message
 
 
+def test_what_a_constructor_says_is_shortened(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**options: Any) -> None:
+        raise MemoryError("C++ Traceback\n...\n----\nError Message Summary:\n----\nno room\n" + "here " * 999)
+
+    monkeypatch.setitem(builder.MODELS, "MscaleOCRNet", fail)
+    message = refused(builder.build_model, recipe())
+    assert ": model: expected arguments that MscaleOCRNet accepts, but it says: no room here here" in message
+    assert len(message) < 700
+
+
 # --- Losses. ---
 
 
@@ -222,6 +232,8 @@ def test_schedulers_of_paddle(recipe: Any) -> None:
     assert (values[0], values[5]) == (0.0, pytest.approx(0.1))
     assert values[10] == pytest.approx(0.2)
     assert values[55] == pytest.approx(0.1)
+    message = refused(rates, recipe("lr_scheduler={type: ReduceOnPlateau, learning_rate: 0.2}"))
+    assert "expected type to name a scheduler" in message  # it would have to be told the score at every step
     message = refused(rates, recipe("lr_scheduler={type: CosineAnealingDecay, learning_rate: 0.2}"))
     assert "did you mean CosineAnnealingDecay?" in message
     message = refused(rates, recipe("lr_scheduler={type: CosineAnnealingDecay, learning_rate: 0.2}"))
@@ -283,6 +295,12 @@ def test_optimizers_that_are_refused(recipe: Any) -> None:
     assert "expected only arguments of Momentum, found weight_decy: did you mean weight_decay?" in message
     message = refused(steps, recipe("optimizer={type: Momentum, weight_decay: 1}"), [])
     assert "expected arguments that Momentum accepts, but it says: `weight_decay` must be a float" in message
+    message = refused(steps, recipe("optimizer={type: Momentum, custom_cfg: [{lr_mult: 0.1}]}"), [])  # without a name
+    assert "optimizer: expected arguments that Momentum accepts, but it says: 'name'" in message
+    message = refused(steps, recipe("optimizer={type: Adagrad, learning_rate: 0.1}"), [])
+    assert "expected learning_rate to be left to lr_scheduler and model, found it: remove it" in message
+    # Its step would have to be given the loss as a function.
+    assert "found 'LBFGS': " in refused(steps, recipe("optimizer={type: LBFGS}"), [])
 
 
 # --- Data. ---
@@ -319,6 +337,20 @@ def test_datasets_of_the_recipe(recipe: Any, tmp_path: Path) -> None:
     assert builder.inference_transforms(config) == config.val_dataset.transforms
 
 
+def test_only_training_leaves_bad_samples_out(recipe: Any, tmp_path: Path) -> None:
+    write_cityscapes(tmp_path, {"train": 2, "val": 2})
+    stem = "train/city/city_0_"
+    (tmp_path / "list.txt").write_text(f"leftImg8bit/{stem}leftImg8bit.png gtFine/{stem}gtFine_labelTrainIds.png")
+    lists = f"mode: train, dataset_root: {tmp_path}, train_path: {tmp_path / 'list.txt'}, transforms: []"
+    theirs = f"train_dataset={{type: Dataset, num_classes: 19, {lists}}}"
+    for train in (cityscapes(tmp_path, "train", "[{type: Normalize}]"), theirs):
+        given = [train, cityscapes(tmp_path, "val", "[{type: Normalize}]"), "bad_sample_limit=7"]
+        for chosen, limit in (("error", None), ("skip", 7)):
+            config = recipe(*given, f"on_bad_sample={chosen}")
+            assert builder.build_dataset(config, "train").bad_sample_limit == limit
+            assert builder.build_dataset(config, "val").bad_sample_limit is None
+
+
 def test_sections_that_are_missing(recipe: Any) -> None:
     assert "expected the section val_dataset" in refused(builder.build_dataset, recipe(), "val")
     assert "expected the section loss" in refused(builder.build_loss, recipe("loss="))
@@ -350,6 +382,9 @@ def test_transforms_that_are_refused(recipe: Any) -> None:
     message = refused(builder.build_dataset, recipe("val_dataset=" + options % "{type: Padding, target_sze: 3}"), "val")
     assert "expected target_size to be given, which Padding needs" in message
     assert "expected only arguments of Padding, found target_sze: did you mean target_size?" in message
+    config = recipe("val_dataset=" + options % "{type: Padding, target_size: [0, 9]}")
+    message = refused(builder.build_dataset, config, "val")
+    assert message.startswith(f"{config.path}: val_dataset.transforms.1: Padding's target_size should be a width")
 
 
 def test_a_data_set_of_paddleseg(recipe: Any, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ class CityscapesAutolabeling(SegmentationDataset):
         coarse_multiple: float = 1.0,
         add_val: bool = False,
         seed: int = 0,
+        bad_sample_limit: int | None = None,
     ) -> None:
         if mode not in ("train", "val", "test"):
             raise UsageError(f"mode should be train, val or test, but it is {mode!r}: correct the data set's mode")
@@ -60,6 +61,7 @@ class CityscapesAutolabeling(SegmentationDataset):
             shuffle=training,
             label_transforms=training,
             seed=seed,
+            bad_sample_limit=bad_sample_limit,
             num_classes=len(CLASS_NAMES),
             class_names=CLASS_NAMES,
             ignore_index=IGNORE_INDEX,

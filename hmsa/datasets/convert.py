@@ -14,14 +14,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hmsa.datasets.dataset import read_label
 from hmsa.datasets.labels import LABEL_ID_TO_TRAIN_ID, LABEL_IDS, palette
+from hmsa.datasets.pictures import check_size, read_bytes, read_label, strange_values
 from hmsa.errors import DataError
 from hmsa.files import write_atomically
 
 _LABEL_IDS, _POLYGONS, _TRAIN_IDS = (
     f"_gtFine_{ending}" for ending in ("labelIds.png", "polygons.json", "labelTrainIds.png")
 )
+
+
+_FARTHEST = 10**6  # pixels
 
 
 class Job(NamedTuple):
@@ -66,12 +69,9 @@ def train_ids(source: Path) -> np.ndarray:
 
 def _train_ids_of_picture(source: Path) -> np.ndarray:
     label_ids = read_label(source)
-    present = np.flatnonzero(np.bincount(label_ids.ravel())).tolist()
-    wrong = [value for value in present if value not in LABEL_IDS]
-    if wrong:
-        raise DataError(
-            f"{source} should hold Cityscapes' label ids, but it holds {', '.join(map(str, wrong))}: download it again"
-        )
+    strange = strange_values(label_ids, LABEL_IDS)
+    if strange:
+        raise DataError(f"{source} should hold Cityscapes' label ids, but it holds {strange}: download it again")
     return cv2.LUT(label_ids.astype(np.uint8, copy=False), LABEL_ID_TO_TRAIN_ID)
 
 
@@ -80,15 +80,22 @@ def _train_ids_of_polygons(source: Path) -> np.ndarray:
     from cityscapesscripts.helpers.labels import name2label
     from cityscapesscripts.preparation.json2labelImg import createLabelImage
 
+    text = read_bytes(source)
     try:
         annotation = Annotation()
-        annotation.fromJsonText(source.read_text(encoding="utf-8"))
+        annotation.fromJsonText(text.decode())
+        check_size(annotation.imgWidth, annotation.imgHeight)
         for thing in annotation.objects:
-            # createLabelImage would end the program.
-            if not thing.deleted and not {thing.label, thing.label.removesuffix("group")} & name2label.keys():
-                raise ValueError(f"label {thing.label!r} is unknown")
+            if thing.deleted:
+                continue
+            if not {thing.label, thing.label.removesuffix("group")} & name2label.keys():
+                raise ValueError(f"label {thing.label!r} is unknown")  # createLabelImage would end the program
+            if not all(abs(side) <= _FARTHEST for corner in thing.polygon for side in corner):
+                raise ValueError(f"a corner of label {thing.label!r} lies too far outside")  # drawn somewhere else
         return np.asarray(createLabelImage(annotation, "trainIds"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # the package takes the shape of the file for granted
         raise DataError(
             f"{source} should hold Cityscapes' polygons, but they cannot be drawn ({error}): download it again"
         ) from error
@@ -133,5 +140,5 @@ def convert_all(jobs: Iterable[Job], convert: Callable[[Job], None], *, num_work
 def _is_done(job: Job) -> bool:
     try:
         return job.target.stat().st_mtime >= job.source.stat().st_mtime
-    except FileNotFoundError:
+    except OSError:  # one of them is missing or cannot be reached: converting says which
         return False

@@ -1,71 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures with labels: reading, checking, the list of an epoch, and one sample by its number."""
+"""Pictures with labels: checking, the list of an epoch, and one sample by its number."""
 
 from __future__ import annotations
 
 import functools
-import io
-from collections.abc import Sequence
-from pathlib import Path
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
-import cv2
 import numpy as np
-from PIL import Image, ImageOps
 
-from hmsa.errors import DataError, UsageError
+from hmsa.datasets.pictures import read_image, read_label, strange_values
+from hmsa.errors import DataError, UsageError, printable
 from hmsa.transforms import Sample, Transform, fused
 
 Pair = tuple[str, Optional[str]]
 
 # Keys that keep the streams of random numbers apart: a sample's is (seed, epoch, position).
-_FINE_ORDER, _COARSE_ORDER = 1, 2
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """The picture as uint8 [H, W, 3] RGB, turned upright as its EXIF data say. DataError if unreadable."""
-    data = _read_bytes(path)
-    if _is_whole_png_or_jpeg(data):
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        if image is not None:
-            return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return np.asarray(ImageOps.exif_transpose(_open_with_pillow(path, data)).convert("RGB"))
-
-
-def read_label(path: str | Path) -> np.ndarray:
-    """The label picture as integers [H, W]; with a palette, the indices. DataError if unreadable."""
-    label = np.asarray(_open_with_pillow(path, _read_bytes(path)))
-    if label.ndim != 2 or label.dtype.kind not in "bui":
-        raise DataError(
-            f"{path} should be a label picture with one channel of class numbers, but it has the shape "
-            f"{label.shape} and the type {label.dtype}: save it as a grey or a palette PNG"
-        )
-    return label
-
-
-def _read_bytes(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} should be a readable picture, but: {error.strerror or error}") from error
-
-
-def _is_whole_png_or_jpeg(data: bytes) -> bool:
-    """Whether OpenCV may decode it: it is quicker than Pillow, but makes up what is missing."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return b"IEND" in data[-64:]
-    return data.startswith(b"\xff\xd8\xff") and b"\xff\xd9" in data[-64:]
-
-
-def _open_with_pillow(path: str | Path, data: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    # Pillow's decoders raise these on damaged files of one format or another.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = "no picture format is recognised" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise DataError(f"{path} should be a readable picture, but: {reason}") from error
-    return image
+_FINE_ORDER, _COARSE_ORDER, _REPLACEMENT = 1, 2, 3
 
 
 class SegmentationDataset:
@@ -79,6 +32,10 @@ class SegmentationDataset:
     numbers, unless the pair has none; `trans_info`, what a prediction has to undo; `image_path`. With
     `label_transforms` the label is transformed along with the picture (training), without it keeps its own
     size (evaluation).
+
+    A sample whose files cannot be used is a DataError. With `bad_sample_limit`, one drawn from the same epoch stands in
+    for it, which depends on (seed, i) and on the state of the files alone; it is warned about and kept in `skipped`,
+    and more than so many of them are a DataError.
     """
 
     def __init__(
@@ -94,6 +51,7 @@ class SegmentationDataset:
         seed: int = 0,
         class_names: Sequence[str] | None = None,
         ignore_index: int = 255,
+        bad_sample_limit: int | None = None,
     ) -> None:
         if not pairs:
             raise DataError("a data set should hold at least one picture, but there is none: check dataset_root")
@@ -112,6 +70,9 @@ class SegmentationDataset:
         self.class_names = tuple(class_names or (f"class {index}" for index in range(num_classes)))
         self.ignore_index = ignore_index
         self.label_transforms = label_transforms
+        self.bad_sample_limit = bad_sample_limit
+        self._skipped: dict[str, str] = {}
+        self._skipped_lock = threading.Lock()
         # Neighbouring samples, two epochs at most, come from several threads.
         self._recent_epoch = functools.lru_cache(maxsize=2)(self.epoch)
 
@@ -124,6 +85,7 @@ class SegmentationDataset:
         shuffle: bool,
         label_transforms: bool,
         seed: int = 0,
+        bad_sample_limit: int | None = None,
     ) -> SegmentationDataset:
         """The files of one of PaddleSeg's data sets, in place of its reading and its transforms."""
         from paddleseg.datasets import Dataset
@@ -142,6 +104,7 @@ class SegmentationDataset:
             shuffle=shuffle,
             label_transforms=label_transforms,
             seed=seed,
+            bad_sample_limit=bad_sample_limit,
         )
 
     def __len__(self) -> int:
@@ -169,13 +132,29 @@ class SegmentationDataset:
             first += stop - start
         return drawn
 
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The pictures that others stood in for so far, in this process, and why."""
+        with self._skipped_lock:
+            return dict(self._skipped)
+
     def __getitem__(self, index: int) -> Sample:
         epoch, position = divmod(index, len(self))
-        pair = self._recent_epoch(epoch)[position]
-        return self.load(pair, np.random.default_rng((self.seed, epoch, position)))
+        pairs = self._recent_epoch(epoch)
+        if self.bad_sample_limit is None:
+            sample = self._read(pairs[position])
+        else:
+            sample = self._read_or_replace(pairs, epoch, position, self.bad_sample_limit)
+        rng = np.random.default_rng((self.seed, epoch, position))
+        for transform in self.transforms:
+            sample = transform(sample, rng)
+        sample["img"] = np.ascontiguousarray(sample["img"].transpose(2, 0, 1), np.float32)
+        if "label" in sample:
+            sample["label"] = sample["label"].astype(np.int64)
+        return sample
 
-    def load(self, pair: Pair, rng: np.random.Generator) -> Sample:
-        """Read, check and transform one pair. DataError names the file if it cannot be used."""
+    def _read(self, pair: Pair) -> Sample:
+        """Read and check one pair. DataError names the file if it cannot be used."""
         image_path, label_path = pair
         sample: Sample = {"img": read_image(image_path), "trans_info": [], "gt_fields": []}
         sample["image_path"] = image_path
@@ -183,12 +162,35 @@ class SegmentationDataset:
             sample["label"] = self._read_checked_label(label_path, image_path, sample["img"].shape[:2])
             if self.label_transforms:
                 sample["gt_fields"].append("label")
-        for transform in self.transforms:
-            sample = transform(sample, rng)
-        sample["img"] = np.ascontiguousarray(sample["img"].transpose(2, 0, 1), np.float32)
-        if label_path is not None:
-            sample["label"] = sample["label"].astype(np.int64)
         return sample
+
+    def _read_or_replace(self, pairs: Sequence[Pair], epoch: int, position: int, limit: int) -> Sample:
+        """The pair at `position`, or the first usable one of the epoch's in an order drawn for this position."""
+        # What was found bad before is tried again: what stands in must not depend on what this process has seen.
+        for pair in self._candidates(pairs, epoch, position):
+            try:
+                return self._read(pair)
+            except DataError as error:
+                if self._skip(pair[0], str(error)) > limit:
+                    break
+        reasons = list(self.skipped.values())
+        raise DataError(
+            f"expected at most {limit} pictures that cannot be used (bad_sample_limit), and others to stand in for "
+            f"them, found {len(reasons)}: correct them, or raise the limit; the first are: {'; '.join(reasons[:3])}"
+        )
+
+    def _candidates(self, pairs: Sequence[Pair], epoch: int, position: int) -> Iterator[Pair]:
+        yield pairs[position]
+        order = np.random.default_rng((self.seed, epoch, position, _REPLACEMENT)).permutation(len(pairs))
+        yield from (pairs[index] for index in order)
+
+    def _skip(self, path: str, reason: str) -> int:
+        """Note a picture that cannot be used, and say so the first time; returns how many there are."""
+        with self._skipped_lock:
+            if path not in self._skipped:
+                self._skipped[path] = reason
+                sys.stderr.write(printable(f"warning: another picture stands in for {path}: {reason}") + "\n")
+            return len(self._skipped)
 
     def _read_checked_label(self, path: str, image_path: str, size: tuple[int, int]) -> np.ndarray:
         label = read_label(path)
@@ -198,18 +200,12 @@ class SegmentationDataset:
                 f"height), but it is {label.shape[1]}x{label.shape[0]}: "
                 "pair it with the right picture or make it anew"
             )
-        if label.dtype == np.uint8:
-            present = np.flatnonzero(cv2.calcHist([label], [0], None, [256], [0, 256]))
-        else:
-            present = np.unique(label)
-        wrong = [int(v) for v in present if v != self.ignore_index and not 0 <= v < self.num_classes]
-        if wrong:
+        strange = strange_values(label, {*range(self.num_classes), self.ignore_index})
+        if strange:
             raise DataError(
                 f"{path} should hold class numbers 0..{self.num_classes - 1} and {self.ignore_index} for "
-                f"ignored pixels, but it holds {', '.join(map(str, wrong))}: convert the label (to train "
+                f"ignored pixels, but it holds {strange}: convert the label (to train "
                 "ids, not label ids) or correct num_classes"
             )
-        if label.dtype != np.uint8:
-            # What OpenCV can resize and pad, with room for any class number and ignore_index.
-            return label.astype(np.uint8 if max(self.num_classes, self.ignore_index) < 256 else np.int16)
-        return label
+        # What OpenCV can resize and pad, with room for any class number and ignore_index.
+        return label.astype(np.uint8 if max(self.num_classes, self.ignore_index) < 256 else np.int32, copy=False)

@@ -3,49 +3,118 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
-from collections import deque
+import threading
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, Optional, Union
 
 import numpy as np
 
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.errors import DataError
+from hmsa.transforms import Sample
+
+Batch = dict[str, Any]
+_Outcome = tuple[int, Union[Batch, BaseException]]  # number of the batch, and what became of it
+
+# Seconds to wait for threads that may never answer, before an error is raised or the process ends without them.
+PATIENCE = 4.0
 
 
 def batches(
     dataset: SegmentationDataset, indices: Iterable[Sequence[int]], num_workers: int
-) -> Generator[dict[str, Any], None, None]:
+) -> Generator[Batch, None, None]:
     """The batch of each entry of `indices` (numbers of samples), in order.
 
     A batch is a dict of numpy arrays: `img` float32 [B, 3, H, W]; `label` int64 [B, H, W], where the data set
     has labels; and lists of B: `trans_info`, `image_path`. `num_workers` threads work at most two batches
     each ahead (decoding and OpenCV leave other threads running); 0 works in the calling thread. An error of a
-    sample is raised at its batch. Closing the iterator ends the threads.
+    sample, whatever it is, is raised at its batch, or earlier when the other threads have been silent for `PATIENCE`.
+    Closing the iterator ends the threads; those that wait for a storage are left behind and hold up nothing.
     """
     if num_workers <= 0:
         for batch in indices:
-            yield _load_batch(dataset, batch)
+            yield _collate([dataset[index] for index in batch])
         return
-    waiting: deque[Future[dict[str, Any]]] = deque()
-    executor = ThreadPoolExecutor(num_workers, thread_name_prefix="loader")
+    todo: SimpleQueue[Optional[tuple[int, Sequence[int]]]] = SimpleQueue()
+    done: SimpleQueue[_Outcome] = SimpleQueue()
+    stopping = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def end() -> None:
+        stopping.set()
+        for _ in threads:
+            todo.put(None)
+        deadline = time.monotonic() + PATIENCE
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0))
+
+    # A thread that hangs must not hold up the interpreter's end, hence daemons; those that work must be through before
+    # it, as C++ code aborts the process where Python ends its thread. Not every generator is closed by then.
+    atexit.register(end)
     try:
-        remaining = iter(indices)
-        while True:
-            for batch in itertools.islice(remaining, 2 * num_workers - len(waiting)):
-                waiting.append(executor.submit(_load_batch, dataset, batch))
-            if not waiting:
+        for i in range(num_workers):
+            thread = threading.Thread(
+                target=_work, args=(dataset, todo, done, stopping), name=f"loader-{i}", daemon=True
+            )
+            thread.start()
+            threads.append(thread)
+        waiting = iter(indices)
+        given = 0
+        ready: dict[int, Union[Batch, BaseException]] = {}
+        for number in itertools.count():
+            for batch in itertools.islice(waiting, number + 2 * num_workers - given):
+                todo.put((given, batch))
+                given += 1
+            if number == given:
                 return
-            yield waiting.popleft().result()
+            yield _wait_for(number, ready, done)
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        atexit.unregister(end)
+        end()
 
 
-def _load_batch(dataset: SegmentationDataset, indices: Sequence[int]) -> dict[str, Any]:
-    samples = [dataset[index] for index in indices]
-    batch: dict[str, Any] = {key: [sample[key] for sample in samples] for key in ("trans_info", "image_path")}
+def _wait_for(number: int, ready: dict[int, Union[Batch, BaseException]], done: SimpleQueue[_Outcome]) -> Batch:
+    """Batch `number`, out of `ready` or as soon as it is done; an error of a later one if that takes too long."""
+    errors = [outcome for outcome in ready.values() if isinstance(outcome, BaseException)]
+    while number not in ready:
+        try:
+            key, outcome = done.get(timeout=PATIENCE if errors else None)
+        except Empty:
+            raise errors[0] from None
+        ready[key] = outcome
+        if isinstance(outcome, BaseException):
+            errors.append(outcome)
+    outcome = ready.pop(number)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def _work(
+    dataset: SegmentationDataset,
+    todo: SimpleQueue[Optional[tuple[int, Sequence[int]]]],
+    done: SimpleQueue[_Outcome],
+    stopping: threading.Event,
+) -> None:
+    """What a thread does: batches until it is told to stop, which it looks for before every sample."""
+    for number, indices in iter(todo.get, None):
+        samples = []
+        try:
+            for index in indices:
+                if stopping.is_set():
+                    return
+                samples.append(dataset[index])
+            done.put((number, _collate(samples)))
+        except BaseException as error:  # it is the main thread's to handle
+            done.put((number, error))
+
+
+def _collate(samples: Sequence[Sample]) -> Batch:
+    batch: Batch = {key: [sample[key] for sample in samples] for key in ("trans_info", "image_path")}
     for key in ("img", "label"):
         if key not in samples[0]:
             continue

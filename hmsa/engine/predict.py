@@ -19,10 +19,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from hmsa import distributed
-from hmsa.datasets.dataset import SegmentationDataset, read_image
+from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.labels import TRAIN_ID_TO_LABEL_ID
+from hmsa.datasets.pictures import read_image
 from hmsa.engine.inference import InferenceOptions, Network, class_scores, restore
-from hmsa.errors import DataError
+from hmsa.errors import DataError, printable
 from hmsa.files import write_atomically
 from hmsa.transforms import Transform
 from hmsa.visualize import overlay, pseudo_color
@@ -49,16 +50,10 @@ def find_pictures(image_path: str) -> list[Picture]:
         DataError: nothing found.
     """
     given = Path(image_path)
-    if given.is_dir():
-        folder, paths = given, _pictures_of(given.rglob("*"), given)
-    elif given.is_file() and given.suffix.lower() == ".txt":
-        folder, paths = given.parent, _listed(given)
-    elif given.is_file():
-        folder, paths = given.parent, [given]
-    else:
-        fixed = list(takewhile(lambda part: not glob.has_magic(part), given.parts[:-1]))
-        folder = Path(*fixed)
-        paths = _pictures_of(folder.glob(str(Path(*given.parts[len(fixed) :]))), folder)
+    try:
+        folder, paths = _found(given)
+    except (OSError, ValueError) as error:  # ValueError: no pattern, as "**a" is none
+        raise DataError(f"{image_path}: expected a path or a pattern, but: {error}; correct --image_path") from error
     if not paths:
         raise DataError(
             f"{image_path}: expected a picture, a folder of pictures, a .txt list or a glob pattern, found no "
@@ -115,7 +110,7 @@ def predict(
         except Exception as error:
             failed[index] = 1
             reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-            tqdm.write(f"failed: {picture.path}: {reason}", file=sys.stderr)
+            tqdm.write(printable(f"failed: {picture.path}: {reason}"), file=sys.stderr)
     failed = distributed.all_reduce_sum(failed)
     return [picture.path for picture, count in zip(pictures, failed) if count]
 
@@ -127,14 +122,26 @@ def _write(picture: Picture, label: np.ndarray, save_dir: Path, colors: Sequence
             f"the prediction is {label.shape[1]}x{label.shape[0]}, the picture {image.shape[1]}x{image.shape[0]}; "
             "the transforms of val_dataset may resize and pad, but not cut"
         )
-    mixed = cv2.cvtColor(overlay(image, label, colors), cv2.COLOR_RGB2BGR)
-    encoded = cv2.imencode(picture.overlay_name.suffix, mixed)[1].tobytes()
-    write_atomically(save_dir / "added_prediction" / picture.overlay_name, encoded)
     colored = _png(pseudo_color(label, colors))
     write_atomically(save_dir / "pseudo_color_prediction" / picture.label_name, colored)
     if label_ids:
         ids = Image.fromarray(TRAIN_ID_TO_LABEL_ID[label])
         write_atomically(save_dir / "label_ids" / picture.label_name, _png(ids))
+    # Last, as not every format takes every size.
+    encoded = _encoded(overlay(image, label, colors), picture.overlay_name.suffix)
+    write_atomically(save_dir / "added_prediction" / picture.overlay_name, encoded)
+
+
+def _encoded(image: np.ndarray, suffix: str) -> bytes:
+    """The file content of a picture, uint8 [H, W, 3] RGB, in the format that `suffix` stands for."""
+    try:
+        done, content = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        done = False
+    if not done:
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        raise DataError(f"an overlay of {size} pixels cannot be written as {suffix}: make a PNG of the picture")
+    return content.tobytes()
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -143,14 +150,25 @@ def _png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def _found(given: Path) -> tuple[Path, list[Path]]:
+    """The folder that results are named from, and the pictures."""
+    if given.is_dir():
+        return given, _pictures_of(given.rglob("*"), given)
+    if given.is_file():
+        return given.parent, _listed(given) if given.suffix.lower() == ".txt" else [given]
+    fixed = list(takewhile(lambda part: not glob.has_magic(part), given.parts[:-1]))
+    folder = Path(*fixed)
+    return folder, _pictures_of(folder.glob(str(Path(*given.parts[len(fixed) :]))), folder)
+
+
 def _pictures_of(paths: Iterable[Path], folder: Path) -> list[Path]:
-    """Those that are pictures by their suffix and not hidden, sorted."""
+    """Those that are pictures by their suffix and not hidden, sorted; what cannot be read is found out later."""
     return sorted(
         path
         for path in paths
         if path.suffix.lower() in SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+        and not path.is_dir()
     )
 
 
@@ -158,10 +176,17 @@ def _listed(text_file: Path) -> list[Path]:
     """The pictures of a list, one a line; a label after it, as in the list of a data set, is passed over."""
     folder = text_file.parent
     try:
-        lines = [line.strip() for line in text_file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in text_file.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{text_file}: expected the path of a picture on each line, but: {error}") from error
-    return [folder / (line if (folder / line).is_file() else line.split()[0]) for line in lines if line]
+    return [folder / (line if _is_file(folder / line) else line.split()[0]) for line in lines if line]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long a name, or a folder that may not be entered
+        return False
 
 
 def _named(paths: Iterable[Path], folder: Path) -> list[Picture]:
@@ -173,6 +198,8 @@ def _named(paths: Iterable[Path], folder: Path) -> list[Picture]:
     for path in paths:
         absolute = _absolute(path)
         name = absolute.relative_to(root if root in absolute.parents else absolute.anchor)
+        if not name.name:  # a list may hold "/"
+            name = PurePath("root")
         as_png = name if name.suffix.lower() in SUFFIXES else name.with_name(name.name + ".png")
         pictures.append(Picture(path, _free(as_png, overlays), _free(name.with_suffix(".png"), labels)))
     return pictures

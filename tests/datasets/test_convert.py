@@ -88,13 +88,71 @@ def test_values_that_are_no_label_ids(tmp_path):
         ('{"imgHeight": 2, "imgWidth": 2}', "'objects'"),
         ('{"imgHeight": 2, "imgWidth": 2, "objects": [{"label": "cow", "polygon": []}]}', "label 'cow' is unknown"),
         ('{"imgHeight": 2, "imgWidth": 2, "objects": [{"label": "car", "polygon": [[1, 1]]}]}', "cannot be drawn"),
+        ('{"imgHeight": 99999, "imgWidth": 99999, "objects": []}', "its size is 99999x99999 pixels, expected 1 to"),
+        ('{"imgHeight": -2, "imgWidth": 2, "objects": []}', "its size is 2x-2 pixels"),
+        ('{"imgHeight": Infinity, "imgWidth": 2, "objects": []}', "cannot be drawn"),
+        ("[" * 100000, "cannot be drawn"),
+        (
+            '{"imgHeight": 2, "imgWidth": 2, "objects": [{"label": "car", "polygon": [[0, 0], [1e12, 0], [1, 1]]}]}',
+            "a corner of label 'car' lies too far outside",
+        ),
+        ("\udcff", "cannot be drawn"),
     ],
 )
 def test_polygons_that_cannot_be_drawn(tmp_path, content, reason):
     path = tmp_path / "a_polygons.json"
-    path.write_text(content)
+    path.write_text(content, errors="surrogateescape")
     with pytest.raises(DataError, match=rf"a_polygons\.json .*{reason}"):
         train_ids(path)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | labels,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["label", "polygon"]), inner),
+    max_leaves=12,
+)
+things = st.fixed_dictionaries(
+    {"label": labels | anything, "polygon": st.lists(st.lists(anything, max_size=3)) | anything}
+)
+
+
+@given(
+    height=st.integers(-2, 40) | anything,
+    width=st.integers(-2, 40) | anything,
+    objects=st.lists(things | anything, max_size=4) | anything,
+)
+@settings(max_examples=300, deadline=None)
+def test_any_json_is_drawn_or_named(tmp_path_factory, height, width, objects):
+    path = tmp_path_factory.mktemp("json") / "a_polygons.json"
+    path.write_text(json.dumps({"imgHeight": height, "imgWidth": width, "objects": objects}), encoding="utf-8")
+    try:
+        label = train_ids(path)
+    except DataError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+    else:
+        assert label.shape == (int(height), int(width)) and set(np.unique(label)) <= {*range(19), 255}
+
+
+@pytest.mark.parametrize("ending", ["labelIds.png", "polygons.json"])
+def test_files_that_cannot_be_read(tmp_path, ending):
+    folder = tmp_path / "gtFine" / "train" / "ulm"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.full((2, 2), 7, np.uint8)).save(folder / "good_gtFine_labelIds.png")
+    os.mkfifo(folder / f"pipe_gtFine_{ending}")
+    (folder / f"dangling_gtFine_{ending}").symlink_to("nowhere")
+    (folder / f"folder_gtFine_{ending}").mkdir()
+    (folder / f"empty_gtFine_{ending}").touch()
+    (folder / f"looping_gtFine_{ending}").symlink_to(f"looping_gtFine_{ending}")
+    Image.fromarray(np.full((2, 2), 2**31 - 1, np.int32)).save(folder / f"deep_gtFine_{ending}", "TIFF")
+
+    def convert(job: Job) -> None:
+        write_label(job.target, train_ids(job.source), colored=False)
+
+    with pytest.raises(DataError, match=r"^1 written, 0 there before, 6 failed: ") as found:
+        convert_all(fine_jobs(tmp_path), convert, num_workers=2)
+    for name in ("pipe", "dangling", "folder", "empty", "looping", "deep"):
+        assert str(found.value).count(str(folder / name)) == 1
+    assert [path.name for path in folder.glob("*TrainIds.png")] == ["good_gtFine_labelTrainIds.png"]
 
 
 @pytest.mark.parametrize(("colored", "mode"), [(False, "L"), (True, "P")])

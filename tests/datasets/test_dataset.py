@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hmsa import transforms as T
-from hmsa.datasets.dataset import SegmentationDataset, read_image, read_label
+from hmsa.datasets.dataset import SegmentationDataset
+from hmsa.datasets.loader import batches
 from hmsa.errors import DataError, UsageError
 
 RNG = np.random.default_rng(0)
@@ -39,99 +40,6 @@ def dataset(*pairs, **options) -> SegmentationDataset:
     return SegmentationDataset(
         **{"pairs": pairs, "num_classes": 4, "shuffle": False, "label_transforms": True} | options
     )
-
-
-# Reading
-
-
-@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "WEBP"])
-def test_pictures_are_rgb_whoever_decodes_them(tmp_path, form):
-    path = tmp_path / "picture"
-    path.write_bytes(encoded(PICTURE, form, **({"lossless": True} if form == "WEBP" else {})))
-    assert (read_image(path) == PICTURE).all()
-
-
-def test_grey_alpha_and_jpeg_become_rgb(tmp_path):
-    path = tmp_path / "picture"
-    path.write_bytes(encoded(PICTURE[..., 0], "PNG"))
-    assert (read_image(path) == PICTURE[..., :1]).all()
-    path.write_bytes(encoded(np.dstack([PICTURE, PICTURE[..., 0]]), "PNG"))
-    assert (read_image(path) == PICTURE).all()
-    path.write_bytes(encoded(PICTURE, "JPEG", quality=95))
-    assert np.abs(read_image(path).astype(int) - PICTURE).mean() < 4
-
-
-@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
-def test_pictures_are_turned_upright(tmp_path, form):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter
-    path = tmp_path / "picture"
-    path.write_bytes(encoded(PICTURE, form, exif=exif.tobytes(), quality=95))
-    upright = np.rot90(PICTURE, -1)
-    assert read_image(path).shape == upright.shape
-    assert np.abs(read_image(path).astype(int) - upright).mean() < 6
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-@given(st.floats(0.0, 0.9))
-@settings(max_examples=15, deadline=None)
-def test_half_a_picture_is_no_picture(tmp_path_factory, form, part):
-    path = tmp_path_factory.mktemp("half") / "picture"
-    whole = encoded(PICTURE, form)
-    path.write_bytes(whole[: int(part * len(whole))])
-    with pytest.raises(DataError, match=str(path)):
-        read_image(path)
-
-
-@given(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP"]), st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255))))
-@settings(max_examples=60, deadline=None)
-def test_damaged_pictures_are_read_or_named(tmp_path_factory, form, damage):
-    data = bytearray(encoded(PICTURE, form))
-    for place, value in damage:
-        data[int(place * len(data))] = value
-    path = tmp_path_factory.mktemp("damaged") / "picture"
-    path.write_bytes(data)
-    try:
-        image = read_image(path)
-    except DataError as error:
-        assert str(path) in str(error)
-    else:
-        assert image.dtype == np.uint8 and image.shape[2] == 3
-
-
-@pytest.mark.parametrize("content", [b"", b"not a picture"])
-def test_other_files_are_no_pictures(tmp_path, content):
-    path = tmp_path / "a.png"
-    path.write_bytes(content)
-    for read in (read_image, read_label):
-        with pytest.raises(DataError, match=r"a\.png should be a readable picture.*no picture format"):
-            read(path)
-    with pytest.raises(DataError, match="No such file"):
-        read_image(tmp_path / "missing.png")
-
-
-def test_labels_are_indices_not_colours(tmp_path):
-    path = tmp_path / "label.png"
-    picture = Image.fromarray(LABEL)
-    picture.putpalette([200, 10, 10, 10, 200, 10, 10, 10, 200, 9, 9, 9])
-    picture.save(path)
-    assert picture.mode == "P"
-    assert (read_label(path) == LABEL).all()
-
-
-def test_labels_of_two_bytes_and_of_one_bit(tmp_path):
-    path = tmp_path / "label.png"
-    Image.fromarray(np.full((2, 3), 300, np.uint16)).save(path)
-    assert read_label(path).tolist() == [[300] * 3] * 2
-    Image.fromarray(LABEL[:2, :3] > 1).save(path)
-    assert (read_label(path) == (LABEL[:2, :3] > 1)).all()
-
-
-def test_a_colour_picture_is_no_label(tmp_path):
-    path = tmp_path / "label.png"
-    Image.fromarray(PICTURE).save(path)
-    with pytest.raises(DataError, match=r"label\.png.*one channel.*\(24, 36, 3\)"):
-        read_label(path)
 
 
 # Samples
@@ -193,13 +101,14 @@ def test_sizes_that_differ(tmp_path):
         dataset(pair)[0]
 
 
-def test_labels_of_two_bytes_can_be_transformed(tmp_path):
-    label = LABEL.astype(np.uint16)
+@pytest.mark.parametrize("most", [300, 40000])
+def test_labels_of_two_bytes_can_be_transformed(tmp_path, most):
+    label = np.where(LABEL == 3, most, LABEL).astype(np.uint16)
     pair = make_pair(tmp_path)
     Image.fromarray(label).save(pair[1])
     chain = [T.ResizeStepScaling(min_scale_factor=0.5, max_scale_factor=0.5), T.RandomPaddingCrop(crop_size=(20, 14))]
-    many = dataset(pair, num_classes=1000, transforms=chain)[0]["label"]
-    assert many.dtype == np.int64 and set(np.unique(many)) == {0, 1, 2, 3, 255}
+    many = dataset(pair, num_classes=50000, transforms=chain)[0]["label"]
+    assert many.dtype == np.int64 and set(np.unique(many)) == {0, 1, 2, most, 255}
 
 
 def test_no_pictures():
@@ -207,6 +116,89 @@ def test_no_pictures():
         dataset()
     with pytest.raises(DataError, match=r"coarse_multiple 0\.5 asks for coarse pictures"):
         dataset(("a", "b"), ("c", "d"), coarse_multiple=0.5)
+
+
+# What is bad is left out, where that is asked for
+
+
+@pytest.fixture
+def some_bad(tmp_path):
+    """Eight pairs that can be told apart; of three, the picture or the label cannot be used."""
+    pairs = []
+    for number in range(8):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        pairs.append(make_pair(folder, np.full_like(PICTURE, number)))
+    Path(pairs[1][0]).write_bytes(b"")
+    Path(pairs[4][1]).unlink()
+    Image.fromarray(np.full_like(LABEL, 77)).save(pairs[6][1])
+    return pairs
+
+
+def skipping(pairs, **options) -> SegmentationDataset:
+    return dataset(
+        *pairs, **{"shuffle": True, "bad_sample_limit": 3, "transforms": [T.RandomHorizontalFlip()]} | options
+    )
+
+
+def test_another_sample_stands_in_for_a_bad_one(some_bad, capsys):
+    data = skipping(some_bad)
+    samples = [data[i] for i in range(4 * 8)]
+    assert {int(sample["img"][0, 0, 0]) for sample in samples} == {0, 2, 3, 5, 7}
+    for index, sample in enumerate(samples):
+        planned = data.epoch(index // 8)[index % 8][0]
+        if planned not in data.skipped:
+            assert sample["image_path"] == planned  # good ones stay where they are
+    bad = [some_bad[i][0] for i in (1, 4, 6)]
+    assert sorted(data.skipped) == bad
+    reasons = "no picture format is recognised", "No such file", "holds 77"
+    assert all(reason in data.skipped[path] for path, reason in zip(bad, reasons))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("warning: another picture stands in for ") for line in lines)
+
+
+def test_what_stands_in_depends_on_seed_and_number_only(some_bad):
+    first, again = skipping(some_bad), skipping(some_bad)
+    there = {i: first[i] for i in range(24)}
+    for i in reversed(range(24)):
+        assert again[i]["image_path"] == there[i]["image_path"]
+        assert (again[i]["img"] == there[i]["img"]).all() and (again[i]["label"] == there[i]["label"]).all()
+    stands_in = [sample["image_path"] for i, sample in there.items() if first.epoch(i // 8)[i % 8][0] in first.skipped]
+    assert len(set(stands_in)) > 2
+    other = skipping(some_bad, seed=1)
+    assert [other[i]["image_path"] for i in range(24)] != [sample["image_path"] for sample in there.values()]
+
+
+def test_workers_replace_alike_and_warn_once(some_bad, capsys):
+    indices = [[2 * i, 2 * i + 1] for i in range(20)]
+    paths = [
+        [batch["image_path"] for batch in batches(skipping(some_bad), indices, num_workers)] for num_workers in (0, 4)
+    ]
+    assert paths[0] == paths[1] and all(len(batch) == 2 for batch in paths[0])
+    assert capsys.readouterr().err.count("\n") == 2 * 3
+
+
+def test_more_bad_ones_than_the_limit(some_bad):
+    data = skipping(some_bad, bad_sample_limit=2)
+    with pytest.raises(
+        DataError, match=r"at most 2 pictures that cannot be used \(bad_sample_limit\).*found 3: .*label"
+    ):
+        [data[i] for i in range(8)]
+    assert len(data.skipped) == 3
+
+
+def test_nothing_but_bad_ones_comes_to_an_end(tmp_path):
+    data = skipping([(str(tmp_path / f"{i}.png"), None) for i in range(5)], bad_sample_limit=100)
+    with pytest.raises(DataError, match=r"at most 100 pictures .* and others to stand in for them, found 5: .*No such"):
+        data[0]
+
+
+def test_faults_of_the_recipe_are_not_left_out(some_bad):
+    for transforms in ([T.Padding(target_size=(8, 8))], [lambda sample, rng: sample["no such key"]]):
+        data = skipping(some_bad[2:4], transforms=transforms)
+        with pytest.raises((DataError, KeyError), match=r"enlarge target_size|no such key"):
+            data[0]
+        assert data.skipped == {}
 
 
 # Epochs

@@ -2,6 +2,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hmsa.datasets import loader
 from hmsa.datasets.loader import batches, training_indices
 from hmsa.errors import DataError
 
@@ -55,6 +60,102 @@ def test_an_error_arrives_at_its_batch_and_ends_the_threads(workers):
     with pytest.raises(DataError, match="picture 5 is unreadable"):
         next(stream)
     assert loader_threads() == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError, ZeroDivisionError, SystemExit, KeyboardInterrupt])
+def test_whatever_is_raised_arrives(error):
+    class Broken(Numbers):
+        def __getitem__(self, index):
+            raise error
+
+    with pytest.raises(error):
+        next(batches(Broken(), [[0]], 2))
+    assert loader_threads() == 0
+
+
+def test_an_error_does_not_wait_for_a_thread_that_hangs(monkeypatch):
+    monkeypatch.setattr(loader, "PATIENCE", 0.2)
+    storage = threading.Event()
+
+    class Hanging(Numbers):
+        def __getitem__(self, index):
+            if index == 1:
+                storage.wait()
+            return super().__getitem__(index)
+
+    stream = batches(Hanging(trap=3), ([i] for i in itertools.count()), 2)
+    assert next(stream)["image_path"] == ["0.png"]
+    start = time.monotonic()
+    with pytest.raises(DataError, match="picture 3 is unreadable"):
+        next(stream)
+    assert time.monotonic() - start < 2
+    storage.set()
+
+
+def test_a_thread_stops_between_two_samples():
+    dataset = Numbers(delay=0.02)
+    stream = batches(dataset, [[0], [1] * 500], 1)
+    next(stream)
+    stream.close()
+    assert len(dataset.loaded) < 100 and loader_threads() == 0
+
+
+SCRIPT = """
+import sys
+from hmsa.datasets import loader
+from hmsa.datasets.loader import batches
+from hmsa.errors import DataError
+
+class Storage:
+    def __getitem__(self, index):
+        if index == 0:
+            open(sys.argv[1], "rb").read()  # a pipe nobody writes to
+        raise DataError("sample 1 is bad")
+
+loader.PATIENCE = 1.0
+print("reading", flush=True)
+next(batches(Storage(), [[0], [1]] if sys.argv[2] == "error" else [[0]], 2))
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "last"),
+    [("error", 1, "DataError: sample 1 is bad"), ("interrupt", -signal.SIGINT, "KeyboardInterrupt")],
+)
+def test_a_process_ends_while_a_storage_is_silent(tmp_path, end, status, last):
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "pipe"), end]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "reading\n"
+        time.sleep(0.5)
+        if end == "interrupt":
+            process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == status and errors.splitlines()[-1].endswith(last)
+    assert time.monotonic() - start < 10
+
+
+UNCLOSED = """
+import cv2, numpy as np
+from hmsa.datasets.loader import batches
+
+class Busy:
+    def __getitem__(self, index):
+        image = cv2.blur(np.zeros((1000, 1000, 3), np.float32), (99, 99))
+        for _ in range(10):
+            image = cv2.blur(image, (99, 99))
+        return {"img": image.transpose(2, 0, 1), "trans_info": [], "image_path": ""}
+
+stream = batches(Busy(), [[0]] * 99, 2)
+next(stream)
+raise ValueError("while threads are busy")
+"""
+
+
+def test_busy_threads_do_not_crash_the_interpreter_at_its_end():
+    result = subprocess.run([sys.executable, "-c", UNCLOSED], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and result.stderr.endswith("ValueError: while threads are busy\n")
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePath
 
 import cv2
@@ -14,7 +15,7 @@ from PIL import Image
 
 from hmsa import distributed
 from hmsa.engine.inference import InferenceOptions
-from hmsa.engine.predict import _named, find_pictures, predict
+from hmsa.engine.predict import SUFFIXES, _named, find_pictures, predict
 from hmsa.errors import DataError
 from hmsa.visualize import color_palette, overlay
 
@@ -107,6 +108,81 @@ def test_no_two_results_have_one_name(paths):
     for result_names in zip(*((p.overlay_name, p.label_name) for p in pictures)):
         assert len(set(result_names)) == len(paths)
         assert all(not name.is_absolute() and ".." not in name.parts for name in result_names)
+
+
+parts = st.sampled_from(
+    ["..", ".", "/", "//", "a", "b.png", "c.jpg", "~", "\0", "\r", "\x85", "\u2028", " ", "x" * 300, "é"]
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.lists(parts, min_size=1, max_size=6).map("".join), min_size=1, max_size=8) | st.lists(st.text()))
+def test_no_line_of_a_list_leads_out_of_the_results(tmp_path_factory, lines):
+    folder = tmp_path_factory.mktemp("list")
+    (folder / "list.txt").write_bytes("\n".join(lines).encode(errors="ignore"))
+    try:
+        pictures = find_pictures(str(folder / "list.txt"))
+    except DataError as error:
+        assert "found no picture" in str(error) and not "".join(lines).strip()
+        return
+    results = folder / "results"
+    for written in zip(*((results / p.overlay_name, results / p.label_name) for p in pictures)):
+        assert len(set(written)) == len(pictures)
+        assert all(results in Path(os.path.normpath(path)).parents for path in written)
+
+
+def test_names_in_a_list_may_hold_any_character_but_the_end_of_a_line(tmp_path):
+    names = ["a b.png", "c\x85d.png", "e\u2028f.png", "g\x1ch.png"]
+    for name in names:
+        write_picture(tmp_path / name)
+    (tmp_path / "list.txt").write_bytes("\r\n".join(names).encode("utf-8-sig"))
+    assert [picture.path.name for picture in find_pictures(str(tmp_path / "list.txt"))] == names
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "a/**b/*.png", "\0.png"])
+def test_impossible_paths(tmp_path, path):
+    with pytest.raises(DataError, match=r"expected a path or a pattern|found no picture"):
+        find_pictures(str(tmp_path / path))
+
+
+def run(pictures, save_dir, **options):
+    given = {"transforms": [], "options": InferenceOptions(), "colors": COLORS, "progress": False}
+    return predict(red_channel, pictures, save_dir=save_dir, **given, **options)
+
+
+def test_every_unusable_file_is_named_and_the_others_are_done(tmp_path, capsys):
+    folder = tmp_path / "in"
+    write_picture(folder / "good.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "dangling.png").symlink_to("nowhere")
+    (folder / "line\nbreak.png").write_bytes(b"")
+    (folder / "list.txt").write_text("pipe.png\ngood.png\nmissing.png\n.\n/\nnul\0.png\n" + "x" * 300)
+    bad = ["dangling.png", "line\nbreak.png", "pipe.png"]
+    assert run(find_pictures(str(folder)), tmp_path / "1") == [folder / name for name in bad]
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in errors] == [str(folder / name).replace("\n", " ") for name in bad]
+    bad = ["pipe.png", "missing.png", ".", "/", "nul\0.png", "x" * 300]
+    assert run(find_pictures(str(folder / "list.txt")), tmp_path / "2") == [folder / name for name in bad]
+    for number in "12":
+        results = [path for path in (tmp_path / number).rglob("*") if path.is_file()]
+        assert {path.name for path in results} == {"good.png"} and len(results) == 2
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".PNG", ".jpg.JPG", "", ".gif"])
+def test_overlays_of_every_ending(tmp_path, suffix):
+    image = write_picture(tmp_path / f"x{suffix}")
+    assert run(find_pictures(str(tmp_path / f"x{suffix}")), tmp_path / "out") == []
+    (written,) = (tmp_path / "out" / "added_prediction").iterdir()
+    assert written.name == f"x{suffix}" + (".png" if suffix in ("", ".gif") else "")
+    assert Image.open(written).size == image.shape[1::-1]
+
+
+def test_an_overlay_too_large_for_its_format(tmp_path, capsys):
+    write_picture(tmp_path / "wide.webp", 2, 16384)
+    assert run(find_pictures(str(tmp_path / "wide.webp")), tmp_path / "out") == [tmp_path / "wide.webp"]
+    assert "an overlay of 16384x2 pixels cannot be written as .webp" in capsys.readouterr().err
+    written = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert written == [PurePath("pseudo_color_prediction/wide.png")]
 
 
 def test_results_are_written(tmp_path):

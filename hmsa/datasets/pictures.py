@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading pictures and labels: what the file holds, or a sentence that names it.
+
+Files come from anywhere and may be damaged, or made to do damage. Only ordinary files are opened, only the formats
+below are decoded, and no more pixels than Pillow's limit. A PNG's checksums are compared here, as decoders leave some
+of them out. A label's numbers are those of the file: what would change them is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import stat
+import struct
+import zlib
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image
+
+from hmsa.errors import DataError
+
+# Pillow knows more, some of which start other programs (PostScript) or unpack archives.
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+# Damage to any other would go unnoticed, and some lose or rescale numbers.
+LABEL_FORMATS = ("PNG",)
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+_PNG_GREY, _PNG_PALETTE = 0, 3
+_chunk_start = struct.Struct(">I4s").unpack_from
+_checksum = struct.Struct(">I").unpack_from
+
+_TIFF_BITS = 258
+_MOST_JPEG_PIXELS_PER_BYTE = 8 * 64  # a block of 8x8 takes at least a bit; decoders make up the blocks that are missing
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of an ordinary file; DataError says why there is none."""
+    try:
+        found = Path(path).stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise OSError("it is a folder")
+        if not stat.S_ISREG(found.st_mode):  # a pipe would wait for a writer, a device has no end
+            raise OSError("it is a pipe or a device")
+        if found.st_size > 16 * _most_pixels():
+            raise OSError(f"its {found.st_size} bytes are more than any picture takes")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} should be a readable file, but: {reason}; replace or remove it") from error
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """The picture as uint8 [H, W, 3] RGB, turned upright as its EXIF data say. DataError if unreadable.
+
+    Grey and palette pictures get three channels; transparency is left out, the colours are those stored; a PNG's 16
+    bits become 8 by value / 257; of an animation or of several pages the first is taken.
+    """
+    data = read_bytes(path)
+    with _decoding(path, "a readable picture", "replace or remove it"):
+        picture, data, _ = _open(data, IMAGE_FORMATS)
+        if picture.format == "PNG":
+            image = _decode_png(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+            if image.dtype == np.uint16:
+                image = cv2.convertScaleAbs(image, alpha=1 / 257)
+            return _upright(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), _orientation(picture))
+        if picture.mode in ("I", "F") or max(getattr(picture, "tag_v2", {}).get(_TIFF_BITS, (8,))) > 8:
+            raise ValueError("its channels have more than 8 bits, the range of which only PNG defines")
+        if picture.format == "JPEG" and picture.width * picture.height > _MOST_JPEG_PIXELS_PER_BYTE * len(data):
+            raise ValueError(f"its {len(data)} bytes are too few for {picture.width}x{picture.height} pixels")
+        picture.load()
+        picture.info.pop("transparency", None)
+        colors = picture if picture.mode == "RGB" else picture.convert("RGB")
+        return _upright(np.array(colors), _orientation(picture))
+
+
+def read_label(path: str | Path) -> np.ndarray:
+    """The label picture as integers [H, W], the numbers that are stored; with a palette, the indices.
+
+    DataError if it is not a whole PNG, or leaves open which numbers are meant: several channels, an animation, EXIF
+    data that ask for a turn.
+    """
+    data = read_bytes(path)
+    with _decoding(path, "a label picture with one channel of class numbers", "save it as a grey or a palette PNG"):
+        picture, data, animated = _open(data, LABEL_FORMATS)
+        if animated or _orientation(picture) != 1:
+            raise ValueError("it is animated" if animated else "its EXIF data ask for a turn")
+        depth, color = data[24:26]
+        if color not in (_PNG_GREY, _PNG_PALETTE):
+            raise ValueError("it has colours or transparency")
+        label = _decode_png(_as_grey(data), cv2.IMREAD_UNCHANGED)
+        return label // (255 // (2**depth - 1)) if depth < 8 else label  # shades are stretched to 0..255
+
+
+def strange_values(label: np.ndarray, known: Container[int]) -> str:
+    """The numbers of a label, integers [H, W], that are not in `known`, for a message; empty if there are none."""
+    if label.dtype == np.uint8:
+        present = np.flatnonzero(cv2.calcHist([label], [0], None, [256], [0, 256]))
+    else:
+        present = np.unique(label)
+    strange = [value for value in present.tolist() if value not in known]
+    more = f" and {len(strange) - 10} more" if len(strange) > 10 else ""
+    return ", ".join(map(str, strange[:10])) + more
+
+
+def check_size(width: int, height: int) -> None:
+    """ValueError unless there are pixels, and no more than Pillow takes for a mistake or an attack."""
+    if not (width > 0 and height > 0 and width * height <= _most_pixels()):
+        raise ValueError(f"its size is {width}x{height} pixels, expected 1 to {_most_pixels()} pixels in all")
+
+
+class _Opened(NamedTuple):
+    picture: Image.Image  # its header is read, its pixels are not
+    data: bytes  # of a PNG, the chunks that make its pixels
+    animated: bool  # as far as a PNG says so
+
+
+def _open(data: bytes, formats: tuple[str, ...]) -> _Opened:
+    extras: dict[bytes, bytes] = {}
+    is_png = data.startswith(_PNG_SIGNATURE)
+    if is_png:
+        data, extras = _checked_png(data)
+    try:
+        picture = Image.open(io.BytesIO(data), formats=formats)
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"no picture format is recognised ({', '.join(formats)})") from None
+    check_size(*picture.size)
+    if is_png:
+        picture.info["exif"] = extras.get(b"eXIf", b"")  # where Pillow looks for it
+    return _Opened(picture, data, b"acTL" in extras)
+
+
+def _checked_png(data: bytes) -> tuple[bytes, dict[bytes, bytes]]:
+    """The chunks that make the pixels, after comparing all checksums, and the content of the others by their names."""
+    view = memoryview(data)
+    pixels, extras, kind, start = [view[:8]], {}, b"", 8
+    try:
+        while kind != b"IEND":
+            length, kind = _chunk_start(data, start)
+            end = start + 12 + length
+            if _checksum(data, end - 4)[0] != zlib.crc32(view[start + 4 : end - 4]):
+                raise ValueError(f"the checksum of its chunk {str(kind, 'latin-1')!r} is wrong")
+            if kind in _PNG_PIXELS:
+                pixels.append(view[start:end])
+            else:
+                extras[kind] = bytes(view[start + 8 : end - 4])
+            start = end
+    except struct.error:
+        raise ValueError("it ends too early") from None
+    return b"".join(pixels), extras
+
+
+def _decode_png(data: bytes, flags: int) -> np.ndarray:
+    """As OpenCV gives it, which takes little more than half of Pillow's time, and no missing row for a black one."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if image is None:
+        raise ValueError("its pixels are damaged or missing")
+    return image
+
+
+def _as_grey(png: bytes) -> bytes:
+    """The PNG, cut down by `_checked_png`, with a palette's indices as shades of grey."""
+    header = bytearray(png[12:29])
+    header[13] = _PNG_GREY
+    start = 33
+    length, kind = _chunk_start(png, start)
+    if kind == b"PLTE":
+        start += 12 + length
+    return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[start:]
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """The picture [H, W, 3] turned and mirrored as EXIF's orientation 1..8 asks for."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(image[::rows, ::columns])
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's orientation, 1 (upright) where there is none or the EXIF data cannot be read."""
+    try:
+        value: Any = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as in `_decoding`
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _most_pixels() -> float:
+    return float("inf") if Image.MAX_IMAGE_PIXELS is None else Image.MAX_IMAGE_PIXELS
+
+
+@contextlib.contextmanager
+def _decoding(path: str | Path, expected: str, remedy: str) -> Iterator[None]:
+    """Every error but a lack of memory becomes a DataError."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged files Pillow raises almost anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path} should be {expected}, but: {reason}; {remedy}") from error
