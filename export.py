@@ -12,7 +12,9 @@ from hmsa import cli
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.config_parser(__doc__)
-    parser.add_argument("--model_path", required=True, help="weights (.pdparams) or a checkpoint folder")
+    parser.add_argument(
+        "--model_path", required=True, help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder"
+    )
     parser.add_argument("--save_dir", default="output/inference_model", help="folder the model is written to")
     parser.add_argument("--output_op", choices=["argmax", "softmax", "none"], default="argmax")
     parser.add_argument("--without_argmax", action="store_true", help="deprecated: --output_op none")

@@ -11,7 +11,9 @@ from hmsa import cli
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.config_parser(__doc__)
-    parser.add_argument("--model_path", required=True, help="weights (.pdparams) or a checkpoint folder")
+    parser.add_argument(
+        "--model_path", required=True, help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder"
+    )
     parser.add_argument("--image_path", required=True, help="a picture, a folder, a .txt list or a quoted glob")
     parser.add_argument("--save_dir", default="output/result", help="where the pictures go")
     parser.add_argument("--label_ids", action="store_true", help="also write Cityscapes label ids (19 classes)")

@@ -24,7 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--resume_model", help="checkpoint folder to go on from, or 'auto' for the newest in --save_dir")
     add("--num_workers", type=int, default=0, help="threads that load pictures ahead (default: 0)")
     add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
-    cli.add_engine_flag(parser)
+    cli.add_engine_flag(parser, "eager")
     add("--log_iters", type=cli.count, default=10, help="iterations between lines of progress (default: 10)")
     add("--plan-memory", action="store_true", help="take two steps, evaluate one picture, print the peaks, and end")
     add("--use_vdl", action="store_true", help="record curves for VisualDL in --save_dir")
@@ -54,12 +54,14 @@ def main(args: argparse.Namespace) -> None:
         writable_folder(save_dir)
     distributed.init()
     resume_from = checkpoint.find(args.resume_model, save_dir) if args.resume_model else None
+    resumed_at = checkpoint.read_state(resume_from).iteration if resume_from else 0 if args.resume_model else None
     options = TrainOptions(
         iters=config.iters,
         batch_size=config.batch_size,
         gradient_accumulation=config.gradient_accumulation,
         precision=config.precision,
         seed=config.seed,
+        nonfinite_limit=config.nonfinite_limit,
         config=config.dump(),
         save_dir=save_dir,
         **{
@@ -70,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     dataset = builder.build_dataset(config, "train")
     val_dataset = builder.build_dataset(config, "val") if with_val else None
     model = builder.build_model(config)
-    log = open_log(curves=save_dir if args.use_vdl else None)
+    log = open_log(save_dir if args.use_vdl and not args.plan_memory else None, resumed_at)
     if config.model.pretrained and resume_from is None:
         log.line(load_pretrained(model, config.model.pretrained))
     scheduler = builder.build_lr_scheduler(config)

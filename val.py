@@ -12,7 +12,9 @@ from hmsa import cli
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.config_parser(__doc__)
-    parser.add_argument("--model_path", required=True, help="weights (.pdparams) or a checkpoint folder")
+    parser.add_argument(
+        "--model_path", required=True, help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder"
+    )
     parser.add_argument("--num_workers", type=int, default=0, help="threads that load pictures ahead")
     parser.add_argument("--output", default="output/evaluation.json", help="where the JSON goes")
     cli.add_inference_flags(parser, "--aug_eval")

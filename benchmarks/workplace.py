@@ -13,14 +13,16 @@ FIVE_SCALES = ROOT / "configs/mscale_ocr_cityscapes_autolabel_mapillary_ms_val.y
 WITHOUT_PRETRAINED = "model.pretrained=null"
 
 
-def toy_data() -> Path:
-    """The data set `make demo` draws, with its labels converted."""
-    folder = FOLDER / "toy_cityscapes"
+def toy_data(name: str = "toy_cityscapes", **size: Any) -> Path:
+    """A drawn data set with its labels converted; by default, for evaluation, with the pictures of `make demo`."""
+    folder = FOLDER / name
     if not folder.is_dir():
         from hmsa.datasets.convert import convert_all, fine_jobs, train_ids, write_label
         from hmsa.datasets.toy import write_toy_cityscapes
 
-        write_toy_cityscapes(folder, size=(128, 256), train=1, coarse=1, val=16, test=1, seed=42)
+        write_toy_cityscapes(
+            folder, **{"size": (128, 256), "train": 1, "coarse": 1, "val": 16, "test": 1, **size}, seed=42
+        )
         convert_all(
             fine_jobs(folder), lambda job: write_label(job.target, train_ids(job.source), colored=False), num_workers=2
         )

@@ -8,21 +8,32 @@ import sys
 from collections.abc import Sequence
 from typing import Callable, NoReturn
 
-from hmsa.errors import HmsaError
+from hmsa.errors import HmsaError, Interrupted
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
-    """Parse, call `main`, and leave: 0 done, 1 bad data, 2 bad command line or config, 130 interrupted."""
+    """Parse, call `main`, and leave: 0 done, 1 bad data, 2 bad command line or config, 128 + number of a signal."""
     args = parser.parse_args()
+    from hmsa import distributed
+
+    status = 0
     try:
         main(args)
+    except Interrupted as interruption:
+        print(interruption, file=sys.stderr)
+        status = interruption.status
     except HmsaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        distributed.fail(str(error), certain=True)
         sys.exit(error.status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        status = 130
+    except Exception as error:
+        distributed.fail(f"{type(error).__name__}: {error}", certain=False)
+        raise
+    distributed.done()
+    sys.exit(status)
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
@@ -39,19 +50,20 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_engine_flag(parser: argparse.ArgumentParser) -> None:
+def add_engine_flag(parser: argparse.ArgumentParser, default: str) -> None:
     """What runs the network in evaluation and prediction; the names are those of `hmsa.deploy.engines`."""
     parser.add_argument(
         "--engine",
         choices=["auto", "eager", "inference", "openvino", "onnxruntime"],
-        default="auto",
-        help="what runs the network in evaluation: auto is eager on a GPU, Paddle Inference on a CPU",
+        default=default,
+        help="what runs the network in evaluation: auto is eager on a GPU, Paddle Inference on a CPU (default: "
+        "%(default)s)",
     )
 
 
 def add_inference_flags(parser: argparse.ArgumentParser, augment_flag: str) -> None:
     """Flags for the engine, and for flips, outer scales and tiles as PaddleSeg spells them (sizes are width height)."""
-    add_engine_flag(parser)
+    add_engine_flag(parser, "auto")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 where the engine has it")
     parser.add_argument(augment_flag, action="store_true", help="average over --scales and the flips")
     parser.add_argument("--scales", nargs="+", type=float, help=f"outer scales, averaged (with {augment_flag})")

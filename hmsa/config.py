@@ -8,8 +8,11 @@ arguments here; a `type` this module does not know is taken as it stands and loo
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
+import reprlib
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
@@ -33,21 +36,43 @@ from hmsa.errors import UsageError
 MIN_SIDE = 64
 """Shortest side in pixels of a crop or tile: at scale 0.5 the network's coarsest branch (stride 32) has one pixel."""
 
+MAX_SIDE = 16384
+"""Longest side in pixels of a crop or tile."""
+
+MOST_CHARACTERS = 100_000
+"""Of a recipe with its bases, also with every alias written out; real ones have some thousands."""
+
+MOST_LEVELS = 32
+"""Of mappings and lists in one another, and of files on one another."""
+
+MOST_PROBLEMS = 20
+"""That are told at once."""
+
 NUM_CLASSES = {"CityscapesAutolabeling": 19}
 """Class counts of the data sets that have a fixed one."""
 
 PathLike = Union[str, "os.PathLike[str]"]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+# Upper ends are far above what makes sense, and below what ends in an overflow or takes all memory.
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Pictures = Annotated[int, Field(ge=1, le=65536)]
+Channels = Annotated[int, Field(ge=1, le=4096)]
+Label = Annotated[int, Field(ge=0, le=2**15 - 1)]
+Iterations = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
+Scale = Annotated[float, Field(ge=1 / 16, le=16)]
+Level = Annotated[float, Field(ge=0, le=255)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
+Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
+Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 def _check_size(size: list[int]) -> list[int]:
     if min(size) < MIN_SIDE:
         raise ValueError(f"a width and a height of at least {MIN_SIDE} px, which the network needs at scale 0.5")
+    if max(size) > MAX_SIDE:
+        raise ValueError(f"a width and a height of at most {MAX_SIDE} px")
     return size
 
 
@@ -85,13 +110,13 @@ def _type_of(*names: str) -> Discriminator:
 
 class NetworkSpec(Section):
     type: Literal["MscaleOCRNet"]
-    num_classes: Count
+    num_classes: Annotated[int, Field(ge=1, le=2**15 - 1)]
     backbone: Component
     backbone_indices: Annotated[list[int], Field(min_length=1, max_length=2)] = [0]
-    scales: Annotated[list[Positive], Field(min_length=1)] = [0.5, 1.0, 2.0]
-    ocr_mid_channels: Count = 512
-    ocr_key_channels: Count = 256
-    attention_mid_channels: Count = 256
+    scales: Annotated[list[Scale], Field(min_length=1)] = [0.5, 1.0, 2.0]
+    ocr_mid_channels: Channels = 512
+    ocr_key_channels: Channels = 256
+    attention_mid_channels: Channels = 256
     dropout: Fraction = 0.05
     align_corners: bool = False
     recompute: bool = False
@@ -109,16 +134,24 @@ class NetworkSpec(Section):
 
 class ResizeStepScalingSpec(Section):
     type: Literal["ResizeStepScaling"]
-    min_scale_factor: Positive = 0.75
-    max_scale_factor: Positive = 1.25
+    min_scale_factor: Scale = 0.75
+    max_scale_factor: Scale = 1.25
     scale_step_size: NonNegative = 0.25
+
+    @model_validator(mode="after")
+    def _check_range(self) -> ResizeStepScalingSpec:
+        if self.min_scale_factor > self.max_scale_factor:
+            raise ValueError("given with a min_scale_factor no larger than its max_scale_factor")
+        if 0 < self.scale_step_size < 1e-3:
+            raise ValueError("given with a scale_step_size of at least 0.001, or of 0 for any factor in between")
+        return self
 
 
 class RandomPaddingCropSpec(Section):
     type: Literal["RandomPaddingCrop"]
     crop_size: Annotated[list[int], Field(min_length=2, max_length=2)] = [512, 512]
-    im_padding_value: float = 127.5
-    label_padding_value: int = 255
+    im_padding_value: Level = 127.5
+    label_padding_value: Label = 255
 
     _size_fits = field_validator("crop_size")(_check_size)
 
@@ -130,20 +163,20 @@ class RandomHorizontalFlipSpec(Section):
 
 class RandomDistortSpec(Section):
     type: Literal["RandomDistort"]
-    brightness_range: NonNegative = 0.5
+    brightness_range: Level = 0.5
     brightness_prob: Probability = 0.5
-    contrast_range: NonNegative = 0.5
+    contrast_range: Level = 0.5
     contrast_prob: Probability = 0.5
-    saturation_range: NonNegative = 0.5
+    saturation_range: Level = 0.5
     saturation_prob: Probability = 0.5
-    hue_range: NonNegative = 18.0
+    hue_range: Level = 18.0
     hue_prob: Probability = 0.5
 
 
 class NormalizeSpec(Section):
     type: Literal["Normalize"]
-    mean: Triple = [0.5, 0.5, 0.5]
-    std: Annotated[list[Positive], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
+    mean: Annotated[list[Mean], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
+    std: Annotated[list[Deviation], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
 
 
 TransformSpec = Annotated[
@@ -169,7 +202,7 @@ class CityscapesAutolabelingSpec(Section):
     type: Literal["CityscapesAutolabeling"]
     dataset_root: Annotated[str, Field(min_length=1)]
     mode: Literal["train", "val", "test"]
-    coarse_multiple: NonNegative = 1.0
+    coarse_multiple: Annotated[float, Field(ge=0, le=1000)] = 1.0
     add_val: bool = False
     transforms: list[TransformSpec] = []
 
@@ -211,7 +244,7 @@ class PolynomialDecaySpec(Section):
     learning_rate: Positive
     power: Positive = 1.0
     end_lr: NonNegative = 0.0
-    warmup_iters: Annotated[int, Field(ge=0)] = 0
+    warmup_iters: Iterations = 0
     warmup_start_lr: NonNegative = 0.0
 
 
@@ -219,7 +252,7 @@ class SchedulerSpec(Component):
     """A scheduler of `paddle.optimizer.lr`, by its name there."""
 
     learning_rate: Positive
-    warmup_iters: Annotated[int, Field(ge=0)] = 0
+    warmup_iters: Iterations = 0
     warmup_start_lr: NonNegative = 0.0
 
 
@@ -232,14 +265,14 @@ AnySchedulerSpec = Annotated[
 class DiceLossSpec(Section):
     type: Literal["DiceLoss"]
     smooth: NonNegative = 1.0
-    ignore_index: int = 255
+    ignore_index: Label = 255
 
 
 class BootstrappedCrossEntropyLossSpec(Section):
     type: Literal["BootstrappedCrossEntropyLoss"]
     min_K: Count
     loss_th: NonNegative
-    ignore_index: int = 255
+    ignore_index: Label = 255
 
 
 LossTermSpec = Annotated[
@@ -264,6 +297,8 @@ class LossSpec(Section):
         names = [spec.type for spec in types]
         if len(set(names)) < len(names):
             raise ValueError("a list that names each loss once, as every loss is put on every output")
+        if len({spec.ignore_index for spec in types if not isinstance(spec, Component)}) > 1:
+            raise ValueError("a list of losses with the same ignore_index")
         return types
 
     @field_validator("coef")
@@ -279,7 +314,7 @@ class InferenceSpec(Section):
     """`test_config`: how evaluation and prediction go over a picture; sizes are [width, height]."""
 
     aug_eval: bool = False
-    scales: Annotated[list[Positive], Field(min_length=1)] = [1.0]
+    scales: Annotated[list[Scale], Field(min_length=1)] = [1.0]
     flip_horizontal: bool = False
     flip_vertical: bool = False
     is_slide: bool = False
@@ -303,11 +338,14 @@ class InferenceSpec(Section):
 class Config(Section):
     """A checked recipe. Equal recipes compare equal wherever they were read from."""
 
-    batch_size: Count = 1
+    batch_size: Pictures = 1
     iters: Count = 65000
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    gradient_accumulation: Count = 1
+    gradient_accumulation: Pictures = 1
+    nonfinite_limit: Count = 10
+    on_bad_sample: Literal["error", "skip"] = "error"
+    bad_sample_limit: Count = 100
     model: NetworkSpec
     train_dataset: Optional[AnyDatasetSpec] = None
     val_dataset: Optional[AnyDatasetSpec] = None
@@ -347,9 +385,11 @@ class Config(Section):
             classes = spec and NUM_CLASSES.get(spec.type, (spec.model_extra or {}).get("num_classes"))
             if classes and classes != self.model.num_classes:
                 problems.append(
-                    f"expected model.num_classes to be the {classes} classes of {name}, found "
-                    f"{self.model.num_classes}: set model.num_classes to {classes}"
+                    f"expected model.num_classes to be the {shown(classes)} classes of {name}, found "
+                    f"{self.model.num_classes}: set model.num_classes to {shown(classes)}"
                 )
+        if self.train_dataset:
+            problems += self._problems_with_labels(self.train_dataset)
         rate = self.lr_scheduler
         if rate and rate.warmup_iters >= self.iters:
             problems.append(
@@ -361,6 +401,25 @@ class Config(Section):
                 f"expected lr_scheduler.warmup_start_lr to be less than learning_rate ({rate.learning_rate}), "
                 f"found {rate.warmup_start_lr}: lower it"
             )
+        return problems
+
+    def _problems_with_labels(self, dataset: Union[CityscapesAutolabelingSpec, DatasetSpec]) -> list[str]:
+        """Labels of a training picture that a loss would take for a class that there is not."""
+        problems = []
+        ignored = (dataset.model_extra or {}).get("ignore_index", 255)
+        for index, spec in enumerate(self.loss.types if self.loss else ()):
+            if not isinstance(spec, Component) and spec.ignore_index != ignored:
+                problems.append(
+                    f"expected loss.types.{index}.ignore_index to be {shown(ignored)}, which marks ignored pixels in "
+                    f"train_dataset, found {spec.ignore_index}: set it to {shown(ignored)}"
+                )
+        for index, transform in enumerate(dataset.transforms):
+            label = getattr(transform, "label_padding_value", None)
+            if isinstance(label, int) and label != ignored and not 0 <= label < self.model.num_classes:
+                problems.append(
+                    f"expected train_dataset.transforms.{index}.label_padding_value to be a class below "
+                    f"{self.model.num_classes}, or {shown(ignored)} for ignored pixels, found {label}: correct it"
+                )
         return problems
 
 
@@ -399,21 +458,22 @@ def load_config(path: PathLike, opts: Iterable[str] = ()) -> Config:
     as in PaddleSeg. Mappings are merged, lists replaced; `_inherited_: false` in a mapping drops what it would inherit.
 
     Raises:
-        UsageError: naming the file, and one line for every problem found.
+        UsageError: naming the file, and one line for each problem found (at most 20).
     """
     path = os.fspath(path)
-    tree = _without_flags(_read_with_bases(path, ()), path)
+    tree = _without_flags(_read_with_bases(path, (), [MOST_CHARACTERS]), path)
     keys = [_set_option(tree, option) for option in opts]
     tree = dialect.to_native(tree, path)
     try:
         config = Config.model_validate(tree)
         problems = [f"{path}: {problem}" for problem in config.problems_between_sections()]
     except ValidationError as error:
-        problems = [_sentence(details, path, keys) for details in error.errors(include_url=False)]
-    except RecursionError:
-        problems = [f"{path}: expected at most a few levels of nesting, found too many to read: flatten it"]
+        details = error.errors(include_url=False)
+        problems = [_sentence(detail, path, keys) for detail in details[:MOST_PROBLEMS]]
+        if len(details) > MOST_PROBLEMS:
+            problems.append(f"{path}: expected a recipe, found {len(details) - MOST_PROBLEMS} more problems like these")
     if problems:
-        raise UsageError("\n".join(problems))
+        raise UsageError(*problems)
     config._path = path
     return config
 
@@ -429,27 +489,81 @@ def merge(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML for recipes: `1e-4` is a number, a mapping's keys are texts and given once."""
+    """YAML for recipes: `1e-4` is a number, a date is a text, a mapping's keys are texts and given once."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.deep_construct = True  # Makes an alias to a node inside itself an error.
+        self.room_to_merge = MOST_CHARACTERS
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:  # such as `!!bool x`
+            raise yaml.YAMLError(f"a value that cannot be read on line {_line(node)} ({error})") from error
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
-        assert isinstance(node, yaml.MappingNode)
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, whose keys may be overridden
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.YAMLError(f"a !!map on line {_line(node)} that is none")
+        merged: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = _line(key_node)
+            if key_node.tag == _MERGE:  # `<<: *anchor`, whose keys may be overridden
+                found = self.construct_object(value_node, deep=True)
+                parts = found if isinstance(found, list) else [found]
+                if not all(isinstance(part, dict) for part in parts):
+                    raise yaml.YAMLError(f"<< on line {line} with something else than mappings to merge: correct it")
+                self.room_to_merge -= sum(map(len, parts))
+                if self.room_to_merge < 0:
+                    raise yaml.YAMLError(f"more keys than a recipe can have, merged on line {line}: write less")
+                for part in reversed(parts):
+                    merged.update(part)
                 continue
-            line = key_node.start_mark.line + 1
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.YAMLError(f"the key {key!r} on line {line}, which is not a text: put it in quotes")
-            if key in seen:
-                raise yaml.YAMLError(f"the key {key!r} twice in one mapping, again on line {line}: remove one")
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+                raise yaml.YAMLError(f"the key {shown(key)} on line {line}, which is not a text: put it in quotes")
+            if key in own:
+                raise yaml.YAMLError(f"the key {shown(key)} twice in one mapping, again on line {line}: remove one")
+            own[key] = self.construct_object(value_node, deep=True)
+        return {**merged, **own}
+
+    def construct_small_int(self, node: Any) -> int:
+        value = self.construct_yaml_int(node)
+        if abs(value) >= 2**63:
+            raise yaml.YAMLError(f"a number of more than 63 bits on line {_line(node)}: correct it")
+        return value
+
+    def construct_number(self, node: Any) -> float:
+        value = self.construct_yaml_float(node)
+        if math.isnan(value):
+            raise yaml.YAMLError(f"a value that is not a number, .nan, on line {_line(node)}: correct it")
+        return value
+
+    def refuse(self, node: Any) -> None:
+        raise yaml.YAMLError(f"the tag {shown(node.tag)} on line {_line(node)}, which recipes do not use: remove it")
+
+
+def _line(node: yaml.Node) -> int:
+    return node.start_mark.line + 1
+
+
+_PLAIN_TAGS = [f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")]
+_Loader.yaml_constructors = {
+    **{tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _PLAIN_TAGS},
+    "tag:yaml.org,2002:int": _Loader.construct_small_int,
+    "tag:yaml.org,2002:float": _Loader.construct_number,
+    _MERGE: yaml.SafeLoader.construct_yaml_str,  # where it is a value
+    None: _Loader.refuse,
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in (*_PLAIN_TAGS, _MERGE)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -464,52 +578,88 @@ for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def _parse(text: str) -> Any:
-    """YAML text -> plain values.
+def _parse(text: str, level: int = 0) -> Any:
+    """YAML text -> None, bool, int, float, str, lists and dicts of them; nothing is in two places.
+
+    `level` is how many mappings and lists it will stand in.
 
     Raises:
         yaml.YAMLError: with what was found in its text.
     """
+    if len(text) > MOST_CHARACTERS:
+        raise yaml.YAMLError(f"more than {MOST_CHARACTERS} characters: write less")
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (ValueError, LookupError, AttributeError, TypeError) as error:  # `!!bool x`, a 31st of February
-        raise yaml.YAMLError(f"a value that cannot be read ({error})") from error
+        return _written_out(yaml.load(text, Loader=_Loader), [MOST_CHARACTERS], level)
     except RecursionError as error:
-        raise yaml.YAMLError("too many levels of nesting") from error
+        raise yaml.YAMLError("too many levels of nesting: flatten it") from error
 
 
-def _read(path: str) -> dict[str, Any]:
+def _written_out(value: Any, room: list[int], level: int) -> Any:
+    """A copy with every alias written out, as long as there is room: `room[0]` characters and values are left."""
+    if level > MOST_LEVELS:
+        raise yaml.YAMLError("too many levels of nesting: flatten it")
+    room[0] -= 1 + (len(value) if isinstance(value, str) else 0)
+    if room[0] < 0:
+        raise yaml.YAMLError(f"more than {MOST_CHARACTERS} characters with every alias written out: write less")
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise yaml.YAMLError(f"half a character in {shown(value)}: correct it")
+    if isinstance(value, list):
+        return [_written_out(part, room, level + 1) for part in value]
+    if isinstance(value, dict):
+        return {_written_out(key, room, level): _written_out(part, room, level + 1) for key, part in value.items()}
+    return value
+
+
+def _read(path: str, room: list[int]) -> dict[str, Any]:
+    """One file's tree; `room[0]`, the bytes that may still be read, becomes smaller."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        tree = _parse(text)
-    except FileNotFoundError as error:
+        mode = Path(path).stat().st_mode
+        if not stat.S_ISREG(mode):  # Reading a pipe or a device might never end.
+            found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise UsageError(f"{path}: expected a readable YAML file, found {found}: check the path")
+        # Some files under /proc look like any other, but wait for more to come.
+        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb", buffering=0) as file:
+            data = file.read(room[0] + 1) or b""
+        room[0] -= len(data)
+        if room[0] < 0:
+            raise UsageError(
+                f"{path}: expected a recipe of at most {MOST_CHARACTERS} bytes with its bases, found more: check that "
+                "it is one"
+            )
+        tree = _parse(data.decode())
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: expected YAML in UTF-8, found other bytes: check that it is a text file") from error
+    except (FileNotFoundError, ValueError) as error:  # the second: a zero byte in the path
         raise UsageError(f"{path}: expected a YAML file, found none: check the path") from error
     except OSError as error:
         raise UsageError(f"{path}: expected a readable YAML file, found {error.strerror}: check the path") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: expected YAML in UTF-8, found other bytes: check that it is a text file") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: expected YAML, but found: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        found = "an empty file" if tree is None else repr(tree)[:80]
+        found = "an empty file" if tree is None else shown(tree)
         raise UsageError(f"{path}: expected `key: value` lines such as `model: ...`, found {found}: check the file")
     return tree
 
 
-def _read_with_bases(path: str, above: tuple[str, ...]) -> dict[str, Any]:
-    """The native tree of `path` laid over its bases; `above` are the files that led here."""
+def _read_with_bases(path: str, above: tuple[str, ...], room: list[int]) -> dict[str, Any]:
+    """The native tree of `path` laid over its bases; `above` are the files that led here, `room` see `_read`."""
     if any(os.path.realpath(path) == os.path.realpath(other) for other in above):
         chain = " -> ".join((*above, path))
         raise UsageError(f"{path}: expected _base_ to end at some file, found a circle ({chain}): remove one _base_")
-    tree = _read(path)
+    if len(above) > MOST_LEVELS:
+        raise UsageError(f"{path}: expected at most {MOST_LEVELS} files on one another, found more: remove some _base_")
+    tree = _read(path, room)
     bases = tree.pop("_base_", [])
     bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise UsageError(f"{path}: expected _base_ to be a file name or a list of them, found {bases!r}: correct it")
+    # A text that cannot be printed, such as one with a line break or a zero byte, is no file's name.
+    if not isinstance(bases, list) or not all(isinstance(base, str) and base.isprintable() for base in bases):
+        raise UsageError(
+            f"{path}: expected _base_ to be a file name or a list of them, found {shown(bases)}: correct it"
+        )
     tree = dialect.to_native(tree, path)
     lower: dict[str, Any] = {}
     for base in reversed(bases):
-        lower = merge(_read_with_bases(str(Path(path).parent / base), (*above, path)), lower)
+        lower = merge(_read_with_bases(str(Path(path).parent / base), (*above, path), room), lower)
     return merge(tree, lower)
 
 
@@ -520,7 +670,8 @@ def _without_flags(tree: Any, path: str) -> Any:
     if not isinstance(tree, dict):
         return tree
     if not isinstance(tree.get("_inherited_", True), bool):
-        raise UsageError(f"{path}: expected _inherited_ to be true or false, found {tree['_inherited_']!r}: correct it")
+        found = shown(tree["_inherited_"])
+        raise UsageError(f"{path}: expected _inherited_ to be true or false, found {found}: correct it")
     return {key: _without_flags(value, path) for key, value in tree.items() if key != "_inherited_"}
 
 
@@ -528,25 +679,30 @@ def _set_option(tree: dict[str, Any], option: str) -> str:
     """Apply one "key=value" to the tree, in place -> its native dotted key."""
     key, equals, text = option.partition("=")
     parts = dialect.native_key(key).split(".")
-    if not equals or not all(parts):
-        raise UsageError(f"--opts: expected key=value such as optimizer.momentum=0.95, found {option!r}: correct it")
+    if not equals or not all(parts) or not key.isprintable() or len(parts) > MOST_LEVELS:
+        raise UsageError(
+            f"--opts: expected key=value such as optimizer.momentum=0.95, found {shown(option)}: correct it"
+        )
     try:
-        value = _parse(text)
+        value = _parse(text, level=len(parts))
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"--opts: expected the value of {key} to be YAML, found {text!r}: {reason}") from error
+        raise UsageError(
+            f"--opts: expected the value of {dotted(parts)} to be YAML, found {shown(text)}: {reason}"
+        ) from error
 
     parent: Any = tree
     for depth, part in enumerate(parts):
-        above = ".".join(parts[:depth])
+        above = dotted(parts[:depth])
         if not isinstance(parent, (dict, list)):
             raise UsageError(
-                f"--opts: expected {above} to be a mapping, found {parent!r} on the way to {key}: correct the key"
+                f"--opts: expected {above} to be a mapping, found {shown(parent)} on the way to {dotted(parts)}: "
+                "correct the key"
             )
-        if isinstance(parent, list) and not (part.isdecimal() and int(part) < len(parent)):
+        if isinstance(parent, list) and part not in map(str, range(len(parent))):
             raise UsageError(
-                f"--opts: expected {above} to be followed by a position below {len(parent)}, found {part} in {key}: "
-                "correct it"
+                f"--opts: expected {above} to be followed by a position below {len(parent)}, found {dotted([part])} "
+                f"in {dotted(parts)}: correct it"
             )
         place: Any = int(part) if isinstance(parent, list) else part
         if depth == len(parts) - 1:
@@ -558,6 +714,22 @@ def _set_option(tree: dict[str, Any], option: str) -> str:
 
 
 # --- Saying what is wrong. ---
+
+
+def shown(value: Any) -> str:
+    """A value of a recipe for a message: as Python writes it, on one line, and shortened if it is long."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 80
+_SHORT.maxlevel = 3
+
+
+def dotted(parts: Iterable[Any]) -> str:
+    """Parts of a key as in `--opts`; what would not be read as a key there is shown as a value."""
+    return ".".join(str(part) if re.fullmatch(r"[^\W.]{1,60}", str(part)) else shown(part) for part in parts)
 
 
 def suggest(name: str, candidates: Iterable[str]) -> str:
@@ -583,15 +755,18 @@ def _suggest_key(name: str, section: type[Section]) -> str:
 
 def _sentence(details: Any, path: str, option_keys: Sequence[str]) -> str:
     """One of pydantic's error records as a sentence: where, what was expected and found, what to do."""
-    location = [part for part in details["loc"] if not str(part).startswith("type:")]
-    key = ".".join(map(str, location))
-    from_option = any(f"{a}.".startswith(f"{b}.") for option in option_keys for a, b in ((key, option), (option, key)))
+    *parts, last = details["loc"]
+    location = [part for part in parts if not str(part).startswith("type:")]
+    if details["type"] == "extra_forbidden" or not str(last).startswith("type:"):
+        location.append(last)
+    key, plain = dotted(location), ".".join(map(str, location))
+    from_option = any(f"{a}.".startswith(f"{b}.") for o in option_keys for a, b in ((plain, o), (o, plain)))
     source = "--opts" if from_option else path
     kind, found = details["type"], details["input"]
     if kind == "extra_forbidden":
-        parent = str(details["loc"][-2]) if len(details["loc"]) > 1 else ""
+        parent = str(parts[-1]) if parts else ""
         section = OUR_SPECS.get(parent.partition(":")[2]) or _SECTIONS.get(parent, Config)
-        return f"{source}: expected only known keys, found {key}: {_suggest_key(str(location[-1]), section)}"
+        return f"{source}: expected only known keys, found {key}: {_suggest_key(str(last), section)}"
     if kind == "missing":
         return f"{source}: expected {key} to be given, found nothing: add it"
 
@@ -610,6 +785,5 @@ def _sentence(details: Any, path: str, option_keys: Sequence[str]) -> str:
     }.get(kind, expected)
     remedy = "correct it"
     if kind == "literal_error":
-        remedy = suggest(str(found), re.findall(r"'([^']*)'", details["ctx"]["expected"]))
-    shown = repr(found) if len(repr(found)) <= 80 else f"{repr(found)[:77]}..."
-    return f"{source}: expected {key} to be {expected}, found {shown}: {remedy}"
+        remedy = suggest(shown(found), re.findall(r"'([^']*)'", details["ctx"]["expected"]))
+    return f"{source}: expected {key} to be {expected}, found {shown(found)}: {remedy}"

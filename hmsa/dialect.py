@@ -11,6 +11,7 @@ are then addressed by name.
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 from hmsa.errors import UsageError
@@ -65,7 +66,7 @@ def _move(tree: dict[str, Any], theirs: str, ours: str, source: str) -> None:
     tree[section] = rest
     section, _, key = ours.partition(".")
     moved = {key: value} if key else value
-    present = tree.get(section) or {}
+    present = {} if tree.get(section) is None else tree[section]
     if not isinstance(present, dict) or not isinstance(moved, dict):
         raise UsageError(f"{source}: expected {theirs} and {section} to be mappings, found other values: correct them")
     twice = sorted(set(moved) & set(present))
@@ -105,6 +106,7 @@ def _named_losses(loss: dict[str, Any], source: str) -> dict[str, Any]:
         raise UsageError(
             f"{source}: expected loss.coef as a mapping from {', '.join(OUTPUTS)} to weights, or {count} weights for "
             f"each loss and every loss of loss.types {count} times in a row with the same weights, found "
-            f"{len(types)} types and coef {coef}: name the outputs, e.g. coef: {{joint: 1.0, joint_aux: 0.4}}"
+            f"{len(types)} types and coef {reprlib.repr(coef)}: name the outputs, e.g. coef: {{joint: 1.0, "
+            "joint_aux: 0.4}"
         )
     return {**loss, "types": [g[0] for g in groups], "coef": dict(zip(OUTPUTS, weights[0]))}

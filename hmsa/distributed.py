@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
+from hmsa.lifeline import Lifeline
+
 if TYPE_CHECKING:
     from paddle import Tensor
+
+_lifeline: Optional[Lifeline] = None
 
 
 def rank() -> int:
@@ -35,6 +39,22 @@ def init() -> None:
 
         if not dist.is_initialized():
             dist.init_parallel_env()
+        global _lifeline
+        if _lifeline is None:
+            host = os.environ["PADDLE_TRAINER_ENDPOINTS"].partition(":")[0]  # the main rank's comes first
+            _lifeline = Lifeline(rank=rank(), world_size=world_size(), host=host, share=all_reduce_sum)
+
+
+def done() -> None:
+    """To be called last: from here on, the other ranks may be left to themselves."""
+    if _lifeline is not None:
+        _lifeline.done()
+
+
+def fail(reason: str, *, certain: bool) -> None:
+    """End all ranks with `reason`; `certain` if it is this rank's own, see `Lifeline.fail`."""
+    if _lifeline is not None:
+        _lifeline.fail(reason, certain=certain)
 
 
 def all_reduce_sum(values: np.ndarray) -> np.ndarray:
@@ -47,6 +67,27 @@ def all_reduce_sum(values: np.ndarray) -> np.ndarray:
     total = paddle.to_tensor(values)
     dist.all_reduce(total)
     return total.numpy()
+
+
+def any_rank(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set on any process; every process gets the answer."""
+    return [bool(count) for count in all_reduce_sum(np.array(flags, np.int64))]
+
+
+def gather(thing: Any) -> list[Any]:
+    """What every process gives, in order of rank; every process gets it."""
+    if world_size() == 1:
+        return [thing]
+    import paddle.distributed as dist
+
+    things: list[Any] = []
+    dist.all_gather_object(things, thing)
+    return things
+
+
+def from_main(thing: Any) -> Any:
+    """The main process's `thing`."""
+    return gather(thing)[0]
 
 
 def broadcast_from_main(tensors: Iterable[Tensor]) -> None:

@@ -4,8 +4,19 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Optional
+
+from packaging.version import InvalidVersion, Version
+
+from hmsa.errors import UsageError
+
+TESTED_PADDLES = ("2.6.2", "3.2.2", "3.3.1")
+"""What `make test-matrix` runs the tests on; what lies between the first and the last is taken to work."""
 
 
 def is_amd_cpu() -> bool:
@@ -30,10 +41,18 @@ def prepare() -> None:
     - Paddle computes on one thread unless told otherwise: every process of this machine gets its share of the cores.
     - OpenCV must be loaded before Paddle: Paddle 2.6 exports zlib symbols that break PNG decoding otherwise.
     - OpenCV's own threads compete with the loader's: one each.
-    - Two warnings of Paddle's, about a compiler cache and about batch normalisation, say nothing to users of scripts.
+    - Two warnings of Paddle's, about a compiler cache and about batch normalisation, say nothing to users of scripts;
+      nor do Pillow's about a damaged picture, as it is then refused or read all the same.
+
+    A Paddle that was not tested gets a warning, from the first rank.
+
+    Raises:
+        UsageError: Paddle is not installed.
     """
+    _check_paddle()
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
+    warnings.filterwarnings("ignore", module="PIL")
     if is_amd_cpu():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     if "OMP_NUM_THREADS" not in os.environ:
@@ -43,6 +62,46 @@ def prepare() -> None:
     import cv2
 
     cv2.setNumThreads(1)
+
+
+def paddle_version() -> Optional[str]:
+    """Of the Paddle that is installed, which is not imported; None if it does not say.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for package in ("paddlepaddle-gpu", "paddlepaddle"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    if find_spec("paddle") is None:
+        raise UsageError(
+            "expected PaddlePaddle to be installed, found none: run pip install .[cpu], or install the "
+            "paddlepaddle-gpu for your CUDA version as https://www.paddlepaddle.org.cn/en/install/quick says"
+        )
+    return None
+
+
+def _check_paddle() -> None:
+    found = paddle_version()
+    if is_tested(found) or os.environ.get("PADDLE_TRAINER_ID", "0") != "0":
+        return
+    print(
+        f"warning: expected Paddle {TESTED_PADDLES[0]} to {TESTED_PADDLES[-1]} (tested with "
+        f"{', '.join(TESTED_PADDLES)}), found {found or 'one of unknown version'}: run tools/doctor.py to see what "
+        "works, or install one of these",
+        file=sys.stderr,
+    )
+
+
+def is_tested(found: Optional[str]) -> bool:
+    """Whether a version of Paddle, None for an unknown one, is in the tested range."""
+    try:
+        release = Version(found or "").release
+    except InvalidVersion:
+        return False
+    return Version(TESTED_PADDLES[0]).release <= release <= Version(TESTED_PADDLES[-1]).release
 
 
 def _cores() -> int:

@@ -6,12 +6,14 @@ Ranks other than the main one get a log that does nothing, so that no caller has
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 from hmsa import distributed
+from hmsa.files import write_atomically
 
 CURVES_FILE = "vdlrecords.hmsa.log"
 """One file for all parts of a run: VisualDL appends to it, so the curves of a resumed run continue."""
@@ -26,19 +28,29 @@ class SilentLog:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to each curve."""
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Write what is still in memory."""
+
+    def close(self) -> None:
+        """Write what is still in memory, and end."""
 
 
 class ConsoleLog(SilentLog):
-    """Prints, and with a folder also records curves for VisualDL."""
+    """Prints, and with a folder also records curves for VisualDL, which go on from `iteration` (None: a new run)."""
 
-    def __init__(self, curves: Union[str, Path, None] = None) -> None:
+    def __init__(self, curves: Union[str, Path, None] = None, iteration: Optional[int] = None) -> None:
         self._writer = None
         if curves is not None:
             from visualdl import LogWriter
 
-            self._writer = LogWriter(logdir=str(curves), file_name=CURVES_FILE)
+            path = Path(curves) / CURVES_FILE
+            if path.exists():
+                if iteration is None:
+                    path.rename(path.with_name(f"earlier_curves.{path.stat().st_mtime_ns}.log"))
+                else:
+                    write_atomically(path, _records_until(path, iteration))
+            with contextlib.redirect_stdout(None):  # it says that it appends
+                self._writer = LogWriter(logdir=str(curves), file_name=CURVES_FILE)
 
     def line(self, text: str) -> None:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
@@ -48,9 +60,31 @@ class ConsoleLog(SilentLog):
             for name, value in values.items():
                 self._writer.add_scalar(tag=name, value=value, step=step)
 
+    def flush(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _records_until(path: Path, iteration: int) -> bytes:
+    """The records of a curves file up to `iteration`: a killed run wrote points after its last checkpoint."""
+    from visualdl.proto import record_pb2
+
+    parse = record_pb2.Record.FromString  # pyright: ignore[reportAttributeAccessIssue] (made at run time)
+
+    data, kept, start = path.read_bytes(), [], 0
+    while start + 8 <= len(data):
+        end = start + 8 + int.from_bytes(data[start : start + 8], "little")
+        if end > len(data):
+            break  # cut off by the kill
+        record = data[start:end]
+        if all(value.id <= iteration for value in parse(record[8:]).values):
+            kept.append(record)
+        start = end
+    return b"".join(kept)
 
 
 def duration(seconds: float) -> str:
@@ -59,6 +93,6 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def open_log(curves: Union[str, Path, None] = None) -> SilentLog:
-    """The log of this rank; `curves` is the folder for VisualDL."""
-    return ConsoleLog(curves) if distributed.is_main() else SilentLog()
+def open_log(curves: Union[str, Path, None] = None, iteration: Optional[int] = None) -> SilentLog:
+    """The log of this rank; `curves` is the folder for VisualDL, where a resumed run goes on from `iteration`."""
+    return ConsoleLog(curves, iteration) if distributed.is_main() else SilentLog()

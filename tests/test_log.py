@@ -10,15 +10,45 @@ def test_lines_carry_the_time(capsys):
     assert capsys.readouterr().out.endswith(" hello\n")
 
 
-def test_curves_of_a_resumed_run_continue(tmp_path):
-    for steps in ((1, 2), (3, 4)):
-        log = ConsoleLog(tmp_path)
-        for step in steps:
-            log.scalars(step, {"train/loss": step / 10})
-        log.close()
-    points = LogReader(file_path=str(tmp_path / CURVES_FILE)).get_data("scalar", "train/loss")
-    assert [point.id for point in points] == [1, 2, 3, 4]
-    assert [point.value for point in points] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+def record(folder, steps, iteration=None, scale=1.0):
+    log = ConsoleLog(folder, iteration)
+    for step in steps:
+        log.scalars(step, {"train/loss": scale * step})
+    log.close()
+
+
+def curve(path):
+    return [(point.id, point.value) for point in LogReader(file_path=str(path)).get_data("scalar", "train/loss")]
+
+
+@pytest.mark.parametrize("torn", [0, 1, 9, 30])
+def test_curves_of_a_resumed_run_continue(tmp_path, capsys, torn):
+    """Killed at iteration 4, perhaps while it wrote a point, and resumed from 2: 3 and 4 are there once."""
+    record(tmp_path, (1, 2, 3, 4))
+    path = tmp_path / CURVES_FILE
+    path.write_bytes(path.read_bytes()[: -torn or None])
+    record(tmp_path, (3, 4, 5), iteration=2, scale=2.0)
+    assert curve(path) == [(1, 1), (2, 2), (3, 6), (4, 8), (5, 10)]
+    assert [path.name for path in tmp_path.iterdir()] == [CURVES_FILE]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_new_run_leaves_earlier_curves_aside(tmp_path):
+    record(tmp_path, (1, 2, 3))
+    record(tmp_path, (1,), scale=5.0)
+    assert curve(tmp_path / CURVES_FILE) == [(1, 5)]
+    (earlier,) = tmp_path.glob("earlier_curves.*.log")
+    record(tmp_path, (1,), iteration=0, scale=7.0)  # resumed, but there was no checkpoint yet
+    assert curve(tmp_path / CURVES_FILE) == [(1, 7)]
+    assert list(tmp_path.glob("earlier_curves.*.log")) == [earlier]
+
+
+def test_a_flushed_point_is_in_the_file(tmp_path):
+    log = ConsoleLog(tmp_path)
+    log.scalars(1, {"train/loss": 1.0})
+    log.flush()
+    assert curve(tmp_path / CURVES_FILE) == [(1, 1)]
+    log.close()
 
 
 def test_other_ranks_are_silent(tmp_path, monkeypatch, capsys):

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -103,6 +104,7 @@ def evaluate(
     most: int | None = None,
     num_workers: int = 0,
     progress: bool = True,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Predict every picture of a data set and compare with its label.
 
@@ -114,35 +116,42 @@ def evaluate(
         most: evaluate only so many pictures, the first ones.
         num_workers: threads that load pictures ahead.
         progress: whether rank 0 shows a bar.
+        stop: asked before every picture whether to leave off.
 
     Raises:
         DataError: a prediction and its label differ in size.
+        InterruptedError: `stop` said so on any rank; raised on all of them.
     """
     start = time.perf_counter()
     K = dataset.num_classes
     mine = range(distributed.rank(), min(len(dataset), most or len(dataset)), distributed.world_size())
     confusion = np.zeros((K, K), np.int64)
-    loaded = batches(dataset, [[index] for index in mine], num_workers)
-    bar = tqdm(loaded, total=len(mine), unit="picture", disable=not (progress and distributed.is_main()))
-    for batch in bar:
-        image_path = batch["image_path"][0]
-        if "label" not in batch:
-            raise DataError(f"{image_path} has no label to compare with: set val_dataset to a labelled split")
-        logits = class_scores(network, paddle.to_tensor(batch["img"]), options)
-        prediction = restore(logits, batch["trans_info"][0])
-        del logits
-        label = batch["label"][0]
-        if prediction.shape != label.shape:
-            raise DataError(
-                f"{image_path}: the prediction is {_size(prediction)}, its label {_size(label)}"
-                "; the transforms of val_dataset may resize and pad, but not cut"
-            )
-        confusion += confusion_matrix(prediction, label, K, dataset.ignore_index)
-    counts = distributed.all_reduce_sum(np.append(confusion.ravel(), len(mine)))  # [K * K + 1]
+    pictures = 0
+    with contextlib.closing(batches(dataset, [[index] for index in mine], num_workers)) as loaded:
+        for batch in tqdm(loaded, total=len(mine), unit="picture", disable=not (progress and distributed.is_main())):
+            if stop():
+                break
+            image_path = batch["image_path"][0]
+            if "label" not in batch:
+                raise DataError(f"{image_path} has no label to compare with: set val_dataset to a labelled split")
+            logits = class_scores(network, paddle.to_tensor(batch["img"]), options)
+            prediction = restore(logits, batch["trans_info"][0])
+            del logits
+            label = batch["label"][0]
+            if prediction.shape != label.shape:
+                raise DataError(
+                    f"{image_path}: the prediction is {_size(prediction)}, its label {_size(label)}"
+                    "; the transforms of val_dataset may resize and pad, but not cut"
+                )
+            confusion += confusion_matrix(prediction, label, K, dataset.ignore_index)
+            pictures += 1
+    counts = distributed.all_reduce_sum(np.append(confusion.ravel(), [pictures, len(mine) - pictures]))  # [K * K + 2]
+    if counts[-1]:
+        raise InterruptedError
     return Evaluation(
-        confusion=counts[:-1].reshape(K, K),
+        confusion=counts[:-2].reshape(K, K),
         class_names=dataset.class_names,
-        pictures=int(counts[-1]),
+        pictures=int(counts[-2]),
         seconds=time.perf_counter() - start,
         peak_memory_bytes=peak_memory_bytes(),
     )

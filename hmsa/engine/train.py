@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import signal
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional, cast
+from typing import Any, NamedTuple, NoReturn, Optional, cast
 
 import numpy as np
 import paddle
@@ -17,16 +19,18 @@ from paddle import Tensor, nn
 from hmsa import distributed
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches, training_indices
-from hmsa.deploy.engines import network_in_training
+from hmsa.deploy.engines import NetworkInTraining
 from hmsa.engine import checkpoint
 from hmsa.engine.checkpoint import TrainingState
 from hmsa.engine.evaluate import evaluate
 from hmsa.engine.inference import InferenceOptions
-from hmsa.errors import DataError, UsageError
+from hmsa.errors import DataError, Interrupted, UsageError
+from hmsa.files import write_atomically
 from hmsa.log import SilentLog, duration
 from hmsa.losses import WeightedLoss
 from hmsa.memory import on_gpu, peak_memory_bytes, release_unused, reset_peak, total_memory_bytes, use_one_heap
 from hmsa.models.hierarchical import FLOAT32_OPS
+from hmsa.signals import StopRequest
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,27 @@ class TrainOptions:
     save_dir: Path
     gradient_accumulation: int = 1
     precision: str = "fp32"
-    engine: str = "auto"  # of evaluations
+    engine: str = "eager"  # of evaluations
     seed: int = 0
     num_workers: int = 0
     log_iters: int = 10
     save_interval: int = 1000
     keep_checkpoint_max: int = 5
+    nonfinite_limit: int = 10
     config: str = ""  # resolved YAML, kept in every checkpoint
 
 
+class Outcome(NamedTuple):
+    """What a forward and backward pass over an iteration's micro-batches gave on this rank."""
+
+    terms: dict[str, Tensor]  # means of the total "loss", every term of it, and "grad_norm"
+    finite: bool  # whether loss and gradient are numbers, so that the step can be taken
+    failed: bool  # not finite, and loss scaling is no excuse
+    files: list[str]  # pictures of the batch
+
+
 class Step:
-    """One optimizer step: micro-batches in, loss terms out, parameters changed.
+    """An optimizer step in two halves: micro-batches in, loss terms out (`backward`); parameters changed (`update`).
 
     Gradients of the micro-batches are averaged, over the ranks as well.
     """
@@ -71,6 +85,7 @@ class Step:
         self.accumulation = accumulation
         self.scaler = paddle.amp.GradScaler(enable=precision == "fp16", init_loss_scaling=2.0**14)
         self._parameters = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
+        self._statistics = statistics(model)
         self._autocast = {
             "enable": precision != "fp32",
             "level": "O1",
@@ -81,36 +96,62 @@ class Step:
         # Recomputed parts hand in their gradients one by one, which DataParallel does not expect: sum them ourselves.
         self._reduce_at_end = distributed.world_size() > 1 and recompute
 
-    def __call__(self, micro_batches: Iterator[dict[str, Any]], seeds: Iterable[int]) -> dict[str, Tensor]:
-        """Run `accumulation` micro-batches, each with its seed for dropout; returns the mean of every loss term."""
-        total: dict[str, Tensor] = {}
+    def backward(self, micro_batches: Iterator[dict[str, Any]], seeds: Iterable[int]) -> Outcome:
+        """Gradients of the next `accumulation` micro-batches, each with its seed for dropout."""
+        self._statistics_before = [tensor.clone() for tensor in self._statistics]
+        terms: dict[str, Tensor] = {}
+        files: list[str] = []
         for last, seed in zip([False] * (self.accumulation - 1) + [True], seeds):
             batch = next(micro_batches)
+            files += batch["image_path"]
             paddle.seed(seed)
             with contextlib.nullcontext() if last and not self._reduce_at_end else self._without_reduction():
                 with paddle.amp.auto_cast(**self._autocast):
                     outputs = self._network(paddle.to_tensor(batch["img"]))
                 release_unused()
-                value, terms = self.loss(outputs, paddle.to_tensor(batch["label"]))
+                value, parts = self.loss(outputs, paddle.to_tensor(batch["label"]))
                 del outputs
                 release_unused()
                 self.scaler.scale(value / self.accumulation).backward()
-            for name, term in {"loss": value, **terms}.items():
+            for name, term in {"loss": value, **parts}.items():
                 part = term.detach() / self.accumulation
-                total[name] = total[name] + part if name in total else part
+                terms[name] = terms[name] + part if name in terms else part
         if self._reduce_at_end:
             from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
             fused_allreduce_gradients(self._parameters, None)
+        self.scaler.unscale_(self.optimizer)
+        terms["grad_norm"] = gradient_norm(self._parameters)
+        loss, norm = np.isfinite([float(terms["loss"]), float(terms["grad_norm"])])
+        return Outcome(
+            terms, finite=loss and norm, failed=not (loss and (norm or self.scaler.is_enable())), files=files
+        )
+
+    def update(self) -> None:
+        """Change the parameters by the gradients."""
         self.scaler.step(self.optimizer)
+        self._end()
+
+    def skip(self) -> None:
+        """Leave the model as it was before `backward`, which spoils running statistics when it meets infinity."""
+        for tensor, before in zip(self._statistics, self._statistics_before):
+            tensor.set_value(before)
+        self._end()
+
+    def _end(self) -> None:
         self.scaler.update()
         self.optimizer.clear_grad(set_to_zero=False)  # freed, not kept as zeros through the next forward pass
         release_unused()
-        return total
 
     def _without_reduction(self) -> Any:
         parallel = isinstance(self._network, paddle.DataParallel)
         return self._network.no_sync() if parallel else contextlib.nullcontext()
+
+
+def gradient_norm(parameters: Iterable[Any]) -> Tensor:
+    """Euclidean norm, over all tensors together, of the gradients; float32 []."""
+    norms = [paddle.linalg.norm(p.grad.astype("float32")) for p in parameters if p.grad is not None]
+    return paddle.linalg.norm(paddle.stack(norms))
 
 
 class Meter:
@@ -124,6 +165,7 @@ class Meter:
         self._sum: Optional[Tensor] = None
         self._names: list[str] = []
         self._count = 0
+        self.skipped = 0  # steps without values
         self.data_seconds = 0.0
         self._start = time.perf_counter()
 
@@ -135,10 +177,10 @@ class Meter:
         self._count += 1
 
     def report(self) -> tuple[dict[str, float], float, float]:
-        """Mean of every term, and mean seconds a step: for data, and in all."""
-        assert self._sum is not None
-        means = dict(zip(self._names, map(float, (self._sum / self._count).numpy())))
-        return means, self.data_seconds / self._count, (time.perf_counter() - self._start) / self._count
+        """Mean of every term over the steps that had values, and mean seconds a step: for data, and in all."""
+        means = {} if self._sum is None else dict(zip(self._names, map(float, (self._sum / self._count).numpy())))
+        steps = self._count + self.skipped
+        return means, self.data_seconds / steps, (time.perf_counter() - self._start) / steps
 
 
 def prepare_gpu(precision: str) -> None:
@@ -199,8 +241,13 @@ def train(
     With `val_dataset`, each checkpoint is evaluated and the best one by mean IoU is kept as `best_model`; one picture
     is evaluated before the first iteration, so that an evaluation that does not fit into memory fails at once.
 
+    An iteration whose loss or gradient is not finite changes nothing. SIGTERM and Ctrl-C, on any rank, end the run
+    after the iteration, with a checkpoint.
+
     Raises:
-        DataError: a sample cannot be used, the loss is no longer a number, or a checkpoint cannot be written.
+        DataError: a sample cannot be used, the loss has not been finite for `nonfinite_limit` iterations in a row, or a
+            checkpoint cannot be written.
+        Interrupted: ended by a signal.
     """
     state = TrainingState()
     if resume_from is not None:
@@ -209,9 +256,11 @@ def train(
     step = make_step(model, loss, optimizer, options)
     if state.scaler is not None:
         step.scaler.load_state_dict(cast(Any, state.scaler))
+    inference = inference or InferenceOptions()
+    network = NetworkInTraining(model, options.engine)
     if val_dataset is not None and state.iteration < options.iters:
-        with network_in_training(model, options.engine) as network:
-            evaluate(network, val_dataset, inference or InferenceOptions(), most=1, progress=False)
+        with network() as now:
+            evaluate(now, val_dataset, inference, most=1, progress=False)
     model.train()
 
     indices = training_indices(
@@ -222,28 +271,194 @@ def train(
         world_size=distributed.world_size(),
         accumulation=options.gradient_accumulation,
     )
-    meter = Meter()
-    with contextlib.closing(batches(dataset, indices, options.num_workers)) as loaded:
+    with StopRequest() as stop, contextlib.closing(batches(dataset, indices, options.num_workers)) as loaded:
+        run = _Run(
+            model, optimizer, scheduler, dataset, options, log, val_dataset, inference, state, step, stop, network
+        )
+        if val_dataset is not None and state.to_evaluate:
+            run.score()
+        meter, failures = Meter(), Failures()
         micro_batches = timed(loaded, meter)
         for iteration in range(state.iteration, options.iters):
             rate = optimizer.get_lr()
-            meter.add(step(micro_batches, step_seeds(options.seed, iteration, options.gradient_accumulation)))
+            outcome = step.backward(micro_batches, step_seeds(options.seed, iteration, options.gradient_accumulation))
+            failed, unusable, stopping = distributed.any_rank(outcome.failed, not outcome.finite, bool(stop))
+            if unusable:
+                step.skip()
+                meter.skipped += 1
+            else:
+                step.update()
+                meter.add(outcome.terms)
+                failures = Failures()
+            if failed:
+                failures.add(outcome, iteration, scheduler, log)
+                if len(failures) == options.nonfinite_limit:
+                    run.give_up(failures)
             scheduler.step()
             state.iteration = iteration + 1
 
-            saving = state.iteration % options.save_interval == 0 or state.iteration == options.iters
-            if state.iteration % options.log_iters == 0 or saving:
-                report(meter, state.iteration, rate, dataset=dataset, options=options, log=log)
-            if saving:
-                distributed.broadcast_from_main(buffers(model))
-                if val_dataset is not None:
-                    score(state, model, val_dataset, inference or InferenceOptions(), options=options, log=log)
-                state.scaler = cast(Any, step.scaler.state_dict()) or None
-                if distributed.is_main():
-                    save(state, model, optimizer, options)
-                distributed.barrier()
+            due = state.iteration % options.save_interval == 0 or state.iteration == options.iters
+            if state.iteration % options.log_iters == 0 or due or stopping:
+                run.report(meter, rate)
+            if due or stopping:
+                state.to_evaluate = due and val_dataset is not None
+                run.save()
+                if stopping:
+                    raise run.interrupted()
+                if state.to_evaluate:
+                    run.score()
                 meter.reset()
     return state
+
+
+class Failures:
+    """Iterations in a row whose loss or gradient was not finite, and where the run stood before them."""
+
+    def __init__(self) -> None:
+        self.iterations_before = 0
+        self.schedule_before: Any = {}
+        self.files: list[list[str]] = []  # pictures an iteration, of the ranks on which it failed
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def add(self, outcome: Outcome, iteration: int, scheduler: paddle.optimizer.lr.LRScheduler, log: SilentLog) -> None:
+        """Note iteration number `iteration`, counted from 0, before the schedule goes on. All ranks must call this."""
+        if not self.files:
+            self.iterations_before, self.schedule_before = iteration, copy.deepcopy(scheduler.state_dict())
+        values = {name: float(outcome.terms[name]) for name in ("loss", "grad_norm")}
+        ranks = [rank for rank in distributed.gather((outcome.failed, values, outcome.files)) if rank[0]]
+        self.files.append([path for *_, files in ranks for path in files])
+        _, values, _ = ranks[0]
+        log.line(
+            f"[SKIP] iter {iteration + 1}, loss {values['loss']:g}, grad norm {values['grad_norm']:g}: nothing "
+            f"changed; pictures {', '.join(self.files[-1])}"
+        )
+
+
+@dataclass
+class _Run:
+    """What the parts of a training run share. Its methods must be called by all ranks."""
+
+    model: nn.Layer
+    optimizer: paddle.optimizer.Optimizer
+    scheduler: paddle.optimizer.lr.LRScheduler
+    dataset: SegmentationDataset
+    options: TrainOptions
+    log: SilentLog
+    val_dataset: Optional[SegmentationDataset]
+    inference: InferenceOptions
+    state: TrainingState
+    step: Step
+    stop: StopRequest
+    network: NetworkInTraining
+
+    def folder(self, iteration: int) -> Path:
+        """Where the checkpoint of an iteration is."""
+        return self.options.save_dir / f"iter_{iteration}"
+
+    def report(self, meter: Meter, rate: float) -> None:
+        """Print and record the means since the last report."""
+        options, iteration = self.options, self.state.iteration
+        terms, data_seconds, seconds = meter.report()
+        skipped = f"skipped {meter.skipped}, " if meter.skipped else ""
+        meter.reset()
+        samples = iteration * options.batch_size * options.gradient_accumulation * distributed.world_size()
+        memory = peak_memory_bytes()
+        curves = {f"train/{name}": value for name, value in terms.items()}
+        curves.update({"train/lr": rate, "train/data_seconds": data_seconds, "train/step_seconds": seconds})
+        self.log.scalars(iteration, {**curves, "train/memory_bytes": memory})
+        total, norm = terms.pop("loss", np.nan), terms.pop("grad_norm", np.nan)
+        self.log.line(
+            f"[TRAIN] epoch {samples / len(self.dataset):.2f}, iter {iteration}/{options.iters}, loss {total:.4f}, "
+            f"grad norm {norm:.4f}, {skipped}lr {rate:.6f}, data {data_seconds:.3f} s, step {seconds:.3f} s, "
+            f"memory {memory / 2**30:.2f} GiB, ETA {duration(seconds * (options.iters - iteration))} | "
+            + " ".join(f"{name} {value:.4f}" for name, value in terms.items())
+        )
+
+    def save(self) -> None:
+        """Write this iteration's checkpoint and delete the oldest ones."""
+        distributed.broadcast_from_main(statistics(self.model))
+        self.log.flush()
+        self.state.scaler = cast(Any, self.step.scaler.state_dict()) or None
+        skipped = {
+            path: why for of_rank in distributed.gather(dict(self.dataset.skipped)) for path, why in of_rank.items()
+        }
+        if distributed.is_main():
+            checkpoint.save(
+                self.folder(self.state.iteration),
+                model=self.model,
+                optimizer=self.optimizer,
+                state=self.state,
+                config=self.options.config,
+            )
+            checkpoint.prune(self.options.save_dir, self.options.keep_checkpoint_max)
+            if skipped:
+                lines = [f"{path}: {why}\n" for path, why in sorted(skipped.items())]
+                write_atomically(self.options.save_dir / "skipped_samples.txt", "".join(lines).encode())
+        distributed.barrier()
+
+    def score(self) -> None:
+        """Evaluate the checkpoint just saved, note the best mean IoU, and keep the checkpoint if it is the best.
+
+        An evaluation that a signal ends stays noted as to be done.
+        """
+        assert self.val_dataset is not None
+        state = self.state
+        try:
+            with self.network() as network:
+                found = evaluate(
+                    network,
+                    self.val_dataset,
+                    self.inference,
+                    num_workers=self.options.num_workers,
+                    stop=lambda: bool(self.stop),
+                )
+        except InterruptedError:
+            raise self.interrupted() from None
+        scores = found.scores
+        if state.best_score is None or scores.mean_iou > state.best_score:
+            state.best_score, state.best_iteration = scores.mean_iou, state.iteration
+        self.log.line(
+            f"[EVAL] iter {state.iteration}, {found.pictures} pictures in {found.seconds:.1f} s, "
+            f"mIoU {scores.mean_iou:.4f}, over classes present {scores.mean_iou_present:.4f}, "
+            f"accuracy {scores.pixel_accuracy:.4f}, best mIoU {state.best_score:.4f} at iter {state.best_iteration}"
+        )
+        named = {"mIoU": scores.mean_iou, "mIoU_present": scores.mean_iou_present, "accuracy": scores.pixel_accuracy}
+        self.log.scalars(state.iteration, {f"eval/{name}": value for name, value in named.items()})
+        self.log.flush()
+        state.to_evaluate = False
+        if distributed.is_main():
+            checkpoint.write_state(self.folder(state.iteration), state)
+            if state.best_iteration == state.iteration:
+                checkpoint.keep_as_best(self.folder(state.iteration))
+        distributed.barrier()
+
+    def interrupted(self) -> Interrupted:
+        """The end of the run by a signal, which may have reached another rank only."""
+        number = self.stop.number or signal.SIGTERM
+        return Interrupted(
+            f"ended by {signal.Signals(number).name} after iteration {self.state.iteration}, saved in "
+            f"{self.folder(self.state.iteration)}; the same command with --resume_model auto goes on",
+            number,
+        )
+
+    def give_up(self, failures: Failures) -> NoReturn:
+        """Save the run as it stood before `failures`, unless it was saved then, and raise DataError."""
+        iteration = failures.iterations_before
+        folder = self.folder(iteration)
+        if iteration and not distributed.from_main(folder.exists()):
+            self.scheduler.set_state_dict(failures.schedule_before)
+            self.state = replace(self.state, iteration=iteration, to_evaluate=False)
+            self.save()
+        files = [path for paths in failures.files for path in paths]
+        more = f" and {len(files) - 8} more" if len(files) > 8 else ""
+        again = f"resume from {folder}, which is from before them," if iteration else "start again"
+        raise DataError(
+            f"expected a finite loss, found none in {len(failures)} iterations in a row from iteration {iteration + 1} "
+            f"on, with the pictures {', '.join(files[:8])}{more}; look at them, and {again} with a lower "
+            "--learning_rate or with optimizer.clip_grad_norm"
+        )
 
 
 def plan_memory(
@@ -268,12 +483,13 @@ def plan_memory(
     )
     with contextlib.closing(batches(dataset, indices, options.num_workers)) as loaded:
         for iteration in range(2):
-            step(loaded, step_seeds(options.seed, iteration, options.gradient_accumulation))
+            step.backward(loaded, step_seeds(options.seed, iteration, options.gradient_accumulation))
+            step.update()
     lines = [f"a training step with batch_size {options.batch_size}: {_share_of_memory()}"]
     if val_dataset is not None:
         release_unused()
         reset_peak()
-        with network_in_training(model, options.engine) as network:
+        with NetworkInTraining(model, options.engine)() as network:
             evaluate(network, val_dataset, inference or InferenceOptions(), most=1, progress=False)
         lines.append(f"evaluating one picture between steps: {_share_of_memory()}")
     return "\n".join(lines)
@@ -284,63 +500,6 @@ def _share_of_memory() -> str:
     return f"{peak:.2f} GiB at most, of {total:.2f} GiB" if total else f"{peak:.2f} GiB at most"
 
 
-def buffers(model: nn.Layer) -> list[Tensor]:
+def statistics(model: nn.Layer) -> list[Tensor]:
     """Running statistics of the normalisation layers, which every rank gathers for itself."""
     return [tensor for name, tensor in model.state_dict().items() if name.endswith(("._mean", "._variance"))]
-
-
-def report(
-    meter: Meter, iteration: int, rate: float, *, dataset: SegmentationDataset, options: TrainOptions, log: SilentLog
-) -> None:
-    """Print and record the means since the last report, and stop a run whose loss is no longer a number."""
-    terms, data_seconds, seconds = meter.report()
-    meter.reset()
-    if not np.isfinite(terms["loss"]):
-        raise DataError(
-            f"expected a finite loss, found {terms['loss']} in the iterations up to {iteration}; resume from the last "
-            "checkpoint with a lower --learning_rate, or with optimizer.clip_grad_norm"
-        )
-    samples = iteration * options.batch_size * options.gradient_accumulation * distributed.world_size()
-    memory = peak_memory_bytes()
-    log.line(
-        f"[TRAIN] epoch {samples / len(dataset):.2f}, iter {iteration}/{options.iters}, loss {terms['loss']:.4f}, "
-        f"lr {rate:.6f}, data {data_seconds:.3f} s, step {seconds:.3f} s, memory {memory / 2**30:.2f} GiB, "
-        f"ETA {duration(seconds * (options.iters - iteration))} | "
-        + " ".join(f"{name} {value:.4f}" for name, value in terms.items() if name != "loss")
-    )
-    curves = {f"train/{name}": value for name, value in terms.items()}
-    curves.update({"train/lr": rate, "train/data_seconds": data_seconds, "train/step_seconds": seconds})
-    log.scalars(iteration, {**curves, "train/memory_bytes": memory})
-
-
-def score(
-    state: TrainingState,
-    model: nn.Layer,
-    dataset: SegmentationDataset,
-    inference: InferenceOptions,
-    *,
-    options: TrainOptions,
-    log: SilentLog,
-) -> None:
-    """Evaluate and note the best mean IoU in `state`."""
-    with network_in_training(model, options.engine) as network:
-        found = evaluate(network, dataset, inference, num_workers=options.num_workers)
-    scores = found.scores
-    if state.best_score is None or scores.mean_iou > state.best_score:
-        state.best_score, state.best_iteration = scores.mean_iou, state.iteration
-    log.line(
-        f"[EVAL] iter {state.iteration}, {found.pictures} pictures in {found.seconds:.1f} s, "
-        f"mIoU {scores.mean_iou:.4f}, over classes present {scores.mean_iou_present:.4f}, "
-        f"accuracy {scores.pixel_accuracy:.4f}, best mIoU {state.best_score:.4f} at iter {state.best_iteration}"
-    )
-    named = {"mIoU": scores.mean_iou, "mIoU_present": scores.mean_iou_present, "accuracy": scores.pixel_accuracy}
-    log.scalars(state.iteration, {f"eval/{name}": value for name, value in named.items()})
-
-
-def save(state: TrainingState, model: nn.Layer, optimizer: paddle.optimizer.Optimizer, options: TrainOptions) -> None:
-    """Write this iteration's checkpoint, keep it as the best if it is, and delete the oldest ones."""
-    folder = options.save_dir / f"iter_{state.iteration}"
-    checkpoint.save(folder, model=model, optimizer=optimizer, state=state, config=options.config)
-    if state.best_iteration == state.iteration:
-        checkpoint.keep_as_best(folder)
-    checkpoint.prune(options.save_dir, options.keep_checkpoint_max)

@@ -91,8 +91,21 @@ def test_ranks_share_the_pictures(pictures, monkeypatch, world_size):
         evaluate(red_channel, make_dataset(pairs), InferenceOptions(), progress=False)
     total = sum(seen)
     assert total.dtype == np.int64
-    assert_array_equal(total[:-1].reshape(3, 3), expected_confusion(guesses, labels))
-    assert total[-1] == len(pairs)
+    assert_array_equal(total[:-2].reshape(3, 3), expected_confusion(guesses, labels))
+    assert total[-2:].tolist() == [len(pairs), 0]
+
+
+def test_asked_to_stop_on_one_rank_it_stops_on_all(pictures, monkeypatch):
+    _, _, pairs = pictures
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for stops in (True, False):
+        monkeypatch.setattr(
+            distributed,
+            "all_reduce_sum",
+            lambda counts: counts + np.eye(1, len(counts), len(counts) - 1, dtype=np.int64)[0],
+        )
+        with pytest.raises(InterruptedError):
+            evaluate(red_channel, make_dataset(pairs), InferenceOptions(), progress=False, stop=lambda s=stops: s)
 
 
 def test_transforms_are_undone(pictures):

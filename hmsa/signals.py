@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ctrl-C and SIGTERM as a request that long work ends in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any, Optional
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_MESSAGE = b"\nending after this iteration; again to quit at once\n"
+
+
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM only sets `number`; a second one ends the process at once.
+
+    The launcher of `paddle.distributed` repeats its SIGTERM within half a second: there, only a later one is a second.
+    """
+
+    number: Optional[int] = None
+
+    def __enter__(self) -> StopRequest:
+        self._previous: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._first) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        return self.number is not None
+
+    def _first(self, number: int, _: Optional[FrameType]) -> None:
+        self.number = number
+        self._time = time.monotonic()
+        os.write(2, _MESSAGE)  # print could be what was interrupted
+        launched = "PADDLE_TRAINER_ID" in os.environ
+        for each in _SIGNALS:
+            signal.signal(each, self._later if launched else signal.SIG_DFL)
+
+    def _later(self, number: int, _: Optional[FrameType]) -> None:
+        if time.monotonic() - self._time > 2:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
