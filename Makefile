@@ -1,7 +1,16 @@
-# Set-up, demo, tests and checks. Needs Python, make and a package registry; everything goes into .venv.
+# Set-up, demo, tests and checks. Needs Python, make and a package registry; everything goes into .venv, or for another
+# Paddle than the usual one into .venv-<version>.
 PYTHON ?= python3
 VENV ?= .venv
-PADDLE ?= paddlepaddle==3.2.2
+PADDLE ?= paddlepaddle==$(USUAL)
+USUAL := 3.2.2
+OTHERS := 2.6.2 3.3.1
+# What depends on the Paddle: network, losses, gradients, files, inference, and the commands of the README.
+SHORT := tests/models/test_golden.py tests/models/test_hierarchical.py tests/losses tests/test_builder.py \
+	tests/test_config.py tests/test_environment.py tests/test_weights.py tests/test_weight_files.py \
+	tests/engine/test_checkpoint.py tests/engine/test_inference.py tests/deploy/test_fold.py tests/deploy/test_export.py \
+	tests/deploy/test_runtime.py tests/engine/test_train.py::test_a_resumed_run_equals_an_uninterrupted_one \
+	tests/test_readme.py tests/tools/test_doctor.py
 DATA := data/toy_cityscapes
 RUN := output/demo
 RECIPE := configs/mscale_ocr_toy.yml
@@ -42,6 +51,19 @@ test: $(VENV)/installed-dev  ## the tests that take less than five minutes
 test-all: $(VENV)/installed-dev  ## all tests, also the slow ones
 	$(python) -m pytest -m ''
 
+test-short: $(VENV)/installed-dev  ## the tests that depend on the Paddle
+	$(python) -m pytest -m '' $(SHORT)
+
+test-matrix: test-all $(OTHERS:%=test-all-on-%)  ## all tests on every supported Paddle, each in its own environment
+
+test-others: $(OTHERS:%=test-short-on-%)  ## the tests that depend on the Paddle, on those that are not in .venv
+
+test-all-on-%:
+	$(MAKE) test-all VENV=.venv-$* PADDLE=paddlepaddle==$*
+
+test-short-on-%:
+	$(MAKE) test-short VENV=.venv-$* PADDLE=paddlepaddle==$*
+
 check: $(VENV)/installed-dev  ## lint, format and types
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
@@ -51,6 +73,6 @@ bench: $(VENV)/installed-dev  ## measure this project against what it replaces
 	$(python) benchmarks/run.py
 
 clean:  ## delete .venv and what demo and tests wrote
-	rm -rf $(VENV) output $(DATA) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-* output $(DATA) .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help install demo test test-all check bench clean
+.PHONY: help install demo test test-all test-short test-matrix test-others check bench clean

@@ -8,17 +8,16 @@ import sys
 from collections.abc import Sequence
 from typing import Callable, NoReturn
 
+from hmsa import distributed
 from hmsa.errors import HmsaError, Interrupted
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
     """Parse, call `main`, and leave: 0 done, 1 bad data, 2 bad command line or config, 128 + number of a signal."""
-    args = parser.parse_args()
-    from hmsa import distributed
-
     status = 0
+    distributed.join()
     try:
-        main(args)
+        main(parser.parse_args())
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)
         status = interruption.status
@@ -26,9 +25,14 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         print(f"error: {error}", file=sys.stderr, flush=True)
         distributed.fail(str(error), certain=True)
         sys.exit(error.status)
+    except SystemExit as end:  # of argparse: a wrong flag, on this machine perhaps alone
+        if end.code:
+            distributed.fail(f"ended with status {end.code}; its own log says why", certain=True)
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        status = 130
+        distributed.fail("interrupted", certain=True)
+        sys.exit(130)
     except Exception as error:
         distributed.fail(f"{type(error).__name__}: {error}", certain=False)
         raise

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Optional
 
-import numpy as np
-
-from hmsa.lifeline import Lifeline
+from hmsa.lifeline import START_SECONDS, Lifeline
 
 if TYPE_CHECKING:
+    import numpy as np
     from paddle import Tensor
 
 _lifeline: Optional[Lifeline] = None
@@ -32,17 +32,41 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def join() -> None:
+    """Connect to the other ranks, so that none waits for one that fails; to be called first of all. Loads no Paddle."""
+    global _lifeline
+    if world_size() > 1 and _lifeline is None:
+        host, port = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0].rsplit(":", 1)  # the main rank's
+        # Paddle itself listens on PADDLE_MASTER alone, which is one of the endpoints if --ips gives them.
+        port = int(port) + (f"{host}:{port}" == os.environ.get("PADDLE_MASTER"))
+        job = os.environ["PADDLE_TRAINER_ENDPOINTS"] + os.environ.get("PADDLE_MASTER", "")
+        _lifeline = Lifeline(rank=rank(), world_size=world_size(), address=(host, port), job=job)
+
+
 def init() -> None:
     """Join the processes that `paddle.distributed.launch` started; does nothing for one process."""
     if world_size() > 1:
         import paddle.distributed as dist
 
+        from hmsa.memory import on_gpu
+
+        join()
+        assert _lifeline is not None
         if not dist.is_initialized():
+            meet()  # then the next call takes a moment, in which Paddle holds the interpreter's lock and no thread runs
+            # With GPUs, NCCL connects them all in it, which can take long on many machines.
+            faulthandler.dump_traceback_later(600 if on_gpu() else START_SECONDS, exit=True)
             dist.init_parallel_env()
-        global _lifeline
-        if _lifeline is None:
-            host = os.environ["PADDLE_TRAINER_ENDPOINTS"].partition(":")[0]  # the main rank's comes first
-            _lifeline = Lifeline(rank=rank(), world_size=world_size(), host=host, share=all_reduce_sum)
+            faulthandler.cancel_dump_traceback_later()
+
+
+def meet() -> None:
+    """Wait until every process is here, as long as need be.
+
+    Comes before every collective operation: gloo, which does them on CPUs, gives up on a process that is 30 s late.
+    """
+    if _lifeline is not None:
+        _lifeline.meet()
 
 
 def done() -> None:
@@ -61,16 +85,20 @@ def all_reduce_sum(values: np.ndarray) -> np.ndarray:
     """Element-wise sum of int64 `values` over all processes; every process gets it."""
     if world_size() == 1:
         return values
-    import paddle
     import paddle.distributed as dist
 
-    total = paddle.to_tensor(values)
+    from hmsa.memory import as_tensor
+
+    meet()
+    total = as_tensor(values)
     dist.all_reduce(total)
     return total.numpy()
 
 
 def any_rank(*flags: bool) -> list[bool]:
     """For each flag, whether it is set on any process; every process gets the answer."""
+    import numpy as np
+
     return [bool(count) for count in all_reduce_sum(np.array(flags, np.int64))]
 
 
@@ -80,6 +108,7 @@ def gather(thing: Any) -> list[Any]:
         return [thing]
     import paddle.distributed as dist
 
+    meet()
     things: list[Any] = []
     dist.all_gather_object(things, thing)
     return things
@@ -95,13 +124,6 @@ def broadcast_from_main(tensors: Iterable[Tensor]) -> None:
     if world_size() > 1:
         import paddle.distributed as dist
 
+        meet()
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
-
-
-def barrier() -> None:
-    """Wait until every process is here."""
-    if world_size() > 1:
-        import paddle.distributed as dist
-
-        dist.barrier()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hmsa.config import Config, _Dumper, load_config, merge, suggest
+from hmsa.config import MOST_CHARACTERS, MOST_LEVELS, Config, _Dumper, load_config, merge, suggest
 from hmsa.errors import UsageError
 
 MINIMAL = """
@@ -78,6 +79,28 @@ def test_anchors_and_merge_keys(tmp_path: Path) -> None:
     first, second = load_config(write(tmp_path, a=text)).train_dataset.transforms
     assert first.crop_size == second.crop_size == [96, 64]
     assert (first.label_padding_value, second.label_padding_value) == (255, 0)
+
+
+def test_of_several_merged_mappings_the_first_wins(tmp_path: Path) -> None:
+    parts = "a: &a {x: 1}, b: &b {x: 2, y: 2}, c: {z: 3, <<: [*a, *b], y: 4}"
+    path = write(tmp_path, a=MINIMAL.replace("HRNet_W48_NV", f"STDC2, {parts}"))
+    assert load_config(path).model.backbone.model_extra["c"] == {"x": 1, "y": 4, "z": 3}
+
+
+def test_what_is_no_number_or_truth_is_a_text(tmp_path: Path) -> None:
+    path = write(tmp_path, a=MINIMAL.replace("HRNet_W48_NV", "STDC2, when: 2001-02-31, what: =, how: <<"))
+    assert load_config(path).model.backbone.model_extra == {"when": "2001-02-31", "what": "=", "how": "<<"}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text(MINIMAL, encoding="utf-8-sig")
+    assert load_config(tmp_path / "a.yml").model.num_classes == 19
+
+
+def test_an_alias_is_a_copy(tmp_path: Path) -> None:
+    path = write(tmp_path, a=MINIMAL.replace("HRNet_W48_NV", "STDC2, one: &a {x: [1]}, two: *a"))
+    extra = load_config(path, ["model.backbone.one.x.0=2"]).model.backbone.model_extra
+    assert extra == {"one": {"x": [2]}, "two": {"x": [1]}}
 
 
 def test_components_of_others_keep_their_arguments(tmp_path: Path) -> None:
@@ -194,7 +217,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x8
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
 @given(
     value=st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
+        st.none() | st.booleans() | st.integers(1 - 2**63, 2**63 - 1) | st.floats(allow_nan=False) | TEXTS,
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
         max_leaves=5,
     )
@@ -251,7 +274,20 @@ def test_a_text_that_looks_like_a_number_stays_one_in_the_dump(tmp_path: Path) -
         ("test_config: {crop_size: [64, 64], stride: [64, 65]}", r"test_config to be .* stride no larger than crop"),
         ("test_config: {crop_size: [64, 32]}", r"test_config.crop_size .* at least 64 px"),
         ("test_config: {crop_size: 64}", r"expected test_config.crop_size to be a list, found 64"),
-        ("test_config: {scales: [0]}", r"expected test_config.scales.0 to be greater than 0"),
+        ("test_config: {scales: [0]}", r"expected test_config.scales.0 to be greater than or equal to 0.0625, found 0"),
+        ("test_config: {scales: [99]}", r"expected test_config.scales.0 to be less than or equal to 16, found 99"),
+        ("test_config: {crop_size: [64, 99999]}", r"test_config.crop_size .* at most 16384 px, found \[64, 99999\]"),
+        ("test_config: null", r"expected test_config to be a mapping .*, found None"),
+        ("lr_scheduler: []\nlearning_rate: {decay: {type: poly}}", r"expected learning_rate.decay and lr_scheduler to"),
+        ("seed: 4294967296", r"expected seed to be less than or equal to 4294967295"),
+        ("'a b': 1", r"expected only known keys, found 'a b': choose from"),
+        ("'': 1", r"expected only known keys, found '': choose from"),
+        ("'type:x': 1", r"expected only known keys, found 'type:x': choose from"),
+        (
+            "loss: {types: [{type: DiceLoss, ignore_index: 254}, {type: BootstrappedCrossEntropyLoss, min_K: 1, "
+            "loss_th: 0}], coef: {low: 1}}",
+            r"expected loss.types to be a list of losses with the same ignore_index",
+        ),
         ("train_dataset: {type: CityscapesAutolabeling, mode: train}", r"train_dataset.dataset_root to be given"),
         ("val_dataset: {type: CityscapesAutolabeling, dataset_root: d}", r"expected val_dataset.mode to be given"),
         ("val_dataset: {type: Dataset, transforms: [{type: RandomDistort, hue: 1}]}", r"val_dataset.transforms.0.hue"),
@@ -270,7 +306,7 @@ def test_one_problem_one_sentence(tmp_path: Path, text: str, sentence: str) -> N
     [
         ("scales: [0.5, 2]", r"expected model.scales to be a list of scales that contains 1.0, found \[0.5, 2\]"),
         ("scales: [1, 1.0]", r"expected model.scales to be a list of scales without duplicates"),
-        ("scales: [1, -1]", r"expected model.scales.1 to be greater than 0, found -1"),
+        ("scales: [1, -1]", r"expected model.scales.1 to be greater than or equal to 0.0625, found -1"),
         ("scales: []", r"expected model.scales to be at least 1 long"),
         ("scale: [1]", r"found model.scale: did you mean scales\?"),
         ("dropout: 1", r"expected model.dropout to be less than 1"),
@@ -298,6 +334,46 @@ def test_class_counts_must_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("scaling", "sentence"),
+    [
+        ("min_scale_factor: 2, max_scale_factor: 1", "a min_scale_factor no larger than its max_scale_factor"),
+        ("scale_step_size: 1e-9", "a scale_step_size of at least 0.001"),
+    ],
+)
+def test_scalings_that_make_no_sense(tmp_path: Path, scaling: str, sentence: str) -> None:
+    text = FULL.replace("- {type: Normalize}", f"- {{type: ResizeStepScaling, {scaling}}}")
+    message = refused(write(tmp_path, a=text))
+    assert "a.yml: expected train_dataset.transforms.1 to be given with" in message
+    assert sentence in message
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("loss.types.0.ignore_index=254", "expected loss.types.0.ignore_index to be 255, .* found 254: set it to 255"),
+        (
+            "train_dataset.transforms.0.label_padding_value=19",
+            "transforms.0.label_padding_value .* a class below 19, or 2",
+        ),
+        ("train_dataset.transforms.1={type: Padding, label_padding_value: 200}", "transforms.1.label_padding_value"),
+    ],
+)
+def test_labels_that_are_no_class_are_ignored_by_all(tmp_path: Path, option: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        load_config(write(tmp_path, a=FULL), [option])
+
+
+def test_a_data_set_of_others_says_what_it_ignores(tmp_path: Path) -> None:
+    path = write(tmp_path, a=FULL)
+    dataset = "train_dataset={type: Dataset, ignore_index: 250, transforms: [{type: RandomPaddingCrop}]}"
+    fitting = ["loss.types.0.ignore_index=250", "train_dataset.transforms.0.label_padding_value=250"]
+    assert load_config(path, [dataset, *fitting]).loss.types[0].ignore_index == 250
+    lines = refused(path, dataset).splitlines()
+    assert ["ignore_index to be 250" in line for line in lines] == [True, False]
+    assert "label_padding_value to be a class below 19, or 250 for ignored pixels, found 255" in lines[1]
+
+
+@pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (["lr_scheduler.warmup_iters=10", "iters=10"], "warmup_iters to be less than iters"),
@@ -319,10 +395,30 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     assert len(lines) == 8
 
 
+def test_of_very_many_problems_the_first_are_reported(tmp_path: Path) -> None:
+    lines = refused(write(tmp_path, a=MINIMAL + "".join(f"k{i}: 1\n" for i in range(5000)))).splitlines()
+    assert len(lines) == 21
+    assert lines[-1].endswith("found 4980 more problems like these")
+
+
+def test_long_values_are_shortened(tmp_path: Path) -> None:
+    path = write(tmp_path, a=MINIMAL)
+    for option in (f"iters={'x' * 9999}", f"iters=[{'[1, 2, 3, 4], ' * 999}]", f"{'k' * 9999}=1", "k" * 9999):
+        assert len(refused(path, option)) < 500
+
+
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
         ("iters", "--opts: expected key=value"),
+        ("", "--opts: expected key=value"),
+        ("a\nb=1", "--opts: expected key=value"),
+        (".".join("a" * 99) + "=1", "--opts: expected key=value"),
+        ("iters=\udcff", "unacceptable character"),
+        ("_base_=a.yml", "--opts: expected only known keys, found _base_"),
+        ("train_dataset.transforms.00=1", "found 00 in train_dataset.transforms.00"),
+        ("train_dataset.transforms.\u0663=1", "to be followed by a position below 2"),
+        (f"train_dataset.transforms.{'9' * 5000}=1", "to be followed by a position below 2"),
         ("=5", "--opts: expected key=value"),
         ("model..scales=5", "--opts: expected key=value"),
         ("iters=[1", "--opts: expected the value of iters to be YAML, found '[1'"),
@@ -348,13 +444,36 @@ def test_problems_of_options(tmp_path: Path, option: str, sentence: str) -> None
         ("a: 1\nb: 2\n\na: 3", "the key 'a' twice in one mapping, again on line 4: remove one"),
         ("a:\n  b: {c: 1, c: 2}", "the key 'c' twice in one mapping, again on line 2"),
         ("1: 2", "the key 1 on line 1, which is not a text"),
-        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
-        ("a: !!bool maybe", "a value that cannot be read"),
-        ("a: 2001-02-31", "a value that cannot be read"),
+        ("[1]: 2", "the key [1] on line 1, which is not a text"),
+        (
+            "a: !!python/object/apply:os.system [ls]",
+            "the tag 'tag:yaml.org,2002:python/object/apply:os.system' on line 1",
+        ),
+        ("a:\n- !mine 5", "the tag '!mine' on line 2, which recipes do not use: remove it"),
+        ("a: !!set {b}", "tag:yaml.org,2002:set"),
+        ("a: !!binary YQ==", "tag:yaml.org,2002:binary"),
+        ("a: !!map x", "a !!map on line 1 that is none"),
+        ("a: !!bool maybe", "a value that cannot be read on line 1"),
+        ("a:\n  !!int ''", "a value that cannot be read on line 2"),
+        ("a: 1" + ":59" * 200 + ".5", "a value that cannot be read on line 1"),
+        ("a: 9223372036854775808", "a number of more than 63 bits on line 1"),
+        (f"a: 0x{'f' * 9999}", "a number of more than 63 bits on line 1"),
+        ("a: .nan", ".nan, on line 1"),
+        ('a: "\\ud800"', "half a character"),
         ("a: &x [*x]", "recursive"),
-        ("a: " + "[" * 3000, "too many levels of nesting"),
+        ("a: &x {<<: *x}", "recursive"),
+        ("a: {<<: 5}", "<< on line 1 with something else than mappings to merge"),
+        ("a: {<<: [5]}", "<< on line 1 with something else than mappings to merge"),
+        ("a: " + "[" * 10000, "too many levels of nesting"),
+        ("a: " + "[" * (MOST_LEVELS + 1) + "]" * (MOST_LEVELS + 1), "too many levels of nesting"),
+        ("a: 1\n---\nb: 1", "expected a single document"),
+        ("a:\n\t- 1", "found character '\\t'"),
         ("_base_: 5", "expected _base_ to be a file name or a list of them, found 5"),
+        ("_base_: [a.yml, null]", "expected _base_ to be a file name or a list of them, found ['a.yml', None]"),
+        ('_base_: "a\\0b"', "expected _base_ to be a file name or a list of them, found ['a\\x00b']"),
         ("_base_: missing.yml", "missing.yml: expected a YAML file, found none"),
+        ("_base_: .", "expected a readable YAML file, found a folder"),
+        ("_base_: " + "x" * 5000, "expected a readable YAML file, found File name too long"),
         ("_base_: a.yml", "expected _base_ to end at some file, found a circle"),
         ("model: {_inherited_: 5}", "expected _inherited_ to be true or false, found 5"),
     ],
@@ -363,13 +482,94 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, sentence: str) -> N
     message = refused(write(tmp_path, a=text))
     assert str(tmp_path) in message
     assert sentence in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [MINIMAL.encode("utf-16"), "# \u00fc".encode("latin-1"), b"\xff\xfe\x00"],
+    ids=["utf-16", "latin-1", "bytes"],
+)
+def test_other_encodings_than_utf_8(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.yml").write_bytes(data)
+    assert f"{tmp_path}/a.yml: expected YAML in UTF-8" in refused(tmp_path / "a.yml")
 
 
 def test_paths_that_are_no_recipe(tmp_path: Path) -> None:
     assert "expected a YAML file, found none" in refused(tmp_path / "missing.yml")
-    assert "expected a readable YAML file, found Is a directory" in refused(tmp_path)
-    (tmp_path / "bytes.yml").write_bytes(b"\xff\xfe\x00")
-    assert "expected YAML in UTF-8" in refused(tmp_path / "bytes.yml")
+    assert "expected a readable YAML file, found a folder" in refused(tmp_path)
+    assert "a\\x00b.yml: expected a YAML file, found none" in refused(tmp_path / "a\0b.yml")
+    (tmp_path / "loop.yml").symlink_to("loop.yml")
+    assert "Too many levels of symbolic links" in refused(tmp_path / "loop.yml")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_nothing_endless_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yml")
+    assert "found a pipe or a device" in refused(tmp_path / "pipe.yml")
+    assert "/dev/zero: expected a readable YAML file, found a pipe" in refused(write(tmp_path, a="_base_: /dev/zero"))
+    with (tmp_path / "large.yml").open("wb") as file:
+        file.truncate(2**40)
+    assert "expected a recipe of at most 100000 bytes with its bases, found more" in refused(tmp_path / "large.yml")
+
+
+MERGED_OFTEN = f"a: &a {{{', '.join(f'k{i}: 1' for i in range(4000))}}}\n" + "".join(
+    f"m{i}: {{<<: *a}}\n" for i in range(3000)
+)
+LAUGHS = "a0: &a0 [ha]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
+BOMBS = {
+    "lists": (LAUGHS, "characters with every alias written out"),
+    "mappings": (LAUGHS.replace("[", "{x: [").replace("]", "]}"), "characters with every alias written out"),
+    "texts": (f"a: &a {'x' * 50000}\nb: [{'*a, ' * 9999}]", "characters with every alias written out"),
+    "merged often": (MERGED_OFTEN, "more keys than a recipe can have, merged on line"),
+    "merged twice as often each time": (
+        LAUGHS.replace("[ha]", "{ha: 1}").replace("[*", "{<<: [*").replace("]\n", "]}\n"),
+        "more problems like these",
+    ),
+    "length": (f"# {'x' * MOST_CHARACTERS}", "at most 100000 bytes"),
+    "keys": ("".join(f"k{i}: 1\n" for i in range(9000)), "more problems like these"),
+    "wrong values": (f"{MINIMAL}  scales: [{'x, ' * 30000}]", "more problems like these"),
+    "a number": (f"iters: {'9' * 90000}", "on line 1"),
+}
+
+
+LIMITED = """
+import resource, sys, time
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+from hmsa.config import load_config
+from hmsa.errors import UsageError
+for path in sys.argv[1:]:
+    start = time.process_time()
+    try:
+        load_config(path)
+    except UsageError as error:
+        assert time.process_time() - start < 10, path  # 1 s, when nothing else runs
+        print(str(error).splitlines()[-1])
+"""
+
+
+def test_bombs_take_neither_time_nor_memory(tmp_path: Path) -> None:
+    pytest.importorskip("resource", reason="this system cannot limit memory")
+    paths = [write(tmp_path, **{name: text}) for name, (text, _) in BOMBS.items()]
+    run = subprocess.run([sys.executable, "-c", LIMITED, *map(str, paths)], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    for line, (_, sentence) in zip(run.stdout.splitlines(), BOMBS.values()):
+        assert sentence in line
+
+
+def test_bases_that_call_each_other_very_often(tmp_path: Path) -> None:
+    for i in range(30):
+        write(tmp_path, **{f"b{i}": f"_base_: [b{i + 1}.yml, b{i + 1}.yml]\nseed: {i}"})
+    write(tmp_path, b30=MINIMAL)
+    assert "at most 100000 bytes with its bases" in refused(tmp_path / "b0.yml")
+
+
+def test_bases_that_go_on_and_on(tmp_path: Path) -> None:
+    for i in range(MOST_LEVELS):
+        write(tmp_path, **{f"b{i}": f"_base_: b{i + 1}.yml"})
+    write(tmp_path, **{f"b{MOST_LEVELS}": MINIMAL})
+    assert load_config(tmp_path / "b0.yml").model.num_classes == 19
+    assert "expected at most 32 files on one another" in refused(write(tmp_path, b="_base_: b0.yml"))
 
 
 def test_a_circle_of_bases_is_shown(tmp_path: Path) -> None:
@@ -390,8 +590,33 @@ def test_sections_a_command_needs(tmp_path: Path) -> None:
         config.require("optimizer", "loss", "train_dataset")
 
 
+# --- Anything at all. ---
+
+
+def recipe_or_sentences(path: Path, *opts: str) -> None:
+    """Whatever is in the file and the options: a config that comes back from its dump, or a sentence a problem."""
+    try:
+        config = load_config(path, opts)
+    except UsageError as error:
+        lines = str(error).split("\n")
+        assert len(lines) <= 21
+        for line in lines:
+            assert line.isprintable()
+            assert line.startswith("--opts: ") or f"{path.parent}" in line
+            assert ": expected " in line
+            assert "found" in line
+            assert len(line) < 1000
+        return
+    copy = path.with_name("dump.yml")
+    copy.write_text(config.dump(), encoding="utf-8")
+    assert load_config(copy) == config
+
+
+fuzzed = pytest.mark.filterwarnings("error")
+ANYTHING = {"suppress_health_check": [HealthCheck.function_scoped_fixture], "deadline": None}
 WORDS = "type scales n_scales transforms types coef learning_rate decay value backbone crop_size _base_ _inherited_ x"
 KEYS = st.sampled_from([*Config.model_fields, *WORDS.split()])
+TYPES = ["SGD", "DiceLoss", "MscaleOCRNet", "CityscapesAutolabeling", "PolynomialDecay", "Normalize", "sgd", "Adam"]
 LEAVES = st.one_of(
     st.none(),
     st.booleans(),
@@ -399,28 +624,68 @@ LEAVES = st.one_of(
     st.floats(),
     st.text(max_size=5),
     st.dates(),
-    st.sampled_from(["SGD", "DiceLoss", "MscaleOCRNet", "CityscapesAutolabeling", "PolynomialDecay", "Normalize"]),
+    st.binary(max_size=3),
+    st.sets(st.integers(), max_size=2),
+    st.sampled_from([*TYPES, 0, 1, 10**30, -1.0, float("inf"), "minimal.yml", "any.yml", ".", "x" * 300]),
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
-@given(
-    st.recursive(
-        LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=6), max_leaves=20
+def trees(keys: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=6), max_leaves=20
     )
-)
+
+
+@fuzzed
+@settings(max_examples=200, **ANYTHING)
+@given(trees(KEYS | st.text(max_size=3) | st.integers(0, 2)))
 def test_any_tree_is_a_recipe_or_a_usage_error(tmp_path: Path, tree: Any) -> None:
-    path = tmp_path / "any.yml"
-    trees = [tree, {**yaml.safe_load(FULL), **tree}] if isinstance(tree, dict) else [tree]
-    for candidate in trees:
+    path = write(tmp_path, minimal=MINIMAL, any="")
+    for candidate in [tree, {**yaml.safe_load(FULL), **tree}] if isinstance(tree, dict) else [tree]:
         path.write_text(yaml.safe_dump(candidate, allow_unicode=True), encoding="utf-8")
-        try:
-            config = load_config(path)
-        except UsageError as error:
-            assert str(error)
-        else:
-            path.write_text(config.dump(), encoding="utf-8")
-            assert load_config(path) == config
+        recipe_or_sentences(path)
+
+
+TOKENS = [
+    *":-{}[],?|>'\"#&*!%@`\\\t\n ",
+    *["\n  ", "\n    ", "---", "..."],
+    *["a", "1", "1e5", ".inf", ".nan", "0x1f", "1:30", "2001-01-01", "true", "~", "=", "<<: ", ": ", ", ", "- ", " "],
+    *["&a ", "*a", "!!set ", "!!int ", "!!map ", "!!str ", "!!python/name:os.system ", "!x ", "%YAML 1.1\n---\n"],
+    *["model", "type: ", "loss: ", "_base_: ", "iters: ", "\ufeff", "\x00", "\x85", "\u2028", "\u00e9", '"\\ud800"'],
+]
+
+
+@fuzzed
+@settings(max_examples=300, **ANYTHING)
+@given(text=st.lists(st.sampled_from(TOKENS), max_size=25).map("".join) | st.text(max_size=40), above=st.booleans())
+def test_any_text_is_a_recipe_or_a_usage_error(tmp_path: Path, text: str, above: bool) -> None:
+    path = tmp_path / "any.yml"
+    path.write_bytes((MINIMAL * above + text).encode("utf-8", "surrogatepass"))
+    recipe_or_sentences(path)
+
+
+@fuzzed
+@settings(max_examples=100, **ANYTHING)
+@given(st.binary(max_size=60), st.sampled_from([b"", b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", MINIMAL.encode()]))
+def test_any_bytes_are_a_recipe_or_a_usage_error(tmp_path: Path, data: bytes, before: bytes) -> None:
+    path = tmp_path / "any.yml"
+    path.write_bytes(before + data)
+    recipe_or_sentences(path)
+
+
+DOTTED_KEYS = st.lists(KEYS | st.sampled_from(["0", "1", "99", "-1", "", "*"]) | st.text(max_size=3), max_size=5)
+OPTIONS = st.one_of(
+    st.text(max_size=20),
+    st.builds("{}={}".format, DOTTED_KEYS.map(".".join), st.lists(st.sampled_from(TOKENS), max_size=8).map("".join)),
+    st.builds("{}={}".format, DOTTED_KEYS.map(".".join), LEAVES),
+)
+
+
+@fuzzed
+@settings(max_examples=300, **ANYTHING)
+@given(st.lists(OPTIONS, max_size=4))
+def test_any_options_give_a_recipe_or_a_usage_error(tmp_path: Path, options: list[str]) -> None:
+    recipe_or_sentences(write(tmp_path, a=FULL), *options)
 
 
 def test_suggestions() -> None:

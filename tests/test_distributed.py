@@ -1,85 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes through the real launcher."""
+"""What needs no other process. Real jobs are in distributed/."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+from collections import Counter
 
-import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hmsa.weight_files import read_weights
-
-ROOT = Path(__file__).parents[1]
-
-
-def launch(processes, script, *args, log_dir):
-    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
-    command += ["--log_dir", str(log_dir), script, *map(str, args)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    logs = "\n".join(path.read_text() for path in sorted(Path(log_dir).glob("workerlog.*")))
-    assert run.returncode == 0, run.stdout + run.stderr + logs
-    return logs
+from hmsa import distributed
+from hmsa.datasets.dataset import SegmentationDataset
+from hmsa.datasets.loader import training_indices
 
 
-def run(script, *args):
-    return subprocess.run(
-        [sys.executable, script, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
+@given(
+    fine=st.integers(1, 20),
+    coarse=st.integers(1, 20),
+    multiple=st.sampled_from([0, 0.5, 1, 1.7]),
+    batch=st.integers(1, 5),
+    accumulation=st.integers(1, 3),
+    world=st.sampled_from([1, 2, 4]),
+)
+def test_every_number_of_ranks_sees_every_epoch_whole(fine, coarse, multiple, batch, accumulation, world):
+    """Also where a step takes the end of one epoch and the beginning of the next, on different ranks."""
+    dataset = SegmentationDataset(
+        pairs=[(f"fine {i}", None) for i in range(fine)],
+        coarse_pairs=[(f"coarse {i}", None) for i in range(coarse)],
+        coarse_multiple=multiple,
+        num_classes=2,
+        shuffle=True,
+        label_transforms=True,
     )
+    epochs = 3
+    iterations = -(-epochs * len(dataset) // (batch * accumulation * world)) + 1
+    seen = [Counter() for _ in range(epochs)]
+    for rank in range(world):
+        for micro_batch in training_indices(
+            first_iteration=0,
+            iterations=iterations,
+            batch_size=batch,
+            rank=rank,
+            world_size=world,
+            accumulation=accumulation,
+        ):
+            for epoch, position in (divmod(index, len(dataset)) for index in micro_batch):
+                if epoch < epochs:
+                    seen[epoch][dataset.epoch(epoch)[position]] += 1
+    assert seen == [Counter(dataset.epoch(epoch)) for epoch in range(epochs)]
+    fine_pictures = {pair for pair in seen[0] if pair[0].startswith("fine")}
+    assert len(fine_pictures) == fine
+    assert all(seen[0][pair] == 1 for pair in fine_pictures)
 
 
-@pytest.mark.slow
-def test_two_processes_train_evaluate_and_save(tiny_recipe, tmp_path):
-    log = launch(
-        2, "train.py", "--config", tiny_recipe, "--iters", 5, "--save_interval", 3, "--do_eval",
-        "--save_dir", tmp_path / "run", "--log_iters", 1, log_dir=tmp_path / "logs",
-    )  # fmt: skip
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best_model", "iter_3", "iter_5"]
-    assert log.count("[TRAIN]") == 5, "rank 0 alone reports"
-    assert all(np.isfinite(array).all() for array in read_weights(tmp_path / "run/iter_5/model.pdparams").values())
-
-    # Three pictures do not divide by two ranks: the sum must still be that of one process.
-    for processes in (1, 2, 4):
-        arguments = ["--config", tiny_recipe, "--model_path", tmp_path / "run/iter_5"]
-        arguments += ["--output", tmp_path / f"{processes}.json"]
-        if processes == 1:
-            run("val.py", *arguments)
-        else:
-            launch(processes, "val.py", *arguments, log_dir=tmp_path / f"logs{processes}")
-    results = [json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2, 4)]
-    assert results[0]["pictures"] == 3
-    for result in results[1:]:
-        assert result["confusion_matrix"] == results[0]["confusion_matrix"]
-        assert result["pictures"] == 3
-    assert np.sum(results[0]["confusion_matrix"]) > 0
+@pytest.mark.parametrize(
+    ("master", "port"),
+    [("10.0.0.1:40000", 6071), ("10.0.0.1:6071", 6072)],  # of Paddle's choice; with --ips, the first endpoint
+)
+def test_the_lifeline_has_a_port_of_its_own(monkeypatch, master, port):
+    made = []
+    monkeypatch.setattr(distributed, "Lifeline", lambda **options: made.append(options))
+    monkeypatch.setattr(distributed, "_lifeline", None)
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4")
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "3")
+    monkeypatch.setenv("PADDLE_MASTER", master)
+    monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "10.0.0.1:6071,10.0.0.1:6073,10.0.0.2:6071,10.0.0.2:6072")
+    distributed.join()
+    (options,) = made
+    assert (options["rank"], options["world_size"], options["address"]) == (3, 4, ("10.0.0.1", port))
 
 
-@pytest.mark.slow
-def test_two_processes_see_what_one_sees(tiny_recipe, tmp_path):
-    """The first step's loss is the mean over both halves of the batch."""
-    options = ["--config", tiny_recipe, "--iters", 1, "--log_iters", 1]
-    options += ["--opts", "model.dropout=0", "lr_scheduler.learning_rate=1e-9"]
-    two = launch(2, "train.py", *options, "batch_size=2", "--save_dir", tmp_path / "two", log_dir=tmp_path / "logs")
-    one = run("train.py", *options, "batch_size=4", "--save_dir", tmp_path / "one").stdout
-
-    def mean(text, count):
-        found = [float(line.split("loss ")[1].split(",")[0]) for line in text.splitlines() if "[TRAIN]" in line]
-        assert len(found) == count
-        return found[0]
-
-    # Batch normalisation sees halves, so the losses agree only roughly at initialisation.
-    assert mean(two, 1) == pytest.approx(mean(one, 1), rel=0.05)
-
-
-@pytest.mark.slow
-def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(tiny_recipe, tmp_path):
-    common = ["train.py", "--config", tiny_recipe, "--save_interval", 2]
-    launch(2, *common, "--iters", 4, "--save_dir", tmp_path / "whole", log_dir=tmp_path / "l1")
-    launch(
-        2, *common, "--iters", 4, "--save_dir", tmp_path / "parts",
-        "--resume_model", tmp_path / "whole/iter_2", log_dir=tmp_path / "l2",
-    )  # fmt: skip
-    whole, parts = (read_weights(tmp_path / name / "iter_4/model.pdparams") for name in ("whole", "parts"))
-    for name, value in whole.items():
-        np.testing.assert_array_equal(parts[name], value, err_msg=name)
+def test_one_process_needs_no_lifeline(monkeypatch):
+    monkeypatch.setattr(distributed, "_lifeline", None)
+    monkeypatch.delenv("PADDLE_TRAINERS_NUM", raising=False)
+    distributed.join()
+    assert distributed._lifeline is None

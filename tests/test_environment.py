@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 
 from hmsa import environment
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("amd", [False, True])
@@ -69,3 +75,83 @@ def test_one_thread_unless_prepared():
 def test_the_cores_are_those_this_process_may_use(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
     assert environment._cores() == 3
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """A function that says which packages are installed: versions by name."""
+    monkeypatch.delenv("PADDLE_TRAINER_ID", raising=False)
+
+    def install(**versions):
+        def version(package):
+            if package.replace("-", "_") not in versions:
+                raise PackageNotFoundError(package)
+            return versions[package.replace("-", "_")]
+
+        monkeypatch.setattr(environment, "version", version)
+
+    return install
+
+
+@pytest.mark.parametrize("package", ["paddlepaddle", "paddlepaddle_gpu"])
+@pytest.mark.parametrize("version", ["2.6.1", "3.3.2", "3.4.0", "0.0.0", "4.0.0.dev20260101", "unheard of"])
+def test_a_paddle_that_was_not_tested_gets_one_warning_that_names_it(installed, capsys, package, version):
+    installed(**{package: version})
+    environment.prepare()
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert line.startswith("warning: expected Paddle 2.6.2 to 3.3.1 (tested with 2.6.2, 3.2.2, 3.3.1), found ")
+    assert f"found {version}: " in line
+
+
+@pytest.mark.parametrize("version", [*environment.TESTED_PADDLES, "2.6.2.post120", "3.0.0", "3.3.0rc1", "3.3.1.post1"])
+def test_a_paddle_in_the_tested_range_gets_none(installed, capsys, version):
+    installed(paddlepaddle_gpu=version)
+    environment.prepare()
+    assert capsys.readouterr().err == ""
+
+
+def test_only_the_first_rank_warns(installed, capsys, monkeypatch):
+    installed(paddlepaddle="1.0")
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
+    environment.prepare()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_paddle_that_was_built_from_source_has_an_unknown_version(installed, capsys, monkeypatch):
+    installed()
+    monkeypatch.setattr(environment, "find_spec", lambda name: object())
+    environment.prepare()
+    assert "found one of unknown version: " in capsys.readouterr().err
+
+
+HIDE_PADDLE = """
+import importlib.metadata, sys
+sys.modules["paddle"] = None
+version = importlib.metadata.version
+def without_paddle(name):
+    if name.startswith("paddlepaddle"):
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = without_paddle
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("train.py", ["--save_dir", "out"]),
+        ("val.py", ["--model_path", "x"]),
+        ("predict.py", ["--model_path", "x", "--image_path", "y"]),
+        ("export.py", ["--model_path", "x"]),
+    ],
+)
+def test_without_paddle_every_script_says_what_to_install(tmp_path, script, arguments):
+    (tmp_path / "sitecustomize.py").write_text(HIDE_PADDLE)
+    command = [sys.executable, ROOT / script, "--config", ROOT / "configs/mscale_ocr_toy.yml", *arguments]
+    paths = {"PYTHONPATH": os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))}
+    run = subprocess.run(command, cwd=tmp_path, env={**os.environ, **paths}, capture_output=True, text=True)
+    assert run.returncode == 2
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: expected PaddlePaddle to be installed, found none: run pip install .[cpu], or ")

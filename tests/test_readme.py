@@ -113,3 +113,12 @@ def test_every_file_in_the_tree_exists():
             assert (ROOT / "hmsa" / head[0]).is_dir()
         for name in re.findall(r"\b(\w+\.py)\b", head[0]):
             assert (folder / name).is_file() or (ROOT / "hmsa" / name).is_file(), name
+
+
+def test_every_promise_is_held_by_a_test_that_exists():
+    text = (ROOT / "docs/reliability.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| ---"))]
+    promises = [row for row in rows if "tests/" in row]
+    assert len(promises) > 20
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
+        assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path}::{name}"

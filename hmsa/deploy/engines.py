@@ -37,7 +37,7 @@ from hmsa.deploy.runtime import Program, open_program
 from hmsa.engine.inference import Network, joint_logits
 from hmsa.environment import threads
 from hmsa.errors import DataError, HmsaError, UsageError
-from hmsa.memory import on_gpu
+from hmsa.memory import as_tensor, on_gpu
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import FLOAT32_OPS, ScaleNetwork, fuse_scales
 from hmsa.models.layers import ConvOverParts
@@ -209,7 +209,7 @@ class Programs:
         name = "attended" if attention else "logits"
         if name not in self._programs:
             self._programs[name] = self._open(name)
-        logits, *weight = map(paddle.to_tensor, self._programs[name](x.numpy()))
+        logits, *weight = map(as_tensor, self._programs[name](x.numpy()))
         return logits, weight[0] if weight else None
 
 
@@ -272,12 +272,12 @@ def _cached_programs(
 
     try:
         if not distributed.is_main():
-            distributed.barrier()  # The first rank fills the cache, the others find it full.
+            distributed.meet()  # The first rank fills the cache, the others find it full.
             return cache.entry(depends_on, write)
         try:
             return cache.entry(depends_on, write)
         finally:
-            distributed.barrier()
+            distributed.meet()
     except DataError as error:
         if not (fall_back and built):  # Weights that do not fit do not fit in eager mode either.
             raise

@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-import paddle
 from paddle.version import full_version as PADDLE_VERSION
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +25,7 @@ from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.engine.inference import InferenceOptions, Network, class_scores, restore
 from hmsa.errors import DataError
-from hmsa.memory import peak_memory_bytes
+from hmsa.memory import as_tensor, peak_memory_bytes
 from hmsa.metrics import Scores, confusion_matrix, scores
 
 
@@ -134,7 +133,7 @@ def evaluate(
             image_path = batch["image_path"][0]
             if "label" not in batch:
                 raise DataError(f"{image_path} has no label to compare with: set val_dataset to a labelled split")
-            logits = class_scores(network, paddle.to_tensor(batch["img"]), options)
+            logits = class_scores(network, as_tensor(batch["img"]), options)
             prediction = restore(logits, batch["trans_info"][0])
             del logits
             label = batch["label"][0]

@@ -17,6 +17,7 @@ import paddle
 import paddle.nn.functional as F
 
 from hmsa.errors import DataError, UsageError
+from hmsa.memory import as_tensor
 
 Network = Callable[[paddle.Tensor], paddle.Tensor]
 
@@ -156,7 +157,7 @@ def _in_tiles(
         total[:, :, top : top + tile_h, left : left + tile_w] += part
     assert total is not None
     total /= _cover(H, tile_h, tops)[:, None] * _cover(W, tile_w, lefts)
-    return paddle.to_tensor(total)
+    return as_tensor(total)
 
 
 def _cover(length: int, tile: int, starts: list[int]) -> np.ndarray:

@@ -14,7 +14,6 @@ from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
-import paddle
 from PIL import Image
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from hmsa.datasets.pictures import read_image
 from hmsa.engine.inference import InferenceOptions, Network, class_scores, restore
 from hmsa.errors import DataError, printable
 from hmsa.files import write_atomically
+from hmsa.memory import as_tensor
 from hmsa.transforms import Transform
 from hmsa.visualize import overlay, pseudo_color
 
@@ -102,7 +102,7 @@ def predict(
         picture = pictures[index]
         try:
             sample = loader[index]
-            logits = class_scores(network, paddle.to_tensor(sample["img"][np.newaxis]), options)
+            logits = class_scores(network, as_tensor(sample["img"][np.newaxis]), options)
             label = restore(logits, sample["trans_info"])
             del logits
             _write(picture, label, Path(save_dir), colors, label_ids)

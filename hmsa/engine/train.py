@@ -28,7 +28,15 @@ from hmsa.errors import DataError, Interrupted, UsageError
 from hmsa.files import write_atomically
 from hmsa.log import SilentLog, duration
 from hmsa.losses import WeightedLoss
-from hmsa.memory import on_gpu, peak_memory_bytes, release_unused, reset_peak, total_memory_bytes, use_one_heap
+from hmsa.memory import (
+    as_tensor,
+    on_gpu,
+    peak_memory_bytes,
+    release_unused,
+    reset_peak,
+    total_memory_bytes,
+    use_one_heap,
+)
 from hmsa.models.hierarchical import FLOAT32_OPS
 from hmsa.signals import StopRequest
 
@@ -92,9 +100,11 @@ class Step:
             "dtype": "float16" if precision == "fp16" else "bfloat16",
             "custom_black_list": set(FLOAT32_OPS),
         }
+        distributed.meet()  # DataParallel hands out the main rank's parameters
         self._network = paddle.DataParallel(model) if distributed.world_size() > 1 else model
-        # Recomputed parts hand in their gradients one by one, which DataParallel does not expect: sum them ourselves.
-        self._reduce_at_end = distributed.world_size() > 1 and recompute
+        # Gradients are summed after the backward pass where DataParallel cannot do it during the pass: recomputed parts
+        # hand theirs in one by one, which it does not expect, and on CPUs gloo gives up on a rank that is 30 s late.
+        self._reduce_at_end = distributed.world_size() > 1 and (recompute or not on_gpu())
 
     def backward(self, micro_batches: Iterator[dict[str, Any]], seeds: Iterable[int]) -> Outcome:
         """Gradients of the next `accumulation` micro-batches, each with its seed for dropout."""
@@ -107,9 +117,9 @@ class Step:
             paddle.seed(seed)
             with contextlib.nullcontext() if last and not self._reduce_at_end else self._without_reduction():
                 with paddle.amp.auto_cast(**self._autocast):
-                    outputs = self._network(paddle.to_tensor(batch["img"]))
+                    outputs = self._network(as_tensor(batch["img"]))
                 release_unused()
-                value, parts = self.loss(outputs, paddle.to_tensor(batch["label"]))
+                value, parts = self.loss(outputs, as_tensor(batch["label"]))
                 del outputs
                 release_unused()
                 self.scaler.scale(value / self.accumulation).backward()
@@ -119,6 +129,7 @@ class Step:
         if self._reduce_at_end:
             from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
+            distributed.meet()
             fused_allreduce_gradients(self._parameters, None)
         self.scaler.unscale_(self.optimizer)
         terms["grad_norm"] = gradient_norm(self._parameters)
@@ -358,9 +369,11 @@ class _Run:
         return self.options.save_dir / f"iter_{iteration}"
 
     def report(self, meter: Meter, rate: float) -> None:
-        """Print and record the means since the last report."""
+        """Print and record the means since the last report: losses over all ranks, the rest of this one."""
         options, iteration = self.options, self.state.iteration
         terms, data_seconds, seconds = meter.report()
+        ranks = distributed.gather(terms)
+        terms = {name: float(np.mean([of_rank[name] for of_rank in ranks])) for name in terms}
         skipped = f"skipped {meter.skipped}, " if meter.skipped else ""
         meter.reset()
         samples = iteration * options.batch_size * options.gradient_accumulation * distributed.world_size()
@@ -396,7 +409,7 @@ class _Run:
             if skipped:
                 lines = [f"{path}: {why}\n" for path, why in sorted(skipped.items())]
                 write_atomically(self.options.save_dir / "skipped_samples.txt", "".join(lines).encode())
-        distributed.barrier()
+        distributed.meet()
 
     def score(self) -> None:
         """Evaluate the checkpoint just saved, note the best mean IoU, and keep the checkpoint if it is the best.
@@ -432,7 +445,7 @@ class _Run:
             checkpoint.write_state(self.folder(state.iteration), state)
             if state.best_iteration == state.iteration:
                 checkpoint.keep_as_best(self.folder(state.iteration))
-        distributed.barrier()
+        distributed.meet()
 
     def interrupted(self) -> Interrupted:
         """The end of the run by a signal, which may have reached another rank only."""

@@ -8,6 +8,7 @@ import paddle
 from paddle import Tensor
 
 from hmsa.losses.softmax import Probabilities, Term, softmax_losses
+from hmsa.memory import as_tensor
 
 
 class BootstrappedCrossEntropyLoss:
@@ -58,5 +59,5 @@ def _kth_largest(values: Tensor, k: int) -> Tensor:
     """The k-th largest of each row of `values` [N, M]: [N, 1]. Needs k <= M."""
     if values.place.is_cpu_place():
         position = values.shape[1] - k
-        return paddle.to_tensor(np.partition(values.numpy(), position, axis=1)[:, position : position + 1])
+        return as_tensor(np.partition(values.numpy(), position, axis=1)[:, position : position + 1])
     return paddle.topk(values, k, axis=1, sorted=True)[0][:, -1:]

@@ -19,6 +19,7 @@ from paddle import Tensor
 from paddle.utils import dlpack
 
 from hmsa.environment import threads
+from hmsa.memory import as_tensor
 
 _BLOCK_PIXELS = 4096
 
@@ -83,8 +84,8 @@ class ArraySoftmax:
         totals = np.zeros((n, k), np.float32)
         for (n, _), part in zip(blocks, _in_threads(run, blocks)):
             totals[n] += part
-        self.cross_entropy = paddle.to_tensor(cross_entropy)
-        self.totals = paddle.to_tensor(totals)
+        self.cross_entropy = as_tensor(cross_entropy)
+        self.totals = as_tensor(totals)
         self._probabilities: Optional[np.ndarray] = dense
 
     def gradient(self, every: Tensor, own: Tensor, region: Optional[Tensor]) -> Tensor:
