@@ -101,7 +101,7 @@ def test_a_thread_stops_between_two_samples():
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from hmsa.datasets import loader
 from hmsa.datasets.loader import batches
 from hmsa.errors import DataError
@@ -112,6 +112,7 @@ class Storage:
             open(sys.argv[1], "rb").read()  # a pipe nobody writes to
         raise DataError("sample 1 is bad")
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 loader.PATIENCE = 1.0
 print("reading", flush=True)
 next(batches(Storage(), [[0], [1]] if sys.argv[2] == "error" else [[0]], 2))
@@ -131,7 +132,10 @@ def test_a_process_ends_while_a_storage_is_silent(tmp_path, end, status, last):
         if end == "interrupt":
             process.send_signal(signal.SIGINT)
         start = time.monotonic()
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == status and errors.splitlines()[-1].endswith(last)
     assert time.monotonic() - start < 10
 

@@ -136,12 +136,12 @@ def test_what_a_check_raises_becomes_its_last_line(doctor, capsys):
 
 def test_missing_packages_are_named(doctor, monkeypatch):
     def version(name):
-        if name in ("safetensors", "openvino", "opencv-python"):
+        if name in ("tqdm", "openvino", "opencv-python"):
             raise PackageNotFoundError(name)
         return "1.0"
 
     monkeypatch.setattr(doctor, "version", version)
-    with pytest.raises(RuntimeError, match=r"^missing: safetensors$"):
+    with pytest.raises(RuntimeError, match=r"^missing: tqdm$"):
         doctor.packages()
     monkeypatch.setattr(doctor, "REQUIRED", "numpy opencv-python")  # its headless form will do
     assert doctor.packages().splitlines()[:2] == [
