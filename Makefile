@@ -10,7 +10,7 @@ SHORT := tests/models/test_golden.py tests/models/test_hierarchical.py tests/los
 	tests/test_config.py tests/test_environment.py tests/test_weights.py tests/test_weight_files.py \
 	tests/engine/test_checkpoint.py tests/engine/test_inference.py tests/deploy/test_fold.py tests/deploy/test_export.py \
 	tests/deploy/test_runtime.py tests/engine/test_train.py::test_a_resumed_run_equals_an_uninterrupted_one \
-	tests/test_readme.py tests/tools/test_doctor.py
+	tests/test_readme.py
 DATA := data/toy_cityscapes
 RUN := output/demo
 RECIPE := configs/mscale_ocr_toy.yml

@@ -149,7 +149,7 @@ def check_parity(network: Network, folder: Path, output_op: str, shapes: Sequenc
         else:
             label = answer.argmax(axis=1)
             probabilities = answer if output_op == "softmax" else _softmax(answer)
-            difference = max(difference, float(np.abs(probabilities - _softmax(logits)).max()))
+            difference = float(np.maximum(difference, np.abs(probabilities - _softmax(logits)).max()))  # NaN stays
         chosen = np.take_along_axis(logits, label[:, np.newaxis], axis=1)  # [N, 1, H, W]
         gap = logits.max(axis=1, keepdims=True) - chosen  # 0 where both choose the same class
         # Both comparisons are written so that NaN fails.

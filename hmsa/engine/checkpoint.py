@@ -173,7 +173,7 @@ def tidy(save_dir: Path) -> None:
                 old.rename(name)
         for ending in ("partial", "old", "deleted"):
             for left in save_dir.glob(f".*.{ending}"):
-                shutil.rmtree(left)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         # Killed between the checkpoint with the best score and its copy.
         for folder in list_checkpoints(save_dir)[-1:]:
             best, kept = save_dir / f"iter_{read_state(folder).best_iteration}", save_dir / BEST

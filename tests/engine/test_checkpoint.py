@@ -164,8 +164,11 @@ def test_auto_without_checkpoints(tmp_path):
 
 def test_a_partial_folder_is_no_checkpoint(tmp_path):
     (tmp_path / ".iter_5.partial").mkdir()
+    (tmp_path / ".curves.log.77.partial").touch()  # of a file that was being written
     (tmp_path / "iter_6").mkdir()
     assert checkpoint.list_checkpoints(tmp_path) == []
+    assert checkpoint.find("auto", tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["iter_6"]
 
 
 @pytest.mark.parametrize(
