@@ -24,11 +24,12 @@ def writable_folder(path: str | Path) -> Path:
     return folder
 
 
-def write_atomically(path: str | Path, content: bytes | Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: str | Path, content: bytes | Callable[[IO[bytes]], None], *, durable: bool = False) -> None:
     """Write a file that appears complete or not at all, replacing an older one; parent folders are made.
 
     Args:
         content: the bytes, or what writes them to the file it is given.
+        durable: whether to wait until it is on the disk, which takes milliseconds a file.
     """
     path = Path(path)
     # One writer a name: the process id keeps ranks apart.
@@ -40,7 +41,8 @@ def write_atomically(path: str | Path, content: bytes | Callable[[IO[bytes]], No
         else:
             with partial.open("wb") as file:
                 content(file)
-        flush_to_disk(partial)
+        if durable:
+            flush_to_disk(partial)
         partial.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from error

@@ -48,7 +48,7 @@ class ConsoleLog(SilentLog):
                 if iteration is None:
                     path.rename(path.with_name(f"earlier_curves.{path.stat().st_mtime_ns}.log"))
                 else:
-                    write_atomically(path, _records_until(path, iteration))
+                    write_atomically(path, _records_until(path, iteration), durable=True)
             with contextlib.redirect_stdout(None):  # it says that it appends
                 self._writer = LogWriter(logdir=str(curves), file_name=CURVES_FILE)
 

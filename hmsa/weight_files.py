@@ -235,7 +235,7 @@ def write_weights(path: Union[str, Path], arrays: Mapping[str, np.ndarray]) -> N
     path = Path(path)
     if path.suffix not in _WRITERS:
         raise UsageError(f"{path}: weights are written as {' or '.join(_WRITERS)}, not as {path.suffix or 'this'}")
-    write_atomically(path, lambda file: _WRITERS[path.suffix](file, arrays))
+    write_atomically(path, lambda file: _WRITERS[path.suffix](file, arrays), durable=True)
 
 
 def _write_pickle(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:

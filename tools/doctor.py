@@ -124,7 +124,7 @@ def pictures() -> str:
     import paddle  # noqa: F401 (what it does to zlib is the point)
     from PIL import Image
 
-    from hmsa.datasets.dataset import read_image, read_label
+    from hmsa.datasets.pictures import read_image, read_label
 
     pattern = np.random.default_rng(0).integers(0, 19, (70, 90), np.uint8)
     with tempfile.TemporaryDirectory() as folder:

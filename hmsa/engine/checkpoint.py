@@ -132,7 +132,7 @@ def _json(state: TrainingState) -> str:
 
 def write_state(folder: Path, state: TrainingState) -> None:
     """Replace the state in a checkpoint whose evaluation is done."""
-    write_atomically(folder / "state.json", _json(state).encode())
+    write_atomically(folder / "state.json", _json(state).encode(), durable=True)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -284,41 +284,20 @@ def train(
     )
     with StopRequest() as stop, contextlib.closing(batches(dataset, indices, options.num_workers)) as loaded:
         run = _Run(
-            model, optimizer, scheduler, dataset, options, log, val_dataset, inference, state, step, stop, network
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            dataset=dataset,
+            val_dataset=val_dataset,
+            inference=inference,
+            network=network,
+            step=step,
+            options=options,
+            log=log,
+            state=state,
+            stop=stop,
         )
-        if val_dataset is not None and state.to_evaluate:
-            run.score()
-        meter, failures = Meter(), Failures()
-        micro_batches = timed(loaded, meter)
-        for iteration in range(state.iteration, options.iters):
-            rate = optimizer.get_lr()
-            outcome = step.backward(micro_batches, step_seeds(options.seed, iteration, options.gradient_accumulation))
-            failed, unusable, stopping = distributed.any_rank(outcome.failed, not outcome.finite, bool(stop))
-            if unusable:
-                step.skip()
-                meter.skipped += 1
-            else:
-                step.update()
-                meter.add(outcome.terms)
-                failures = Failures()
-            if failed:
-                failures.add(outcome, iteration, scheduler, log)
-                if len(failures) == options.nonfinite_limit:
-                    run.give_up(failures)
-            scheduler.step()
-            state.iteration = iteration + 1
-
-            due = state.iteration % options.save_interval == 0 or state.iteration == options.iters
-            if state.iteration % options.log_iters == 0 or due or stopping:
-                run.report(meter, rate)
-            if due or stopping:
-                state.to_evaluate = due and val_dataset is not None
-                run.save()
-                if stopping:
-                    raise run.interrupted()
-                if state.to_evaluate:
-                    run.score()
-                meter.reset()
+        run.go_on(loaded)
     return state
 
 
@@ -349,20 +328,57 @@ class Failures:
 
 @dataclass
 class _Run:
-    """What the parts of a training run share. Its methods must be called by all ranks."""
+    """The loop, and what it does now and then. The methods must be called by all ranks."""
 
     model: nn.Layer
     optimizer: paddle.optimizer.Optimizer
     scheduler: paddle.optimizer.lr.LRScheduler
     dataset: SegmentationDataset
-    options: TrainOptions
-    log: SilentLog
     val_dataset: Optional[SegmentationDataset]
     inference: InferenceOptions
-    state: TrainingState
+    network: NetworkInTraining  # the model, for evaluations
     step: Step
+    options: TrainOptions
+    log: SilentLog
+    state: TrainingState
     stop: StopRequest
-    network: NetworkInTraining
+
+    def go_on(self, loaded: Iterator[dict[str, Any]]) -> None:
+        """Train from where `state` stands to the end, on the micro-batches `loaded`."""
+        options, state, step = self.options, self.state, self.step
+        if self.val_dataset is not None and state.to_evaluate:
+            self.score()
+        meter, failures = Meter(), Failures()
+        micro_batches = timed(loaded, meter)
+        for iteration in range(state.iteration, options.iters):
+            rate = self.optimizer.get_lr()
+            outcome = step.backward(micro_batches, step_seeds(options.seed, iteration, options.gradient_accumulation))
+            failed, unusable, stopping = distributed.any_rank(outcome.failed, not outcome.finite, bool(self.stop))
+            if unusable:
+                step.skip()
+                meter.skipped += 1
+            else:
+                step.update()
+                meter.add(outcome.terms)
+                failures = Failures()
+            if failed:
+                failures.add(outcome, iteration, self.scheduler, self.log)
+                if len(failures) == options.nonfinite_limit:
+                    self.give_up(failures)
+            self.scheduler.step()
+            state.iteration = iteration + 1
+
+            due = state.iteration % options.save_interval == 0 or state.iteration == options.iters
+            if state.iteration % options.log_iters == 0 or due or stopping:
+                self.report(meter, rate)
+            if due or stopping:
+                state.to_evaluate = due and self.val_dataset is not None
+                self.save()
+                if stopping:
+                    raise self.interrupted()
+                if state.to_evaluate:
+                    self.score()
+                meter.reset()
 
     def folder(self, iteration: int) -> Path:
         """Where the checkpoint of an iteration is."""
@@ -457,16 +473,15 @@ class _Run:
         )
 
     def give_up(self, failures: Failures) -> NoReturn:
-        """Save the run as it stood before `failures`, unless it was saved then, and raise DataError."""
+        """Save the run as it stood before `failures`, and raise DataError."""
         iteration = failures.iterations_before
-        folder = self.folder(iteration)
-        if iteration and not distributed.from_main(folder.exists()):
+        if iteration:
             self.scheduler.set_state_dict(failures.schedule_before)
             self.state = replace(self.state, iteration=iteration, to_evaluate=False)
             self.save()
         files = [path for paths in failures.files for path in paths]
         more = f" and {len(files) - 8} more" if len(files) > 8 else ""
-        again = f"resume from {folder}, which is from before them," if iteration else "start again"
+        again = f"resume from {self.folder(iteration)}, which is from before them," if iteration else "start again"
         raise DataError(
             f"expected a finite loss, found none in {len(failures)} iterations in a row from iteration {iteration + 1} "
             f"on, with the pictures {', '.join(files[:8])}{more}; look at them, and {again} with a lower "

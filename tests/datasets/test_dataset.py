@@ -1,31 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from samples import LABEL, PICTURE, encoded
 
 from hmsa import transforms as T
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.errors import DataError, UsageError
-
-RNG = np.random.default_rng(0)
-PICTURE = cv2.resize(RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8), (36, 24), interpolation=cv2.INTER_LINEAR)
-LABEL = RNG.integers(0, 4, (24, 36), dtype=np.uint8)
-
-
-def encoded(image: np.ndarray, form: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def make_pair(folder: Path, image: np.ndarray = PICTURE, label: np.ndarray | None = LABEL) -> tuple[str, str | None]:

@@ -2,33 +2,22 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from fuzz_pictures import H, W, png, with_crc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from samples import LABEL, PICTURE, encoded
 
 from hmsa.datasets.pictures import read_image, read_label
 from hmsa.errors import DataError
-
-RNG = np.random.default_rng(0)
-PICTURE = cv2.resize(RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8), (36, 24), interpolation=cv2.INTER_LINEAR)
-LABEL = RNG.integers(0, 4, (24, 36), dtype=np.uint8)
-
-
-def encoded(image: np.ndarray, form: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "WEBP"])
@@ -158,7 +147,7 @@ def test_labels_of_two_bytes_and_of_one_bit(tmp_path):
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_labels_of_a_few_bits_are_not_stretched(tmp_path, depth):
     """Other decoders make shades of them: of 0..3 in two bits 0, 85, 170 and 255, which is no class."""
-    label = RNG.integers(0, 2**depth, (H, W, 1))
+    label = np.random.default_rng(0).integers(0, 2**depth, (H, W, 1))
     (tmp_path / "label.png").write_bytes(png(label, depth, color=0))
     assert (read_label(tmp_path / "label.png") == label[..., 0]).all()
 

@@ -280,9 +280,10 @@ def test_failures_in_a_row_end_the_run_with_the_checkpoint_from_before(tiny_reci
     ) as e:
         run(tiny_recipe, tmp_path / "bad", "iters=9", save_interval=2, nonfinite_limit=3)
     assert str(tmp_path / "bad/iter_4") in str(e.value)
-    # Saved in the middle of the failures, with the weights from before them.
-    assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "bad")] == ["iter_2", "iter_4", "iter_6"]
-    # One that did not lie on a checkpoint is saved; training on from it is as if nothing had happened.
+    # iter_6 lies among the failures; the newest is that from before them.
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "bad")] == ["iter_2", "iter_6", "iter_4"]
+    # Training on from it is as if nothing had happened, also where an earlier run had left one of its name.
+    run(tiny_recipe, tmp_path / "bad2", "iters=3", "seed=9", save_interval=3)
     monkeypatch.setattr(builder, "build_loss", lambda config: BadLosses(build(config), {4, 5, 6}))
     with pytest.raises(DataError, match="resume from"):
         run(tiny_recipe, tmp_path / "bad2", "iters=7", save_interval=100, nonfinite_limit=3)
