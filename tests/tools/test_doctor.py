@@ -184,10 +184,10 @@ def test_a_full_disk_fails(doctor, monkeypatch):
 
 
 def test_a_picture_that_comes_back_different_fails(doctor, monkeypatch):
-    from hmsa.datasets import dataset
+    from hmsa.datasets import pictures
 
     assert doctor.pictures() == "PNG and JPEG come back as they were written"
-    read = dataset.read_image
-    monkeypatch.setattr(dataset, "read_image", lambda path: read(path) + 1)
+    read = pictures.read_image
+    monkeypatch.setattr(pictures, "read_image", lambda path: read(path) + 1)
     with pytest.raises(RuntimeError, match="a png comes back different by 1 levels"):
         doctor.pictures()
