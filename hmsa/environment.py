@@ -41,8 +41,8 @@ def prepare() -> None:
     - Paddle computes on one thread unless told otherwise: every process of this machine gets its share of the cores.
     - OpenCV must be loaded before Paddle: Paddle 2.6 exports zlib symbols that break PNG decoding otherwise.
     - OpenCV's own threads compete with the loader's: one each.
-    - Two warnings of Paddle's, about a compiler cache and about batch normalisation, say nothing to users of scripts;
-      nor do Pillow's about a damaged picture, as it is then refused or read all the same.
+    - Warnings of Paddle's about a compiler cache, batch normalisation and differences from PyTorch say nothing to
+      users of scripts; nor do Pillow's about a damaged picture, as it is then refused or read all the same.
 
     A Paddle that was not tested gets a warning, from the first rank.
 
@@ -52,6 +52,7 @@ def prepare() -> None:
     _check_paddle()
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
+    warnings.filterwarnings("ignore", message=r"\s*Non compatible API")
     warnings.filterwarnings("ignore", module="PIL")
     if is_amd_cpu():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
