@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
         writable_folder(save_dir)
     distributed.init()
     resume_from = checkpoint.find(args.resume_model, save_dir) if args.resume_model else None
-    resumed_at = checkpoint.read_state(resume_from).iteration if resume_from else 0 if args.resume_model else None
+    state = checkpoint.read_state(resume_from) if resume_from else checkpoint.TrainingState()
     options = TrainOptions(
         iters=config.iters,
         batch_size=config.batch_size,
@@ -72,7 +72,11 @@ def main(args: argparse.Namespace) -> None:
     dataset = builder.build_dataset(config, "train")
     val_dataset = builder.build_dataset(config, "val") if with_val else None
     model = builder.build_model(config)
-    log = open_log(save_dir if args.use_vdl and not args.plan_memory else None, resumed_at)
+    log = open_log(
+        save_dir if args.use_vdl and not args.plan_memory else None,
+        state.iteration if args.resume_model else None,
+        evaluated=not state.to_evaluate,
+    )
     if config.model.pretrained and resume_from is None:
         log.line(load_pretrained(model, config.model.pretrained))
     scheduler = builder.build_lr_scheduler(config)

@@ -36,9 +36,11 @@ class SilentLog:
 
 
 class ConsoleLog(SilentLog):
-    """Prints, and with a folder also records curves for VisualDL, which go on from `iteration` (None: a new run)."""
+    """Prints, and with a folder also records curves for VisualDL, which go on from where `open_log` says."""
 
-    def __init__(self, curves: Union[str, Path, None] = None, iteration: Optional[int] = None) -> None:
+    def __init__(
+        self, curves: Union[str, Path, None] = None, iteration: Optional[int] = None, *, evaluated: bool = True
+    ) -> None:
         self._writer = None
         if curves is not None:
             from visualdl import LogWriter
@@ -48,7 +50,7 @@ class ConsoleLog(SilentLog):
                 if iteration is None:
                     path.rename(path.with_name(f"earlier_curves.{path.stat().st_mtime_ns}.log"))
                 else:
-                    write_atomically(path, _records_until(path, iteration), durable=True)
+                    write_atomically(path, _records_until(path, iteration, evaluated), durable=True)
             with contextlib.redirect_stdout(None):  # it says that it appends
                 self._writer = LogWriter(logdir=str(curves), file_name=CURVES_FILE)
 
@@ -69,8 +71,11 @@ class ConsoleLog(SilentLog):
             self._writer.close()
 
 
-def _records_until(path: Path, iteration: int) -> bytes:
-    """The records of a curves file up to `iteration`: a killed run wrote points after its last checkpoint."""
+def _records_until(path: Path, iteration: int, evaluated: bool) -> bytes:
+    """The records of a curves file up to `iteration`, and to its evaluation if that is `evaluated`.
+
+    A killed run wrote points after its last checkpoint, or those of an evaluation that the checkpoint does not know of.
+    """
     from visualdl.proto import record_pb2
 
     parse = record_pb2.Record.FromString  # pyright: ignore[reportAttributeAccessIssue] (made at run time)
@@ -81,7 +86,8 @@ def _records_until(path: Path, iteration: int) -> bytes:
         if end > len(data):
             break  # cut off by the kill
         record = data[start:end]
-        if all(value.id <= iteration for value in parse(record[8:]).values):
+        points = [(value.id, value.tag) for value in parse(record[8:]).values]
+        if all(step < iteration + (evaluated or not tag.startswith("eval/")) for step, tag in points):
             kept.append(record)
         start = end
     return b"".join(kept)
@@ -93,6 +99,14 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def open_log(curves: Union[str, Path, None] = None, iteration: Optional[int] = None) -> SilentLog:
-    """The log of this rank; `curves` is the folder for VisualDL, where a resumed run goes on from `iteration`."""
-    return ConsoleLog(curves, iteration) if distributed.is_main() else SilentLog()
+def open_log(
+    curves: Union[str, Path, None] = None, iteration: Optional[int] = None, *, evaluated: bool = True
+) -> SilentLog:
+    """The log of this rank.
+
+    Args:
+        curves: the folder for VisualDL.
+        iteration: a resumed run goes on after this one; None is a new run.
+        evaluated: whether the evaluation of `iteration` has been done; else its points will come again.
+    """
+    return ConsoleLog(curves, iteration, evaluated=evaluated) if distributed.is_main() else SilentLog()

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,18 @@ def test_killed_fifty_times_the_run_ends_as_if_never_stopped(trainer, uninterrup
         runs += 1
     print(f"{sum(kills.values())} kills ({kills}) in {runs} runs")
     assert min(kills.values()) >= KILLS // 4
+
+
+@pytest.mark.slow
+def test_killed_between_the_points_of_an_evaluation_and_its_checkpoint(trainer, uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    state = folder / f"iter_{ITERATIONS}/state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "to_evaluate": True}))
+    trainer.start(folder, "--resume_model", "auto")
+    assert trainer.status() == 0, trainer.said()
+    assert f"[EVAL] iter {ITERATIONS}," in trainer.said()
+    assert_same_run(folder, uninterrupted)
 
 
 @pytest.mark.slow

@@ -10,15 +10,15 @@ def test_lines_carry_the_time(capsys):
     assert capsys.readouterr().out.endswith(" hello\n")
 
 
-def record(folder, steps, iteration=None, scale=1.0):
-    log = ConsoleLog(folder, iteration)
+def record(folder, steps, iteration=None, scale=1.0, **options):
+    log = ConsoleLog(folder, iteration, **options)
     for step in steps:
         log.scalars(step, {"train/loss": scale * step})
     log.close()
 
 
-def curve(path):
-    return [(point.id, point.value) for point in LogReader(file_path=str(path)).get_data("scalar", "train/loss")]
+def curve(path, tag="train/loss"):
+    return [(point.id, point.value) for point in LogReader(file_path=str(path)).get_data("scalar", tag)]
 
 
 @pytest.mark.parametrize("torn", [0, 1, 9, 30])
@@ -31,6 +31,19 @@ def test_curves_of_a_resumed_run_continue(tmp_path, capsys, torn):
     assert curve(path) == [(1, 1), (2, 2), (3, 6), (4, 8), (5, 10)]
     assert [path.name for path in tmp_path.iterdir()] == [CURVES_FILE]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("evaluated", "points"), [(True, [(2, 0.5), (4, 0.25)]), (False, [(2, 0.5)])])
+def test_points_of_an_evaluation_that_will_be_done_again_are_dropped(tmp_path, evaluated, points):
+    """Killed after them, and before or after the checkpoint said that they are there."""
+    record(tmp_path, (1, 2, 3, 4))
+    log = ConsoleLog(tmp_path, 4)
+    for iteration, value in [(2, 0.5), (4, 0.25)]:
+        log.scalars(iteration, {"eval/mIoU": value})
+    log.close()
+    record(tmp_path, (), iteration=4, evaluated=evaluated)
+    assert curve(tmp_path / CURVES_FILE, "eval/mIoU") == points
+    assert curve(tmp_path / CURVES_FILE) == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
 def test_a_new_run_leaves_earlier_curves_aside(tmp_path):
