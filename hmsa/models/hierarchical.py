@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Callable, Optional, cast
 
+import paddle
 from paddle import Tensor, nn
 
-from hmsa.models.layers import conv1x1, conv3x3, image_size, release_around, resize, resize_through, run, scaled_size
+from hmsa.models.layers import LeanConv2D, conv1x1, image_size, release_around, resize, resize_through, run, scaled_size
 from hmsa.models.ocr import OCRHead
 
 OUTPUTS = ("joint", "joint_aux", "low", "high")
@@ -29,16 +30,24 @@ class ScaleAttention(nn.Layer):
 
     def __init__(self, *, in_channels: int, mid_channels: int = 256) -> None:
         super().__init__()
-        self.conv0 = conv3x3(in_channels, mid_channels)
+        self.conv0 = LeanConv2D(in_channels, mid_channels, 3, padding=1, bias_attr=False)
         self.bn0 = nn.BatchNorm2D(mid_channels)
-        self.conv1 = conv3x3(mid_channels, mid_channels)
+        self.conv1 = LeanConv2D(mid_channels, mid_channels, 3, padding=1, bias_attr=False)
         self.bn1 = nn.BatchNorm2D(mid_channels)
         self.conv2 = conv1x1(mid_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = nn.functional.relu(self.bn0(self.conv0(features)))
-        x = nn.functional.relu(self.bn1(self.conv1(x)))
+        x = nn.functional.relu(self._normalised(features))
         return nn.functional.sigmoid(self.conv2(x))
+
+    @paddle.no_grad()
+    def gather_statistics(self, features: Tensor) -> None:
+        """In training: let the running statistics of the normalisations learn from these features, and nothing else."""
+        self._normalised(features)
+
+    def _normalised(self, features: Tensor) -> Tensor:
+        x = nn.functional.relu(self.bn0(self.conv0(features)))
+        return self.bn1(self.conv1(x))
 
 
 ScaleNetwork = Callable[[Tensor, bool], tuple[Tensor, Optional[Tensor]]]
@@ -188,7 +197,10 @@ class MscaleOCRNet(nn.Layer):
         size, low_size = image_size(x), scaled_size(x, 0.5)
         *low_logits, ocr_features = self.trunk(self._resize(x, low_size))
         low, low_aux, attention = (self._resize(part, low_size) for part in (*low_logits, self.attention(ocr_features)))
-        high, high_aux = (self._resize(part, size) for part in self.trunk(x)[:2])
+        *high_logits, ocr_features = self.trunk(x)
+        # The largest scale's attention decides nothing, but the normalisation inside it is used at every scale.
+        self.scale_attn.gather_statistics(ocr_features)
+        high, high_aux = (self._resize(part, size) for part in high_logits)
         rest = 1 - self._resize(attention, size)
         return {
             "joint": self._resize(attention * low, size) + rest * high,

@@ -39,7 +39,13 @@ def main():
         load_weights(model, path)
     model.train()
     outputs = model(paddle.to_tensor(reference_image(2, 64, 128)))
+    statistics = np.load(GOLDEN / "golden_statistics_w18_small_v1.npz")
+    state = {released_name(name): value for name, value in model.state_dict().items()}
+    of_statistics = {
+        f"statistics:{name}": relative_error(state[name].numpy(), statistics[name]) for name in statistics.files
+    }
     errors = {f"train_{name}": relative_error(x.numpy(), golden[f"train_{name}"]) for name, x in outputs.items()}
+    errors.update(of_statistics)
 
     loss = WeightedLoss(
         terms={"dice": DiceLoss(), "bootstrapped_ce": BootstrappedCrossEntropyLoss(min_K=4000, loss_th=0.05)},

@@ -53,10 +53,11 @@ class Scripted(MscaleOCRNet):
     def trunk(self, x):
         logit, self.weight = self.answers[x.shape[2] / 64]
         full = [x.shape[0], 1, *x.shape[2:]]
-        return paddle.full(full, logit), paddle.full(full, -logit), paddle.zeros(full)
+        features = paddle.zeros([x.shape[0], SMALL["ocr_mid_channels"], *x.shape[2:]])
+        return paddle.full(full, logit), paddle.full(full, -logit), features
 
     def attention(self, ocr_features):
-        return paddle.full_like(ocr_features, self.weight)
+        return paddle.full_like(ocr_features[:, :1], self.weight)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -148,3 +149,14 @@ def test_convolution_over_parts_is_the_one_over_their_concatenation():
     np.testing.assert_allclose(layer(*parts).numpy(), slow.numpy(), atol=1e-6)
     layer.separate()
     np.testing.assert_allclose(layer(*parts).numpy(), slow.numpy(), atol=1e-6)
+
+
+def test_the_attention_at_full_size_only_feeds_statistics():
+    """Its normalisations see both scales, but what is trained hangs on the small scale's attention alone."""
+    model = small_network()
+    seen = []
+    model.scale_attn.bn1.register_forward_post_hook(
+        lambda _, given, out: seen.append((given[0].shape, out.stop_gradient))
+    )
+    model(paddle.randn([1, 3, 64, 96]))
+    assert seen == [([1, 8, 8, 12], False), ([1, 8, 16, 24], True)]
