@@ -18,6 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--learning_rate", type=float, help="highest learning rate, instead of the config's")
     add("--precision", choices=("fp32", "bf16", "fp16"), help="instead of the config's")
     add("--seed", type=int, help="of weights, data order, augmentation and dropout, instead of the config's")
+    add("--deterministic", action="store_true", help="on a GPU, prefer the same bits every time to speed")
     add("--save_dir", default="output", help="folder for checkpoints and curves (default: %(default)s)")
     add("--save_interval", type=cli.count, default=1000, help="iterations between checkpoints (default: %(default)s)")
     add("--keep_checkpoint_max", type=cli.count, default=5, help="checkpoints kept besides the best (default: 5)")
@@ -60,6 +61,7 @@ def main(args: argparse.Namespace) -> None:
         batch_size=config.batch_size,
         gradient_accumulation=config.gradient_accumulation,
         precision=config.precision,
+        deterministic=config.deterministic,
         seed=config.seed,
         nonfinite_limit=config.nonfinite_limit,
         config=config.dump(),

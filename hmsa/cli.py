@@ -90,7 +90,8 @@ def training_options(args: argparse.Namespace) -> list[str]:
     """Flags of `train.py` that stand for something in the YAML, as `--opts` entries; flags not given set nothing."""
     keys = {name: name for name in ("iters", "batch_size", "precision", "seed")}
     keys["learning_rate"] = "lr_scheduler.learning_rate"
-    return [f"{key}={getattr(args, flag)}" for flag, key in keys.items() if getattr(args, flag) is not None]
+    options = [f"{key}={getattr(args, flag)}" for flag, key in keys.items() if getattr(args, flag) is not None]
+    return [*options, "deterministic=true"] if args.deterministic else options
 
 
 def inference_options(args: argparse.Namespace, augment: bool) -> Sequence[str]:

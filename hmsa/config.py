@@ -342,6 +342,7 @@ class Config(Section):
     iters: Count = 65000
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    deterministic: bool = False
     gradient_accumulation: Pictures = 1
     nonfinite_limit: Count = 10
     on_bad_sample: Literal["error", "skip"] = "error"

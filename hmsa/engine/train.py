@@ -7,6 +7,7 @@ import contextlib
 import copy
 import signal
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,9 @@ from hmsa.memory import (
 from hmsa.models.hierarchical import FLOAT32_OPS
 from hmsa.signals import StopRequest
 
+SMALLEST_LOSS_SCALE = 1.0
+"""Of fp16: gradients that overflow at this scale would do so at any."""
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -50,6 +54,7 @@ class TrainOptions:
     save_dir: Path
     gradient_accumulation: int = 1
     precision: str = "fp32"
+    deterministic: bool = False  # on a GPU
     engine: str = "eager"  # of evaluations
     seed: int = 0
     num_workers: int = 0
@@ -85,8 +90,6 @@ class Step:
         precision: str,
         recompute: bool,
     ) -> None:
-        if precision == "fp16" and not on_gpu():
-            raise UsageError("--precision fp16 needs a GPU, found a CPU; use fp32 or bf16")
         use_one_heap()
         self.loss = loss
         self.optimizer = optimizer
@@ -94,12 +97,7 @@ class Step:
         self.scaler = paddle.amp.GradScaler(enable=precision == "fp16", init_loss_scaling=2.0**14)
         self._parameters = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
         self._statistics = statistics(model)
-        self._autocast = {
-            "enable": precision != "fp32",
-            "level": "O1",
-            "dtype": "float16" if precision == "fp16" else "bfloat16",
-            "custom_black_list": set(FLOAT32_OPS),
-        }
+        self._autocast = autocast_options(precision)
         distributed.meet()  # DataParallel hands out the main rank's parameters
         self._network = paddle.DataParallel(model) if distributed.world_size() > 1 else model
         # Gradients are summed after the backward pass where DataParallel cannot do it during the pass: recomputed parts
@@ -131,26 +129,40 @@ class Step:
 
             distributed.meet()
             fused_allreduce_gradients(self._parameters, None)
-        self.scaler.unscale_(self.optimizer)
-        terms["grad_norm"] = gradient_norm(self._parameters)
+        # The gradients are still scaled: the scaler unscales them in its `step`, whether that changes anything or not.
+        terms["grad_norm"] = gradient_norm(self._parameters) / self.scaler.scale(paddle.ones([1])).squeeze()
         loss, norm = np.isfinite([float(terms["loss"]), float(terms["grad_norm"])])
-        return Outcome(
-            terms, finite=loss and norm, failed=not (loss and (norm or self.scaler.is_enable())), files=files
-        )
+        failed = not (loss and (norm or self._overflowed()))
+        return Outcome(terms, finite=loss and norm, failed=failed, files=files)
 
     def update(self) -> None:
         """Change the parameters by the gradients."""
         self.scaler.step(self.optimizer)
+        self.scaler.update()
         self._end()
 
-    def skip(self) -> None:
-        """Leave the model as it was before `backward`, which spoils running statistics when it meets infinity."""
+    def skip(self, *, overflow: bool) -> None:
+        """Leave the model as it was before `backward`, which spoils running statistics when it meets infinity.
+
+        Args:
+            overflow: whether the gradients overflowed under loss scaling, on all ranks: the scale falls.
+        """
         for tensor, before in zip(self._statistics, self._statistics_before):
             tensor.set_value(before)
+        if overflow:
+            self.scaler.step(self.optimizer)  # changes nothing where it meets infinity, and only so is that noted
+            self.scaler.update()
         self._end()
 
+    def _overflowed(self) -> bool:
+        """Whether the gradients are not finite for the loss scaling's sake, so that a smaller scale may help."""
+        scale = self.scaler.state_dict().get("scale", [SMALLEST_LOSS_SCALE])[0]
+        if scale <= SMALLEST_LOSS_SCALE:
+            return False
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        return not all(bool(paddle.isfinite(gradient).all()) for gradient in gradients)
+
     def _end(self) -> None:
-        self.scaler.update()
         self.optimizer.clear_grad(set_to_zero=False)  # freed, not kept as zeros through the next forward pass
         release_unused()
 
@@ -194,11 +206,42 @@ class Meter:
         return means, self.data_seconds / steps, (time.perf_counter() - self._start) / steps
 
 
-def prepare_gpu(precision: str) -> None:
+def autocast_options(precision: str) -> dict[str, Any]:
+    """Arguments of `paddle.amp.auto_cast` for "fp32" (off), "bf16" or "fp16"."""
+    return {
+        "enable": precision != "fp32",
+        "level": "O1",
+        "dtype": "float16" if precision == "fp16" else "bfloat16",
+        "custom_black_list": set(FLOAT32_OPS),
+    }
+
+
+def check_precision(precision: str) -> None:
+    """UsageError unless this device really computes in "bf16" or "fp16"; Paddle itself would go on in float32."""
+    if precision == "fp32":
+        return
+    one = paddle.ones([1, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where it computes in float32, it warns
+        with paddle.amp.auto_cast(**autocast_options(precision)):
+            found = paddle.matmul(one, one).dtype
+    if found == paddle.float32:
+        raise UsageError(
+            f"expected a device on which Paddle trains in {precision}, found {paddle.device.get_device()}, where it "
+            "computes in float32 all the same: use precision fp32, or a GPU (bf16 from Ampere on, fp16 from Volta on)"
+        )
+
+
+def prepare_gpu(precision: str, deterministic: bool) -> None:
     """On a GPU: measure cuDNN's algorithms once for the crop's fixed size, and where convolutions run in half
-    precision let Paddle keep their tensors channels last, as tensor cores want them."""
+    precision let Paddle keep their tensors channels last, as tensor cores want them.
+
+    Args:
+        deterministic: instead, take only algorithms of cuDNN's that give the same bits each time.
+    """
     if on_gpu():
-        paddle.set_flags({"FLAGS_cudnn_exhaustive_search": True})
+        paddle.set_flags({"FLAGS_cudnn_exhaustive_search": not deterministic})
+        paddle.set_flags({"FLAGS_cudnn_deterministic": deterministic})
         paddle.incubate.autotune.set_config({"layout": {"enable": precision != "fp32"}})
 
 
@@ -206,7 +249,8 @@ def make_step(
     model: nn.Layer, loss: WeightedLoss, optimizer: paddle.optimizer.Optimizer, options: TrainOptions
 ) -> Step:
     """The step that `options` describe."""
-    prepare_gpu(options.precision)
+    prepare_gpu(options.precision, options.deterministic)
+    check_precision(options.precision)
     return Step(
         model=model,
         loss=loss,
@@ -355,7 +399,7 @@ class _Run:
             outcome = step.backward(micro_batches, step_seeds(options.seed, iteration, options.gradient_accumulation))
             failed, unusable, stopping = distributed.any_rank(outcome.failed, not outcome.finite, bool(self.stop))
             if unusable:
-                step.skip()
+                step.skip(overflow=not failed)
                 meter.skipped += 1
             else:
                 step.update()
