@@ -15,6 +15,8 @@ from hmsa.losses import (
     MixedLoss,
     OhemCrossEntropyLoss,
     WeightedLoss,
+    hardest,
+    softmax,
 )
 from hmsa.losses.dense import ArraySoftmax, TensorSoftmax
 from hmsa.losses.softmax import softmax_losses
@@ -22,7 +24,7 @@ from hmsa.losses.softmax import softmax_losses
 IGNORED = 255
 
 
-def softmax(logits):
+def probabilities(logits):
     e = np.exp(logits - logits.max(axis=0))
     return e / e.sum(axis=0)
 
@@ -36,7 +38,7 @@ def plain_dice(logits, labels, smooth=1.0, weight=None):
         valid = y != IGNORED
         if not valid.any():
             continue
-        p = softmax(z)[:, valid]
+        p = probabilities(z)[:, valid]
         for c in range(k):
             t = y[valid] == c
             total += weight[c] * (1 - (2 * p[c][t].sum() + smooth) / (p[c].sum() + t.sum() + smooth))
@@ -48,7 +50,7 @@ def plain_bootstrapped(logits, labels, k, threshold, weight=None):
     total = 0.0
     for z, y in zip(logits.astype(np.float64), labels):
         valid = y != IGNORED
-        loss = -np.log(np.take_along_axis(softmax(z)[:, valid], y[valid][None], axis=0)[0])
+        loss = -np.log(np.take_along_axis(probabilities(z)[:, valid], y[valid][None], axis=0)[0])
         loss = np.sort(weight[y[valid]] * loss)[::-1]
         if len(loss) > k and loss[k] > threshold:
             total += loss[loss > threshold].mean()
@@ -120,7 +122,7 @@ def test_dice_by_hand():
 
 def pixels(logits, labels):
     """Losses and labels of the batch's valid pixels: [P]."""
-    loss = [-np.log(np.take_along_axis(softmax(z), (y % 255)[None], axis=0)[0]) for z, y in zip(logits, labels)]
+    loss = [-np.log(np.take_along_axis(probabilities(z), (y % 255)[None], axis=0)[0]) for z, y in zip(logits, labels)]
     return np.array(loss)[labels != IGNORED], labels[labels != IGNORED]
 
 
@@ -267,6 +269,22 @@ def test_fast_path_equals_its_twin(seed, width):
     np.testing.assert_array_equal(logits.numpy(), before)
     with pytest.raises(RuntimeError, match="once"):
         fast.gradient(every, own, None)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_gpu_computes_the_same_and_without_products_of_matrices(name, monkeypatch, capsys):
+    """Products would be computed in TF32 there, with 10 bits."""
+    logits, labels = case(15)
+    expected, slope = value_and_gradient(LOSSES[name], logits, labels)
+    monkeypatch.setattr(softmax, "dense_softmax", TensorSoftmax)
+    monkeypatch.setattr(hardest, "kth_by_partition", hardest.kth_by_topk)
+    with paddle.amp.debugging.collect_operator_stats():
+        value, gradient = value_and_gradient(LOSSES[name], logits, labels)
+    assert value == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-7)
+    operators = {line.split("|")[0].strip() for line in capsys.readouterr().out.splitlines() if "|" in line}
+    assert "log_softmax" in operators
+    assert not [op for op in operators if any(product in op for product in ("mm", "matmul", "mul_", "dot", "conv"))]
 
 
 def test_weighted_sum_over_outputs():
