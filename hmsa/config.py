@@ -304,7 +304,7 @@ class OhemCrossEntropyLossSpec(Section):
 
 class MixedLossSpec(Section):
     type: Literal["MixedLoss"]
-    losses: Annotated[list[LossTermSpec], Field(min_length=1)]
+    losses: list[LossTermSpec]  # pydantic 2.5 takes no limit beside a type that is defined below
     coef: Weights
 
     @model_validator(mode="after")

@@ -24,8 +24,7 @@ def hardest(loss: Tensor, valid: Tensor, k: int) -> Tensor:
     equal = (loss == cut).astype("float32") * valid
 
     left = k - harder.sum(axis=1, keepdim=True)
-    share = left / equal.sum(axis=1, keepdim=True).clip(min=1.0)
-    return harder + equal * share.clip(max=1.0)
+    return harder + equal * (left / equal.sum(axis=1, keepdim=True).clip(min=1.0))
 
 
 def kth_by_partition(values: Tensor, k: int) -> Tensor:

@@ -92,9 +92,11 @@ def test_ohem_is_the_plain_formula(seed, threshold, min_kept, ignored):
 
 def test_equal_losses_share_what_is_left():
     logits, labels = paddle.zeros([1, 2, 1, 4]), paddle.to_tensor([[[0, 1, 1, 255]]])
+    logits[0, 1, 0, 0] = 1.0  # The first pixel is the hardest, and the next two are as hard as one another.
     logits.stop_gradient = False
     OhemCrossEntropyLoss(thresh=0.1, min_kept=2)(logits, labels).backward()
-    np.testing.assert_allclose(logits.grad.numpy()[0, 0, 0], [-1 / 6, 1 / 6, 1 / 6, 0], rtol=1e-6)
+    first = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(logits.grad.numpy()[0, 1, 0], [first / 2, -1 / 8, -1 / 8, 0], rtol=1e-6)
 
 
 def test_weights_of_one_are_no_weights():

@@ -132,7 +132,7 @@ def plain_cross_entropy(logits, labels, weight=None, part=1.0, avg_non_ignore=Tr
     loss, y = pixels(logits.astype(np.float64), labels)
     order = np.argsort(-weight[y] * loss)[:count]
     loss, weights = loss[order], weight[y][order]
-    total = weights.sum() + (0 if avg_non_ignore else count - len(loss))
+    total = weights.sum() + (0 if avg_non_ignore else count - len(loss))  # ignored ones among the count
     return (weights * loss).sum() / total if total else 0.0
 
 
@@ -172,6 +172,10 @@ CASES = {  # a loss, and its definition on [N, K, M], [N, M]
     "cross-entropy, hardest": (
         CrossEntropyLoss(weight=WEIGHT, top_k_percent_pixels=0.2),
         lambda z, y: plain_cross_entropy(z, y, WEIGHT, 0.2),
+    ),
+    "cross-entropy, hardest of all": (
+        CrossEntropyLoss(top_k_percent_pixels=0.2, avg_non_ignore=False),
+        lambda z, y: plain_cross_entropy(z, y, part=0.2, avg_non_ignore=False),
     ),
     "cross-entropy, more than are valid": (
         CrossEntropyLoss(top_k_percent_pixels=0.97, avg_non_ignore=False),
