@@ -12,14 +12,23 @@ from typing import Any, Callable, Literal, Optional
 
 import paddle
 from paddle.optimizer import lr
+from paddle.version import full_version as PADDLE_VERSION
 
-from hmsa.config import Config, NormalizeSpec, Section, arguments, dotted, shown, suggest
+from hmsa.config import Config, MixedLossSpec, NormalizeSpec, Section, arguments, dotted, shown, suggest
 from hmsa.datasets.cityscapes import CityscapesAutolabeling
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.distributed import world_size
 from hmsa.engine.inference import Network
 from hmsa.errors import DataError, HmsaError, UsageError
-from hmsa.losses import BootstrappedCrossEntropyLoss, DiceLoss, WeightedLoss
+from hmsa.losses import (
+    BootstrappedCrossEntropyLoss,
+    CrossEntropyLoss,
+    DiceLoss,
+    ForeignLoss,
+    MixedLoss,
+    OhemCrossEntropyLoss,
+    WeightedLoss,
+)
 from hmsa.models import BACKBONES, MscaleOCRNet
 from hmsa.transforms import (
     Normalize,
@@ -89,7 +98,13 @@ TRANSFORMS: Table = {
     "Padding": Padding,
     "Resize": Resize,
 }
-LOSSES: Table = {"DiceLoss": DiceLoss, "BootstrappedCrossEntropyLoss": BootstrappedCrossEntropyLoss}
+LOSSES: Table = {
+    "DiceLoss": DiceLoss,
+    "BootstrappedCrossEntropyLoss": BootstrappedCrossEntropyLoss,
+    "CrossEntropyLoss": CrossEntropyLoss,
+    "OhemCrossEntropyLoss": OhemCrossEntropyLoss,
+    "MixedLoss": MixedLoss,
+}
 OPTIMIZERS: Table = {"SGD": sgd, "AdamW": adamw}
 SCHEDULERS: Table = {"PolynomialDecay": lr.PolynomialDecay}
 
@@ -204,25 +219,38 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
 
 
 def build_loss(config: Config) -> WeightedLoss:
-    """(outputs by name, labels) -> (total, every term by name): each loss of `loss.types` on each output."""
+    """(outputs by name, labels) -> (total, every term by name): each loss of `loss.types` on each output.
+
+    A loss of PaddleSeg's that cannot be trained with is a UsageError.
+    """
     config.require("loss")
     assert config.loss is not None
-    terms = {}
-    for index, spec in enumerate(config.loss.types):
-        options = {"type": spec.type, **arguments(spec)}
-        loss = _build("loss", options, LOSSES, f"{config.path}: loss.types.{index}")
-        terms[spec.type] = loss if spec.type in LOSSES else _summed(loss)
+    terms = {
+        spec.type: _build_loss(spec, config, f"{config.path}: loss.types.{index}")
+        for index, spec in enumerate(config.loss.types)
+    }
     return WeightedLoss(terms=terms, weights=config.loss.coef)
 
 
-def _summed(loss: Callable[..., Any]) -> Callable[..., paddle.Tensor]:
-    """A loss of PaddleSeg's; what it returns in several parts (MixedLoss does) becomes their sum."""
+def _build_loss(spec: Any, config: Config, where: str) -> Callable[..., paddle.Tensor]:
+    """One loss; those of PaddleSeg are tried out."""
+    if isinstance(spec, MixedLossSpec):
+        parts = [_build_loss(part, config, f"{where}.losses.{index}") for index, part in enumerate(spec.losses)]
+        return MixedLoss(losses=parts, coef=spec.coef)
+    loss = _build("loss", {"type": spec.type, **arguments(spec)}, LOSSES, where)
+    if spec.type in LOSSES:
+        return loss
 
-    def total(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
-        parts = loss(logits, labels)
-        return paddle.add_n(parts) if isinstance(parts, (list, tuple)) else parts
-
-    return total
+    foreign = ForeignLoss(loss, ignore_index=getattr(config.train_dataset, "ignore_index", 255))
+    try:
+        foreign.try_out(config.model.num_classes)
+    except Exception as error:  # Many want other inputs than logits and labels, or another version of Paddle.
+        raise UsageError(
+            f"{where}: expected a loss on logits and labels that Paddle {PADDLE_VERSION} can train with, found "
+            f"{spec.type}, which fails in a trial ({_reason(error)}): use CrossEntropyLoss, OhemCrossEntropyLoss, "
+            "BootstrappedCrossEntropyLoss, DiceLoss or another one"
+        ) from error
+    return foreign
 
 
 def build_lr_scheduler(config: Config) -> lr.LRScheduler:
@@ -341,8 +369,10 @@ def _construct(component: Callable[..., Any], name: str, options: dict[str, Any]
     except HmsaError:
         raise
     except Exception as error:  # PaddleSeg's components refuse arguments with whatever comes first.
-        # Paddle's own errors are pages long, the reason last.
-        reason = " ".join(str(error).split("Error Message Summary:")[-1].split()).lstrip("- ") or type(error).__name__
-        if len(reason) > 400:
-            reason = f"{reason[:400]}..."
-        raise UsageError(f"{where}: expected arguments that {name} accepts, but it says: {reason}") from error
+        raise UsageError(f"{where}: expected arguments that {name} accepts, but it says: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, on one line. Paddle's own are pages long, the reason last."""
+    reason = " ".join(str(error).split("Error Message Summary:")[-1].split()).lstrip("- ") or type(error).__name__
+    return reason if len(reason) <= 400 else f"{reason[:400]}..."

@@ -13,12 +13,13 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -262,8 +263,18 @@ AnySchedulerSpec = Annotated[
 ]
 
 
+def _check_weights(weights: list[float]) -> list[float]:
+    if not any(weights):
+        raise ValueError("a list with a number above 0, or there is nothing to train")
+    return weights
+
+
+Weights = Annotated[list[NonNegative], Field(min_length=1), AfterValidator(_check_weights)]
+
+
 class DiceLossSpec(Section):
     type: Literal["DiceLoss"]
+    weight: Optional[Weights] = None
     smooth: NonNegative = 1.0
     ignore_index: Label = 255
 
@@ -272,17 +283,57 @@ class BootstrappedCrossEntropyLossSpec(Section):
     type: Literal["BootstrappedCrossEntropyLoss"]
     min_K: Count
     loss_th: NonNegative
+    weight: Optional[Weights] = None
     ignore_index: Label = 255
+
+
+class CrossEntropyLossSpec(Section):
+    type: Literal["CrossEntropyLoss"]
+    weight: Optional[Weights] = None
+    ignore_index: Label = 255
+    top_k_percent_pixels: Annotated[float, Field(gt=0, le=1)] = 1.0
+    avg_non_ignore: bool = True
+
+
+class OhemCrossEntropyLossSpec(Section):
+    type: Literal["OhemCrossEntropyLoss"]
+    thresh: Probability = 0.7
+    min_kept: Annotated[int, Field(ge=0, le=2**31 - 1)] = 10000
+    ignore_index: Label = 255
+
+
+class MixedLossSpec(Section):
+    type: Literal["MixedLoss"]
+    losses: list[LossTermSpec]  # pydantic 2.5 takes no limit beside a type that is defined below
+    coef: Weights
+
+    @model_validator(mode="after")
+    def _check_coef(self) -> MixedLossSpec:
+        if len(self.coef) != len(self.losses):
+            raise ValueError(f"given with as many numbers in coef as losses ({len(self.losses)})")
+        return self
 
 
 LossTermSpec = Annotated[
     Union[
         Annotated[DiceLossSpec, Tag("type:DiceLoss")],
         Annotated[BootstrappedCrossEntropyLossSpec, Tag("type:BootstrappedCrossEntropyLoss")],
+        Annotated[CrossEntropyLossSpec, Tag("type:CrossEntropyLoss")],
+        Annotated[OhemCrossEntropyLossSpec, Tag("type:OhemCrossEntropyLoss")],
+        Annotated[MixedLossSpec, Tag("type:MixedLoss")],
         Annotated[Component, Tag("type:")],
     ],
-    _type_of("DiceLoss", "BootstrappedCrossEntropyLoss"),
+    _type_of("DiceLoss", "BootstrappedCrossEntropyLoss", "CrossEntropyLoss", "OhemCrossEntropyLoss", "MixedLoss"),
 ]
+
+
+def _single_losses(specs: Sequence[Any], where: str) -> Iterator[tuple[str, Any]]:
+    """Every loss with its key, those inside a MixedLoss in its place."""
+    for index, spec in enumerate(specs):
+        if isinstance(spec, MixedLossSpec):
+            yield from _single_losses(spec.losses, f"{where}.{index}.losses")
+        else:
+            yield f"{where}.{index}", spec
 
 
 class LossSpec(Section):
@@ -297,7 +348,8 @@ class LossSpec(Section):
         names = [spec.type for spec in types]
         if len(set(names)) < len(names):
             raise ValueError("a list that names each loss once, as every loss is put on every output")
-        if len({spec.ignore_index for spec in types if not isinstance(spec, Component)}) > 1:
+        single = [spec for _, spec in _single_losses(types, "loss.types")]
+        if len({spec.ignore_index for spec in single if not isinstance(spec, Component)}) > 1:
             raise ValueError("a list of losses with the same ignore_index")
         return types
 
@@ -307,6 +359,13 @@ class LossSpec(Section):
         unknown = [name for name in coef if name not in dialect.OUTPUTS]
         if unknown:
             raise ValueError(f"weights of the network's outputs ({suggest(unknown[0], dialect.OUTPUTS)})")
+        # Parameters without a gradient stay random, and training on several GPUs waits for theirs for ever. One of 0
+        # keeps them as random.
+        trained = {name for name, weight in coef.items() if weight > 0}
+        if trained.isdisjoint({"joint", "joint_aux"}):
+            raise ValueError("given a weight above 0 for joint, without which nothing trains the scale attention")
+        if trained == {"joint_aux"}:
+            raise ValueError("given a weight above 0 for joint, without which nothing trains the OCR head's last layer")
         return coef
 
 
@@ -391,6 +450,13 @@ class Config(Section):
                 )
         if self.train_dataset:
             problems += self._problems_with_labels(self.train_dataset)
+        for key, spec in _single_losses(self.loss.types if self.loss else (), "loss.types"):
+            weight = None if isinstance(spec, Component) else getattr(spec, "weight", None)
+            if weight and len(weight) != self.model.num_classes:
+                problems.append(
+                    f"expected {key}.weight to be a number for each of the {self.model.num_classes} classes "
+                    f"(model.num_classes), found {len(weight)}: correct it"
+                )
         rate = self.lr_scheduler
         if rate and rate.warmup_iters >= self.iters:
             problems.append(
@@ -408,11 +474,12 @@ class Config(Section):
         """Labels of a training picture that a loss would take for a class that there is not."""
         problems = []
         ignored = (dataset.model_extra or {}).get("ignore_index", 255)
-        for index, spec in enumerate(self.loss.types if self.loss else ()):
-            if not isinstance(spec, Component) and spec.ignore_index != ignored:
+        for key, spec in _single_losses(self.loss.types if self.loss else (), "loss.types"):
+            marked = getattr(spec, "ignore_index", ignored)  # Those of PaddleSeg may have none.
+            if marked != ignored:
                 problems.append(
-                    f"expected loss.types.{index}.ignore_index to be {shown(ignored)}, which marks ignored pixels in "
-                    f"train_dataset, found {spec.ignore_index}: set it to {shown(ignored)}"
+                    f"expected {key}.ignore_index to be {shown(ignored)}, which marks ignored pixels in "
+                    f"train_dataset, found {shown(marked)}: set it to {shown(ignored)}"
                 )
         for index, transform in enumerate(dataset.transforms):
             label = getattr(transform, "label_padding_value", None)
@@ -442,6 +509,9 @@ OUR_SPECS: dict[str, type[Section]] = {
     "Normalize": NormalizeSpec,
     "DiceLoss": DiceLossSpec,
     "BootstrappedCrossEntropyLoss": BootstrappedCrossEntropyLossSpec,
+    "CrossEntropyLoss": CrossEntropyLossSpec,
+    "OhemCrossEntropyLoss": OhemCrossEntropyLossSpec,
+    "MixedLoss": MixedLossSpec,
     "SGD": SGDSpec,
     "AdamW": AdamWSpec,
     "PolynomialDecay": PolynomialDecaySpec,

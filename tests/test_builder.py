@@ -181,10 +181,29 @@ def test_losses_that_are_refused(recipe: Any) -> None:
     message = refused(builder.build_loss, recipe("loss.types.0.type=CrossEntropyLos"))
     assert "loss.types.0: expected type to name a loss" in message
     assert "did you mean CrossEntropyLoss?" in message
-    message = refused(builder.build_loss, recipe("loss.types.0={type: CrossEntropyLoss, wieght: 1}"))
-    assert "expected only arguments of CrossEntropyLoss, found wieght: did you mean weight?" in message
-    message = refused(builder.build_loss, recipe("loss.types.0={type: MixedLoss, losses: []}"))
-    assert "expected coef to be given, which MixedLoss needs" in message
+    message = refused(builder.build_loss, recipe("loss.types.0={type: LovaszSoftmaxLoss, clases: all}"))
+    assert "expected only arguments of LovaszSoftmaxLoss, found clases: did you mean classes?" in message
+    message = refused(builder.build_loss, recipe("loss.types.0={type: MultiClassFocalLoss}"))
+    assert "expected num_class to be given, which MultiClassFocalLoss needs" in message
+    mixed = "loss.types.0={type: MixedLoss, coef: [1, 1], losses: [{type: DiceLoss}, {type: KLLoss}]}"
+    message = refused(builder.build_loss, recipe(mixed))
+    assert "loss.types.0.losses.1: expected a loss on logits and labels" in message
+    assert "found KLLoss, which fails in a trial (The shape of logit_1" in message
+
+
+def test_a_mixture_is_made_of_our_losses(recipe: Any) -> None:
+    parts = (
+        "{type: DiceLoss}, {type: MixedLoss, losses: [{type: CrossEntropyLoss}], coef: [1]}, "
+        "{type: OhemCrossEntropyLoss}, {type: BootstrappedCrossEntropyLoss, min_K: 5, loss_th: 0.1}"
+    )
+    loss = builder.build_loss(recipe(f"loss.types=[{{type: MixedLoss, coef: [1, 2, 3, 4], losses: [{parts}]}}]"))
+    mixture = loss.terms["MixedLoss"]
+    dice, inner, ohem, bootstrapped = mixture.losses
+    assert [type(part) for part in (dice, *inner.losses, ohem, bootstrapped)] == [
+        builder.LOSSES[name]
+        for name in ("DiceLoss", "CrossEntropyLoss", "OhemCrossEntropyLoss", "BootstrappedCrossEntropyLoss")
+    ]
+    assert mixture.coef == [1, 2, 3, 4]
 
 
 # --- Schedule and optimizer. ---

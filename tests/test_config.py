@@ -270,6 +270,39 @@ def test_a_text_that_looks_like_a_number_stays_one_in_the_dump(tmp_path: Path) -
         ("loss: {types: [{type: DiceLoss}, {type: DiceLoss}], coef: {low: 1}}", r"loss.types .* each loss once"),
         ("loss: {types: [{type: BootstrappedCrossEntropyLoss}], coef: {low: 1}}", r"loss.types.0.min_K to be given"),
         ("loss: {types: [{type: DiceLoss, smoth: 1}], coef: {low: 1}}", r"loss.types.0.smoth: did you mean smooth\?"),
+        (
+            "loss: {types: [{type: CrossEntropyLoss, wieght: [1]}], coef: {joint: 1}}",
+            r"found loss.types.0.wieght: did you mean weight\?",
+        ),
+        (
+            "loss: {types: [{type: CrossEntropyLoss, data_format: NHWC}], coef: {joint: 1}}",
+            r"expected only known keys, found loss.types.0.data_format",
+        ),
+        (
+            "loss: {types: [{type: CrossEntropyLoss, top_k_percent_pixels: 20}], coef: {joint: 1}}",
+            r"expected loss.types.0.top_k_percent_pixels to be less than or equal to 1, found 20",
+        ),
+        (
+            "loss: {types: [{type: OhemCrossEntropyLoss, min_kept: -1}], coef: {joint: 1}}",
+            r"expected loss.types.0.min_kept to be greater than or equal to 0",
+        ),
+        (
+            "loss: {types: [{type: DiceLoss, weight: [0, 0.0]}], coef: {joint: 1}}",
+            r"expected loss.types.0.weight to be a list with a number above 0, .* found \[0, 0.0\]",
+        ),
+        (
+            "loss: {types: [{type: MixedLoss, losses: [{type: DiceLoss, smoth: 1}], coef: [1]}], coef: {joint: 1}}",
+            r"found loss.types.0.losses.0.smoth: did you mean smooth\?",
+        ),
+        (
+            "loss: {types: [{type: MixedLoss, losses: [{type: DiceLoss}], coef: [1, 2]}], coef: {joint: 1}}",
+            r"expected loss.types.0 to be given with as many numbers in coef as losses \(1\)",
+        ),
+        (
+            "loss: {types: [{type: MixedLoss, losses: [{type: DiceLoss, ignore_index: 0}, {type: CrossEntropyLoss}], "
+            "coef: [1, 2]}], coef: {joint: 1}}",
+            r"expected loss.types to be a list of losses with the same ignore_index",
+        ),
         ("test_config: {is_slide: true}", r"expected test_config to be given with a crop_size"),
         ("test_config: {crop_size: [64, 64], stride: [64, 65]}", r"test_config to be .* stride no larger than crop"),
         ("test_config: {crop_size: [64, 32]}", r"test_config.crop_size .* at least 64 px"),
@@ -361,6 +394,26 @@ def test_scalings_that_make_no_sense(tmp_path: Path, scaling: str, sentence: str
 def test_labels_that_are_no_class_are_ignored_by_all(tmp_path: Path, option: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         load_config(write(tmp_path, a=FULL), [option])
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "DiceLoss", "BootstrappedCrossEntropyLoss"])
+def test_class_weights_are_one_a_class(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, a=FULL)
+    more = "min_K: 5, loss_th: 0.1, " if name.startswith("Boot") else ""
+    spec = f"type: {name}, {more}weight: {{}}"
+    fitting = load_config(path, [f"loss.types=[{{{spec.format([2] * 19)}}}]"])
+    assert fitting.loss.types[0].weight == [2] * 19
+    sentence = "weight to be a number for each of the 19 classes (model.num_classes), found 4: correct it"
+    assert f"expected loss.types.0.{sentence}" in refused(path, f"loss.types=[{{{spec.format([1] * 4)}}}]")
+    mixed = f"loss.types=[{{type: MixedLoss, coef: [1], losses: [{{{spec.format([1] * 4)}}}]}}]"
+    assert f"expected loss.types.0.losses.0.{sentence}" in refused(path, mixed)
+
+
+@pytest.mark.parametrize("name", ["LovaszSoftmaxLoss", "OhemCrossEntropyLoss"])
+def test_what_a_loss_ignores_is_what_the_data_ignores(tmp_path: Path, name: str) -> None:
+    loss = f"loss.types=[{{type: MixedLoss, coef: [1], losses: [{{type: {name}, ignore_index: 254}}]}}]"
+    message = refused(write(tmp_path, a=FULL), loss)
+    assert "expected loss.types.0.losses.0.ignore_index to be 255, which marks ignored pixels in train" in message
 
 
 def test_a_data_set_of_others_says_what_it_ignores(tmp_path: Path) -> None:

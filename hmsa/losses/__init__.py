@@ -2,7 +2,17 @@
 """Losses on named outputs."""
 
 from hmsa.losses.bootstrapped_cross_entropy import BootstrappedCrossEntropyLoss
+from hmsa.losses.cross_entropy import CrossEntropyLoss, OhemCrossEntropyLoss
 from hmsa.losses.dice import DiceLoss
-from hmsa.losses.weighted import WeightedLoss
+from hmsa.losses.foreign import ForeignLoss
+from hmsa.losses.weighted import MixedLoss, WeightedLoss
 
-__all__ = ["BootstrappedCrossEntropyLoss", "DiceLoss", "WeightedLoss"]
+__all__ = [
+    "BootstrappedCrossEntropyLoss",
+    "CrossEntropyLoss",
+    "DiceLoss",
+    "ForeignLoss",
+    "MixedLoss",
+    "OhemCrossEntropyLoss",
+    "WeightedLoss",
+]

@@ -54,7 +54,9 @@ class TensorSoftmax:
     def gradient(self, every: Tensor, own: Tensor, region: Optional[Tensor]) -> Tensor:
         factor = every.unsqueeze(1)
         if region is not None:
-            factor = factor - paddle.bmm(region.unsqueeze(1), self._probabilities) + region.unsqueeze(2)
+            region = region.unsqueeze(2)
+            # No product of matrices: GPUs since Ampere would compute it in TF32.
+            factor = factor - (region * self._probabilities).sum(axis=1, keepdim=True) + region
         return paddle.put_along_axis(
             self._probabilities * factor, self._labels.unsqueeze(1), own.unsqueeze(1), axis=1, reduce="add"
         )

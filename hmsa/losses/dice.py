@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Optional
+
 from paddle import Tensor
 
 from hmsa.losses.softmax import Probabilities, Term, softmax_losses
@@ -11,33 +14,38 @@ _EPSILON = 1e-8
 
 
 class DiceLoss:
-    """1 - (2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth), averaged over pictures and classes.
+    """weight * (1 - (2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth)), averaged over pictures and classes.
 
     The sums run over the valid pixels of a picture; p is the class's probability, t is 1 where it is the label. A
     class with neither label nor probability has loss 0.
 
     Args:
+        weight: a number a class, by which its loss is multiplied; the mean stays one over all classes. None: 1 for all.
         smooth: added above and below; pulls the loss of small classes towards 0.
         ignore_index: the label of pixels that are in no sum.
     """
 
-    def __init__(self, *, smooth: float = 1.0, ignore_index: int = 255) -> None:
+    def __init__(
+        self, *, weight: Optional[Sequence[float]] = None, smooth: float = 1.0, ignore_index: int = 255
+    ) -> None:
+        self.weight = weight
         self.smooth = smooth
         self.ignore_index = ignore_index
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """logits [N, K, H, W], labels [N, H, W] int64 -> scalar in [0, 1]."""
+        """logits [N, K, H, W], labels [N, H, W] int64 -> scalar >= 0, without weights at most 1."""
         return softmax_losses(logits, labels, [self])[0]
 
     def term(self, shared: Probabilities) -> Term:
         """Value and derivative, see `hmsa.losses.softmax`. A picture of ignored pixels alone counts 0."""
         n, k = shared.totals.shape
+        weight = shared.by_class(self.weight) / (n * k)  # [N, K]
         overlap = 2 * shared.sum_by_class(shared.of_label) + self.smooth  # [N, K]
         total = shared.totals + shared.sum_by_class(shared.valid) + (self.smooth + _EPSILON)  # [N, K]
         any_valid = (shared.valid.sum(axis=1, keepdim=True) > 0).astype("float32")  # [N, 1]
         ratio = overlap / total
         return Term(
-            value=((1 - ratio) * any_valid).mean(),
-            region=ratio / total / (n * k),
-            label=shared.of_own_class(-2 / total / (n * k)),
+            value=(weight * (1 - ratio) * any_valid).sum(),
+            region=weight * ratio / total,
+            label=shared.of_own_class(-2 * weight / total),
         )

@@ -20,10 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Protocol
 
+import numpy as np
 import paddle
 from paddle import Tensor
 
 from hmsa.losses.dense import dense_softmax
+from hmsa.memory import as_tensor
 
 
 @dataclass
@@ -40,6 +42,22 @@ class Probabilities:
         """Sum of `values` [N, M] over the pixels of each picture labelled k: [N, K]."""
         n, k = self.totals.shape
         return paddle.bincount(self.bin.flatten(), weights=values.flatten(), minlength=n * k).reshape([n, k])
+
+    def by_class(self, weight: Optional[Sequence[float]]) -> Tensor:
+        """A number a class (None: 1 for all), for every picture: [N, K].
+
+        Raises:
+            ValueError: not as many numbers as classes.
+        """
+        n, k = self.totals.shape
+        weight = [1.0] * k if weight is None else weight
+        if len(weight) != k:
+            raise ValueError(f"expected as many class weights as classes ({k}), found {len(weight)}")
+        return as_tensor(np.tile(np.array(weight, np.float32), (n, 1)))
+
+    def of_pixels(self, weight: Optional[Sequence[float]]) -> Tensor:
+        """A number a class (None: 1 for all), at every pixel's label: [N, M], 0 at ignored pixels."""
+        return self.valid if weight is None else self.of_own_class(self.by_class(weight))
 
     def of_own_class(self, values: Tensor) -> Tensor:
         """`values` [N, K], looked up at every pixel's label: [N, M], 0 at ignored pixels."""

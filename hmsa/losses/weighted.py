@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loss: every loss on every named output, weighted by the output's name."""
+"""Sums of losses: the training loss, every loss on every named output, and several losses as one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
 import paddle
@@ -11,20 +11,40 @@ from paddle import Tensor
 
 from hmsa.losses.softmax import softmax_losses
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits [N, K, H, W], labels [N, H, W] int64) -> scalar. Those that work on the softmax have a `term`."""
+
+
+def values(losses: Sequence[Loss], logits: Tensor, labels: Tensor) -> list[Tensor]:
+    """One scalar a loss; those that work on the softmax share one."""
+    shared: list[Any] = [loss for loss in losses if hasattr(loss, "term")]
+    of_softmax = iter(softmax_losses(logits, labels, shared) if shared else ())
+    return [next(of_softmax) if hasattr(loss, "term") else loss(logits, labels) for loss in losses]
+
+
+class MixedLoss:
+    """Sum of coef[i] * losses[i](logits, labels)."""
+
+    def __init__(self, *, losses: Sequence[Loss], coef: Sequence[float]) -> None:
+        self.losses = losses
+        self.coef = coef
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """logits [N, K, H, W], labels [N, H, W] int64 -> scalar."""
+        return paddle.add_n([c * value for c, value in zip(self.coef, values(self.losses, logits, labels))])
+
 
 class WeightedLoss:
     """Sum over outputs and losses of weight[output] * loss(outputs[output], labels).
 
     Args:
-        terms: losses by name; each takes (logits [N, K, H, W], labels [N, H, W]). Those that work on the softmax
-            (they have a `term`) share one softmax an output.
+        terms: losses by name.
         weights: weight of each output that takes part.
     """
 
-    def __init__(self, *, terms: Mapping[str, Callable[..., Any]], weights: Mapping[str, float]) -> None:
+    def __init__(self, *, terms: Mapping[str, Loss], weights: Mapping[str, float]) -> None:
         self.terms = dict(terms)
         self.weights = dict(weights)
-        self._shared = [name for name, loss in self.terms.items() if hasattr(loss, "term")]
 
     def __call__(self, outputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs by name and labels [N, H, W] int64 -> the total, and every term as `<loss>/<output>`, unweighted.
@@ -32,17 +52,10 @@ class WeightedLoss:
         Raises:
             KeyError: an output that has a weight is not there.
         """
-        values: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = {}
         weighted = []
         for output, weight in self.weights.items():
-            logits = outputs[output]
-            of_output = {}
-            if self._shared:
-                losses: list[Any] = [self.terms[name] for name in self._shared]
-                of_output.update(zip(self._shared, softmax_losses(logits, labels, losses)))
-            for name, loss in self.terms.items():
-                if name not in of_output:
-                    of_output[name] = loss(logits, labels.clone())  # a foreign loss may write to its labels
-                values[f"{name}/{output}"] = of_output[name]
-                weighted.append(weight * of_output[name])
-        return paddle.add_n(weighted), values
+            of_output = values(list(self.terms.values()), outputs[output], labels)
+            terms.update({f"{name}/{output}": value for name, value in zip(self.terms, of_output)})
+            weighted += [weight * value for value in of_output]
+        return paddle.add_n(weighted), terms

@@ -7,39 +7,51 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmsa.losses import BootstrappedCrossEntropyLoss, DiceLoss, WeightedLoss
+from hmsa.losses import (
+    BootstrappedCrossEntropyLoss,
+    CrossEntropyLoss,
+    DiceLoss,
+    ForeignLoss,
+    MixedLoss,
+    OhemCrossEntropyLoss,
+    WeightedLoss,
+    hardest,
+    softmax,
+)
 from hmsa.losses.dense import ArraySoftmax, TensorSoftmax
 from hmsa.losses.softmax import softmax_losses
 
 IGNORED = 255
 
 
-def softmax(logits):
+def probabilities(logits):
     e = np.exp(logits - logits.max(axis=0))
     return e / e.sum(axis=0)
 
 
-def plain_dice(logits, labels, smooth=1.0):
+def plain_dice(logits, labels, smooth=1.0, weight=None):
     """logits [N, K, M], labels [N, M]."""
     n, k, _ = logits.shape
+    weight = np.ones(k) if weight is None else weight
     total = 0.0
     for z, y in zip(logits.astype(np.float64), labels):
         valid = y != IGNORED
         if not valid.any():
             continue
-        p = softmax(z)[:, valid]
+        p = probabilities(z)[:, valid]
         for c in range(k):
             t = y[valid] == c
-            total += 1 - (2 * p[c][t].sum() + smooth) / (p[c].sum() + t.sum() + smooth)
+            total += weight[c] * (1 - (2 * p[c][t].sum() + smooth) / (p[c].sum() + t.sum() + smooth))
     return total / (n * k)
 
 
-def plain_bootstrapped(logits, labels, k, threshold):
+def plain_bootstrapped(logits, labels, k, threshold, weight=None):
+    weight = np.ones(logits.shape[1]) if weight is None else np.array(weight)
     total = 0.0
     for z, y in zip(logits.astype(np.float64), labels):
         valid = y != IGNORED
-        loss = -np.log(np.take_along_axis(softmax(z)[:, valid], y[valid][None], axis=0)[0])
-        loss = np.sort(loss)[::-1]
+        loss = -np.log(np.take_along_axis(probabilities(z)[:, valid], y[valid][None], axis=0)[0])
+        loss = np.sort(weight[y[valid]] * loss)[::-1]
         if len(loss) > k and loss[k] > threshold:
             total += loss[loss > threshold].mean()
         elif len(loss):
@@ -108,27 +120,96 @@ def test_dice_by_hand():
     assert value == pytest.approx(expected, rel=1e-6)
 
 
-LOSSES = {
-    "dice": DiceLoss(),
-    "all above the threshold": BootstrappedCrossEntropyLoss(min_K=2, loss_th=0.3),
-    "the K hardest": BootstrappedCrossEntropyLoss(min_K=5, loss_th=50.0),
-    "fewer than K": BootstrappedCrossEntropyLoss(min_K=1000, loss_th=0.3),
+def pixels(logits, labels):
+    """Losses and labels of the batch's valid pixels: [P]."""
+    loss = [-np.log(np.take_along_axis(probabilities(z), (y % 255)[None], axis=0)[0]) for z, y in zip(logits, labels)]
+    return np.array(loss)[labels != IGNORED], labels[labels != IGNORED]
+
+
+def plain_cross_entropy(logits, labels, weight=None, part=1.0, avg_non_ignore=True):
+    weight = np.ones(logits.shape[1]) if weight is None else np.array(weight)
+    count = max(1, int(part * labels.size))
+    loss, y = pixels(logits.astype(np.float64), labels)
+    order = np.argsort(-weight[y] * loss)[:count]
+    loss, weights = loss[order], weight[y][order]
+    total = weights.sum() + (0 if avg_non_ignore else count - len(loss))  # ignored ones among the count
+    return (weights * loss).sum() / total if total else 0.0
+
+
+def plain_ohem(logits, labels, threshold, min_kept):
+    loss, _ = pixels(logits.astype(np.float64), labels)
+    probability = np.sort(np.exp(-loss))
+    kept = max((probability < threshold).sum(), min(min_kept, len(loss)))
+    return -np.log(probability[:kept]).mean() if kept else 0.0
+
+
+WEIGHT = [0.5, 2.0, 0.0, 3.0]
+CASES = {  # a loss, and its definition on [N, K, M], [N, M]
+    "dice": (DiceLoss(), plain_dice),
+    "dice, weighted": (DiceLoss(weight=WEIGHT), lambda z, y: plain_dice(z, y, weight=WEIGHT)),
+    "all above the threshold": (
+        BootstrappedCrossEntropyLoss(min_K=2, loss_th=0.3),
+        lambda z, y: plain_bootstrapped(z, y, 2, 0.3),
+    ),
+    "the K hardest": (
+        BootstrappedCrossEntropyLoss(min_K=5, loss_th=50.0),
+        lambda z, y: plain_bootstrapped(z, y, 5, 50.0),
+    ),
+    "fewer than K": (
+        BootstrappedCrossEntropyLoss(min_K=1000, loss_th=0.3),
+        lambda z, y: plain_bootstrapped(z, y, 1000, 0.3),
+    ),
+    "bootstrapped, weighted": (
+        BootstrappedCrossEntropyLoss(min_K=5, loss_th=50.0, weight=WEIGHT),
+        lambda z, y: plain_bootstrapped(z, y, 5, 50.0, WEIGHT),
+    ),
+    "cross-entropy": (CrossEntropyLoss(), plain_cross_entropy),
+    "cross-entropy, weighted": (CrossEntropyLoss(weight=WEIGHT), lambda z, y: plain_cross_entropy(z, y, WEIGHT)),
+    "cross-entropy over all": (
+        CrossEntropyLoss(weight=WEIGHT, avg_non_ignore=False),
+        lambda z, y: plain_cross_entropy(z, y, WEIGHT, avg_non_ignore=False),
+    ),
+    "cross-entropy, hardest": (
+        CrossEntropyLoss(weight=WEIGHT, top_k_percent_pixels=0.2),
+        lambda z, y: plain_cross_entropy(z, y, WEIGHT, 0.2),
+    ),
+    "cross-entropy, hardest of all": (
+        CrossEntropyLoss(top_k_percent_pixels=0.2, avg_non_ignore=False),
+        lambda z, y: plain_cross_entropy(z, y, part=0.2, avg_non_ignore=False),
+    ),
+    "cross-entropy, more than are valid": (
+        CrossEntropyLoss(top_k_percent_pixels=0.97, avg_non_ignore=False),
+        lambda z, y: plain_cross_entropy(z, y, part=0.97, avg_non_ignore=False),
+    ),
+    "OHEM, below the threshold": (
+        OhemCrossEntropyLoss(thresh=0.5, min_kept=3),
+        lambda z, y: plain_ohem(z, y, 0.5, 3),
+    ),
+    "OHEM, no least number": (
+        OhemCrossEntropyLoss(thresh=0.5, min_kept=0),
+        lambda z, y: plain_ohem(z, y, 0.5, 0),
+    ),
+    "OHEM, the hardest": (OhemCrossEntropyLoss(thresh=1e-3, min_kept=7), lambda z, y: plain_ohem(z, y, 1e-3, 7)),
+    "OHEM, fewer than min_kept": (
+        OhemCrossEntropyLoss(thresh=1e-3, min_kept=1000),
+        lambda z, y: plain_ohem(z, y, 1e-3, 1000),
+    ),
 }
+LOSSES = {name: loss for name, (loss, _) in CASES.items()}
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CASES)
 def test_gradient_is_the_slope(name):
     logits, labels = case(3)
-    loss = LOSSES[name]
-    _, gradient = value_and_gradient(loss, logits, labels)
+    loss, plain = CASES[name]
+    value, gradient = value_and_gradient(loss, logits, labels)
+    assert value == pytest.approx(plain(*flat(logits, labels)), rel=1e-5)
+
     direction = np.random.default_rng(0).standard_normal(logits.shape).astype(np.float32)
-    step = 2e-2
-    plain = {
-        "dice": lambda z: plain_dice(*flat(z, labels)),
-    }.get(name, lambda z: plain_bootstrapped(*flat(z, labels), getattr(loss, "min_K", 0), getattr(loss, "loss_th", 0)))
+    step = 2e-4
     z = logits.astype(np.float64)
-    slope = (plain(z + step / 100 * direction) - plain(z - step / 100 * direction)) / (2 * step / 100)
-    assert (gradient * direction).sum() == pytest.approx(slope, rel=2e-3)
+    above, below = (plain(*flat(z + sign * step * direction, labels)) for sign in (1, -1))
+    assert (gradient * direction).sum() == pytest.approx((above - below) / (2 * step), rel=2e-3)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -162,7 +243,8 @@ def test_labels_are_not_written(name):
 
 
 def test_extreme_logits_stay_finite():
-    logits = np.array([[[[1e4, -1e4]], [[-1e4, 1e4]]]], np.float32)
+    logits = np.full((1, 4, 1, 2), -1e4, np.float32)
+    logits[0, [0, 1], 0, [0, 1]] = 1e4
     for loss in LOSSES.values():
         value, gradient = value_and_gradient(loss, logits, np.array([[[1, 1]]]))
         assert np.isfinite(value)
@@ -193,6 +275,22 @@ def test_fast_path_equals_its_twin(seed, width):
         fast.gradient(every, own, None)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_gpu_computes_the_same_and_without_products_of_matrices(name, monkeypatch, capsys):
+    """Products would be computed in TF32 there, with 10 bits."""
+    logits, labels = case(15)
+    expected, slope = value_and_gradient(LOSSES[name], logits, labels)
+    monkeypatch.setattr(softmax, "dense_softmax", TensorSoftmax)
+    monkeypatch.setattr(hardest, "kth_by_partition", hardest.kth_by_topk)
+    with paddle.amp.debugging.collect_operator_stats():
+        value, gradient = value_and_gradient(LOSSES[name], logits, labels)
+    assert value == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-7)
+    operators = {line.split("|")[0].strip() for line in capsys.readouterr().out.splitlines() if "|" in line}
+    assert "log_softmax" in operators
+    assert not [op for op in operators if any(product in op for product in ("mm", "matmul", "mul_", "dot", "conv"))]
+
+
 def test_weighted_sum_over_outputs():
     logits, labels = case(11)
     outputs = {"joint": paddle.to_tensor(logits), "low": paddle.to_tensor(-logits), "unused": None}
@@ -203,6 +301,29 @@ def test_weighted_sum_over_outputs():
     assert float(total) == pytest.approx(float(terms["dice/joint"]) + 0.05 * float(terms["dice/low"]), rel=1e-6)
 
 
+def test_a_mixture_is_a_weighted_sum():
+    logits, labels = (paddle.to_tensor(part) for part in case(13))
+    parts = [DiceLoss(), ForeignLoss(lambda z, y: [z.mean(), (z * z).mean()]), CrossEntropyLoss()]
+    total = MixedLoss(losses=parts, coef=[1.0, 10.0, 100.0])(logits, labels)
+    assert float(total) == pytest.approx(
+        sum(c * float(p(logits, labels)) for c, p in zip((1, 10, 100), parts)), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_logits_are_computed_in_float32(name):
+    logits, labels = case(14)
+    rounded = paddle.to_tensor(logits).astype("bfloat16")
+    value, gradient = value_and_gradient(LOSSES[name], rounded.astype("float32").numpy(), labels)
+    rounded.stop_gradient = False
+    half = LOSSES[name](rounded, paddle.to_tensor(labels))
+    assert half.dtype == paddle.float32
+    assert float(half) == pytest.approx(value, rel=1e-6)
+    half.backward()
+    assert rounded.grad.dtype == paddle.bfloat16
+    np.testing.assert_allclose(rounded.grad.astype("float32").numpy(), gradient, rtol=1e-2, atol=1e-7)
+
+
 def test_a_foreign_loss_gets_its_own_labels():
     logits, labels = case(12)
 
@@ -210,7 +331,8 @@ def test_a_foreign_loss_gets_its_own_labels():
         y[:] = 0
         return z.mean()
 
-    loss = WeightedLoss(terms={"foreign": writes_to_its_labels, "dice": DiceLoss()}, weights={"joint": 1.0})
+    terms = {"foreign": ForeignLoss(writes_to_its_labels), "dice": DiceLoss()}
+    loss = WeightedLoss(terms=terms, weights={"joint": 1.0})
     tensor = paddle.to_tensor(labels)
     _, terms = loss({"joint": paddle.to_tensor(logits)}, tensor)
     np.testing.assert_array_equal(tensor.numpy(), labels)
@@ -223,5 +345,7 @@ def test_wrong_sizes_are_an_error():
     with pytest.raises(ValueError, match="ignore_index"):
         losses = [DiceLoss(), DiceLoss(ignore_index=0)]
         softmax_losses(paddle.zeros([1, 2, 4, 4]), paddle.zeros([1, 4, 4], "int64"), losses)
+    with pytest.raises(ValueError, match=r"class weights as classes \(2\), found 3"):
+        DiceLoss(weight=[1, 2, 3])(paddle.zeros([1, 2, 4, 4]), paddle.zeros([1, 4, 4], "int64"))
     with pytest.raises(ValueError, match="min_K"):
         BootstrappedCrossEntropyLoss(min_K=0, loss_th=0.1)
