@@ -36,11 +36,19 @@ def join() -> None:
     """Connect to the other ranks, so that none waits for one that fails; to be called first of all. Loads no Paddle."""
     global _lifeline
     if world_size() > 1 and _lifeline is None:
-        host, port = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0].rsplit(":", 1)  # the main rank's
+        endpoints, master = os.environ["PADDLE_TRAINER_ENDPOINTS"], os.environ.get("PADDLE_MASTER", "")
+        endpoint = endpoints.split(",")[0]  # the main rank's
+        host, port = endpoint.rsplit(":", 1)
         # Paddle itself listens on PADDLE_MASTER alone, which is one of the endpoints if --ips gives them.
-        port = int(port) + (f"{host}:{port}" == os.environ.get("PADDLE_MASTER"))
-        job = os.environ["PADDLE_TRAINER_ENDPOINTS"] + os.environ.get("PADDLE_MASTER", "")
-        _lifeline = Lifeline(rank=rank(), world_size=world_size(), address=(host, port), job=job)
+        port = int(port) + (endpoint == master)
+        if os.environ.get("PADDLE_LOCAL_SIZE") == os.environ["PADDLE_TRAINERS_NUM"]:
+            host = "127.0.0.1"  # all ranks are on this machine, and nobody else need reach them
+        _lifeline = Lifeline(
+            rank=rank(),
+            world_size=world_size(),
+            address=(host.strip("[]"), port),
+            secret=" ".join([os.environ.get("HMSA_JOB_KEY", ""), endpoints, master]),
+        )
 
 
 def init() -> None:

@@ -36,12 +36,18 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def reset_peak() -> None:
-    """Let `peak_memory_bytes` start anew, where the system can do that (GPUs, Linux)."""
+def reset_peak() -> bool:
+    """Let `peak_memory_bytes` start anew; whether that could be done, as on GPUs from Paddle 3 on, and under Linux."""
     if on_gpu():
-        paddle.device.cuda.reset_max_memory_allocated()
-    with contextlib.suppress(OSError):
+        reset = getattr(paddle.device.cuda, "reset_max_memory_allocated", None)
+        if reset is not None:
+            reset()
+        return reset is not None
+    try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def total_memory_bytes() -> int:

@@ -51,21 +51,53 @@ def test_every_number_of_ranks_sees_every_epoch_whole(fine, coarse, multiple, ba
     assert all(seen[0][pair] == 1 for pair in fine_pictures)
 
 
+@pytest.fixture
+def join(monkeypatch):
+    """environment of the launcher -> what the lifeline is made with."""
+    for name in ("PADDLE_LOCAL_SIZE", "PADDLE_MASTER", "HMSA_JOB_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(distributed, "_lifeline", None)
+
+    def join(**environment):
+        made = []
+        monkeypatch.setattr(distributed, "Lifeline", lambda **options: made.append(options))
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        distributed.join()
+        return made[0]
+
+    return join
+
+
+FOUR = {
+    "PADDLE_TRAINERS_NUM": "4",
+    "PADDLE_TRAINER_ID": "3",
+    "PADDLE_TRAINER_ENDPOINTS": "10.0.0.1:6071,10.0.0.1:6073,10.0.0.2:6071,10.0.0.2:6072",
+}
+
+
 @pytest.mark.parametrize(
     ("master", "port"),
     [("10.0.0.1:40000", 6071), ("10.0.0.1:6071", 6072)],  # of Paddle's choice; with --ips, the first endpoint
 )
-def test_the_lifeline_has_a_port_of_its_own(monkeypatch, master, port):
-    made = []
-    monkeypatch.setattr(distributed, "Lifeline", lambda **options: made.append(options))
-    monkeypatch.setattr(distributed, "_lifeline", None)
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4")
-    monkeypatch.setenv("PADDLE_TRAINER_ID", "3")
-    monkeypatch.setenv("PADDLE_MASTER", master)
-    monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "10.0.0.1:6071,10.0.0.1:6073,10.0.0.2:6071,10.0.0.2:6072")
-    distributed.join()
-    (options,) = made
+def test_the_lifeline_has_a_port_of_its_own(join, master, port):
+    options = join(**FOUR, PADDLE_MASTER=master)
     assert (options["rank"], options["world_size"], options["address"]) == (3, 4, ("10.0.0.1", port))
+
+
+@pytest.mark.parametrize(
+    ("here", "endpoint", "host"),
+    [("2", "10.0.0.1:6071", "10.0.0.1"), ("2", "[fd00::1]:6071", "fd00::1"), ("4", "10.0.0.1:6071", "127.0.0.1")],
+)
+def test_ranks_of_one_machine_cannot_be_reached_from_another(join, here, endpoint, host):
+    endpoints = ",".join([endpoint] * 4)
+    options = join(**{**FOUR, "PADDLE_TRAINER_ENDPOINTS": endpoints}, PADDLE_LOCAL_SIZE=here)
+    assert options["address"] == (host, 6071)
+
+
+def test_the_key_of_the_job_is_part_of_the_secret(join):
+    without = join(**FOUR)["secret"]
+    assert join(HMSA_JOB_KEY="k3y")["secret"] == "k3y" + without
 
 
 def test_one_process_needs_no_lifeline(monkeypatch):

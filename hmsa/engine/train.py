@@ -560,10 +560,11 @@ def plan_memory(
     lines = [f"a training step with batch_size {options.batch_size}: {_share_of_memory()}"]
     if val_dataset is not None:
         release_unused()
-        reset_peak()
+        alone = reset_peak()
         with NetworkInTraining(model, options.engine)() as network:
             evaluate(network, val_dataset, inference or InferenceOptions(), most=1, progress=False)
-        lines.append(f"evaluating one picture between steps: {_share_of_memory()}")
+        what = "evaluating one picture between steps" if alone else "steps, and evaluating one picture between them"
+        lines.append(f"{what}: {_share_of_memory()}")
     return "\n".join(lines)
 
 
