@@ -35,7 +35,7 @@ def output_file(path: str) -> Path:
     file = Path(path)
     try:
         if path.endswith(("/", os.sep)) or file.is_dir():
-            raise UsageError(f"{path}: expected a file to write, found a folder: name a file in it")
+            raise UsageError(f"{path or '.'}: expected a file to write, found a folder: name a file in it")
         if file.exists() and not file.is_file():
             raise UsageError(f"{path}: expected a file to write, found a device or a pipe: name a file")
         writable_folder(file.parent)

@@ -187,16 +187,21 @@ def _holds_something(path: Path) -> bool:
 
 
 def keep_as_best(folder: Path) -> None:
-    """Make `best_model` beside `folder` a copy of it; files are shared with the checkpoint where the disk can."""
-    partial = folder.with_name(f".{BEST}.partial")
-    with _writing(folder.with_name(BEST)):
+    """Make `best_model` beside `folder` a copy of it; files are shared with the checkpoint where the disk can.
+
+    A better one, which only another run can have left there, gets another name.
+    """
+    best, partial = folder.with_name(BEST), folder.with_name(f".{BEST}.partial")
+    with _writing(best):
         _clear(partial)
         partial.mkdir()
         for name in FILES:
             if (folder / name).exists():
                 _link(folder / name, partial / name)
         flush_to_disk(partial)
-        _move(partial, folder.with_name(BEST))
+        if (_score(best) or 0.0) > (_score(folder) or 0.0):
+            best.rename(free_name(best))
+        _move(partial, best)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -247,6 +252,12 @@ def _raw_state(folder: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
+def _score(folder: Path) -> Optional[float]:
+    """The best mean IoU that a checkpoint speaks of, whichever version wrote it."""
+    score = _raw_state(folder).get("best_score")
+    return score if isinstance(score, float) else None
+
+
 def order_of(folder: Path) -> Optional[tuple[int, int]]:
     """What tells which of two checkpoints was written later, whichever version wrote them; None if it is none."""
     state = _raw_state(folder)
@@ -285,8 +296,8 @@ def contents(save_dir: Path) -> str:
     left = sorted(path.name for path in _left(save_dir))
     found = [path.name for path in list_checkpoints(save_dir)[-1:]] or [name for name in left if name != BEST]
     if BEST in left:
-        score = _raw_state(save_dir / BEST).get("best_score")
-        found.append(f"{BEST} (mIoU {score:.4f})" if isinstance(score, float) else BEST)
+        score = _score(save_dir / BEST)
+        found.append(BEST if score is None else f"{BEST} (mIoU {score:.4f})")
     return " and ".join(found)
 
 

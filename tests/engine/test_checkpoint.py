@@ -260,6 +260,16 @@ def test_a_best_model_that_is_newer_than_all_checkpoints_stays(tmp_path):
     assert checkpoint.contents(tmp_path) == "iter_1 and best_model (mIoU 0.8000)"
 
 
+def test_a_better_best_model_of_another_run_is_not_replaced(tmp_path):
+    model, optimizer = model_and_optimizer()
+    for iteration, score in ((1, 0.8), (2, 0.2), (3, 0.3)):
+        save(tmp_path / f"iter_{iteration}", model, optimizer, iteration=iteration, best_score=score)
+        checkpoint.keep_as_best(tmp_path / f"iter_{iteration}")
+    assert checkpoint.read_state(tmp_path / "best_model").iteration == 3
+    assert checkpoint.read_state(tmp_path / "best_model.1").iteration == 1
+    assert not (tmp_path / "best_model.2").exists()
+
+
 @pytest.mark.parametrize("left", ["iter_7/model.pdparams", "best_model/x", ".iter_7.old/model.pdparams", "iter_7"])
 def test_half_a_run_is_one(tmp_path, left):
     (tmp_path / left).parent.mkdir(exist_ok=True)
