@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import Optional
 
 from hmsa import cli
+from hmsa.errors import UsageError, printable
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -19,10 +22,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--precision", choices=("fp32", "bf16", "fp16"), help="instead of the config's")
     add("--seed", type=int, help="of weights, data order, augmentation and dropout, instead of the config's")
     add("--deterministic", action="store_true", help="on a GPU, prefer the same bits every time to speed")
-    add("--save_dir", default="output", help="folder for checkpoints and curves (default: %(default)s)")
+    add("--save_dir", default="output", help="folder of this run: checkpoints and curves (default: %(default)s)")
     add("--save_interval", type=cli.count, default=1000, help="iterations between checkpoints (default: %(default)s)")
     add("--keep_checkpoint_max", type=cli.count, default=5, help="checkpoints kept besides the best (default: 5)")
-    add("--resume_model", help="checkpoint folder to go on from, or 'auto' for the newest in --save_dir")
+    add("--resume_model", help="checkpoint folder to go on from, or 'auto' for the newest in --save_dir, if any")
     add("--num_workers", type=int, default=0, help="threads that load pictures ahead (default: 0)")
     add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
     cli.add_engine_flag(parser, "eager")
@@ -30,6 +33,53 @@ def make_parser() -> argparse.ArgumentParser:
     add("--plan-memory", action="store_true", help="take two steps, evaluate one picture, print the peaks, and end")
     add("--use_vdl", action="store_true", help="record curves for VisualDL in --save_dir")
     return parser
+
+
+def choose_checkpoint(args: argparse.Namespace) -> Optional[Path]:
+    """The checkpoint to go on from, None for a new run. A run that would replace what another left is refused."""
+    from hmsa.engine import checkpoint
+    from hmsa.files import writable_folder
+    from hmsa.log import import_visualdl
+
+    save_dir, auto = Path(args.save_dir), args.resume_model == "auto"
+    given = Path(args.resume_model) if args.resume_model and not auto else None
+    newest = checkpoint.newest(save_dir)
+    if args.plan_memory:
+        return newest if auto else given
+    if args.use_vdl:
+        import_visualdl("--use_vdl")
+
+    expected = ""
+    if given is not None:
+        checkpoint.read_state(given)
+        if not checkpoint.is_in(given, save_dir):
+            expected = f"no other run where that of {given} goes on"
+        elif newest and checkpoint.order_of(given) != checkpoint.order_of(newest):
+            expected = f"{given.name} to be the checkpoint written last where it goes on"
+    elif not auto:
+        expected = "no earlier run where a new one starts"
+    there = checkpoint.contents(save_dir)
+    if expected and there:
+        go_on = f"--resume_model auto to go on from {newest.name}, or " if newest else ""
+        raise UsageError(
+            f"{save_dir}: expected {expected}, found {there}, which this run would replace: give {go_on}another "
+            "--save_dir"
+        )
+
+    writable_folder(save_dir)
+    checkpoint.tidy(save_dir)
+    if not auto:
+        return given
+    newest = checkpoint.newest(save_dir)
+    unreadable = ", ".join(map(str, checkpoint.unreadable(save_dir)))
+    if unreadable and newest is None:
+        raise UsageError(
+            f"{save_dir}: expected a checkpoint to go on from, found none that can be read: {unreadable}; move that "
+            "away to start anew, or give another --save_dir"
+        )
+    if unreadable:
+        print(printable(f"warning: passed over, as they cannot be read: {unreadable}"), file=sys.stderr)
+    return newest
 
 
 def main(args: argparse.Namespace) -> None:
@@ -46,16 +96,20 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.engine import checkpoint
     from hmsa.engine.inference import InferenceOptions
     from hmsa.engine.train import TrainOptions, plan_memory, train
-    from hmsa.files import writable_folder
     from hmsa.log import open_log
     from hmsa.weights import load_pretrained
 
     save_dir = Path(args.save_dir)
-    if distributed.is_main():
-        writable_folder(save_dir)
     distributed.init()
-    resume_from = checkpoint.find(args.resume_model, save_dir) if args.resume_model else None
+    resume_from = distributed.decided_by_main(lambda: choose_checkpoint(args))
     state = checkpoint.read_state(resume_from) if resume_from else checkpoint.TrainingState()
+    still_to_do = args.plan_memory or state.iteration < config.iters or (state.to_evaluate and args.do_eval)
+    if not still_to_do:
+        open_log().line(
+            f"already finished: {resume_from} is at iteration {state.iteration} of {config.iters}; a larger --iters "
+            "goes on"
+        )
+        return
     options = TrainOptions(
         iters=config.iters,
         batch_size=config.batch_size,
@@ -76,9 +130,14 @@ def main(args: argparse.Namespace) -> None:
     model = builder.build_model(config)
     log = open_log(
         save_dir if args.use_vdl and not args.plan_memory else None,
-        state.iteration if args.resume_model else None,
+        state.iteration if resume_from and checkpoint.is_in(resume_from, save_dir) else None,
         evaluated=not state.to_evaluate,
     )
+    if resume_from:
+        for line in checkpoint.notes(resume_from, config.model_dump()):
+            log.line(line)
+    elif args.resume_model:
+        log.line(f"no checkpoint in {save_dir}: a new run starts")
     if config.model.pretrained and resume_from is None:
         log.line(load_pretrained(model, config.model.pretrained))
     scheduler = builder.build_lr_scheduler(config)

@@ -16,14 +16,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--model_path", required=True, help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder"
     )
     parser.add_argument("--num_workers", type=int, default=0, help="threads that load pictures ahead")
-    parser.add_argument("--output", default="output/evaluation.json", help="where the JSON goes")
+    parser.add_argument(
+        "--output", default="output/evaluation.json", help="where the JSON goes; an earlier one is kept, as NAME.1.json"
+    )
     cli.add_inference_flags(parser, "--aug_eval")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from hmsa.environment import prepare
 
     prepare()
@@ -31,13 +31,12 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.config import load_config
     from hmsa.engine.evaluate import evaluate
     from hmsa.engine.inference import InferenceOptions
-    from hmsa.files import writable_folder, write_atomically
+    from hmsa.files import output_file, write_atomically
 
     config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_eval)])
     options = InferenceOptions.from_test_config(**config.test_config.model_dump())
-    if distributed.is_main():
-        writable_folder(Path(args.output).parent)
     distributed.init()
+    output = distributed.decided_by_main(lambda: output_file(args.output))
     dataset = builder.build_dataset(config, "val")
     network, weights_sha256 = builder.open_network(
         config, args.model_path, engine=args.engine, precision=args.precision
@@ -46,9 +45,11 @@ def main(args: argparse.Namespace) -> None:
     evaluation = evaluate(network, dataset, options, num_workers=args.num_workers)
     if distributed.is_main():
         result = evaluation.to_json(config=config.model_dump(mode="json"), weights_sha256=weights_sha256)
-        write_atomically(args.output, json.dumps(result, indent=1).encode())
-        print(evaluation.table())
-        print(f"written to {args.output}")
+        try:
+            print(evaluation.table(), flush=True)
+        finally:  # a console that cannot show the table does not lose the file, nor the other way round
+            kept = write_atomically(output, json.dumps(result, indent=1).encode(), keep_earlier=True)
+        print(f"written to {output}" + (f"; the earlier one is kept as {kept}" if kept else ""))
 
 
 if __name__ == "__main__":

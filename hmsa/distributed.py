@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import faulthandler
 import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Optional
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
+from hmsa.errors import HmsaError
 from hmsa.lifeline import START_SECONDS, Lifeline
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from paddle import Tensor
 
 _lifeline: Optional[Lifeline] = None
+Decided = TypeVar("Decided")
 
 
 def rank() -> int:
@@ -122,9 +124,19 @@ def gather(thing: Any) -> list[Any]:
     return things
 
 
-def from_main(thing: Any) -> Any:
-    """The main process's `thing`."""
-    return gather(thing)[0]
+def decided_by_main(decide: Callable[[], Decided]) -> Decided:
+    """What `decide` returns on the main process, for every process; an HmsaError of its own ends all of them alike."""
+    outcome: Any = None
+    if is_main():
+        try:
+            outcome = decide()
+        except HmsaError as error:
+            outcome = error
+    outcome = gather(outcome)[0]
+    if isinstance(outcome, HmsaError):
+        done()  # each ends by itself, with this error's status
+        raise outcome
+    return outcome
 
 
 def broadcast_from_main(tensors: Iterable[Tensor]) -> None:

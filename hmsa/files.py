@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 from pathlib import Path
-from typing import IO, Callable
+from typing import IO, Callable, Optional
 
-from hmsa.errors import DataError
+from hmsa.errors import DataError, UsageError
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -24,16 +25,58 @@ def writable_folder(path: str | Path) -> Path:
     return folder
 
 
-def write_atomically(path: str | Path, content: bytes | Callable[[IO[bytes]], None], *, durable: bool = False) -> None:
+def output_file(path: str) -> Path:
+    """Make sure that a file can be written at `path`, before hours of work depend on it; its folder is made.
+
+    Raises:
+        UsageError: a folder, a device, or a name that no file can have.
+        DataError: its folder cannot be written to.
+    """
+    file = Path(path)
+    try:
+        if path.endswith(("/", os.sep)) or file.is_dir():
+            raise UsageError(f"{path or '.'}: expected a file to write, found a folder: name a file in it")
+        if file.exists() and not file.is_file():
+            raise UsageError(f"{path}: expected a file to write, found a device or a pipe: name a file")
+        writable_folder(file.parent)
+        _partial(file).touch()
+        _partial(file).unlink()
+    except OSError as error:
+        raise UsageError(f"{path}: expected a file to write, but: {error.strerror}; name another") from error
+    return file
+
+
+def free_name(path: Path) -> Path:
+    """`path` with the first number that makes it new: evaluation.1.json for evaluation.json."""
+    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def _partial(path: Path) -> Path:
+    # One writer a name: the process id keeps ranks apart.
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def write_atomically(
+    path: str | Path,
+    content: bytes | Callable[[IO[bytes]], None],
+    *,
+    durable: bool = False,
+    keep_earlier: bool = False,
+) -> Optional[Path]:
     """Write a file that appears complete or not at all, replacing an older one; parent folders are made.
 
     Args:
         content: the bytes, or what writes them to the file it is given.
         durable: whether to wait until it is on the disk, which takes milliseconds a file.
+        keep_earlier: whether what was there is kept, see `free_name`.
+
+    Returns:
+        Where what was there is kept; None if nothing was, or is not.
     """
+    kept = None
     path = Path(path)
-    # One writer a name: the process id keeps ranks apart.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, bytes):
@@ -43,12 +86,19 @@ def write_atomically(path: str | Path, content: bytes | Callable[[IO[bytes]], No
                 content(file)
         if durable:
             flush_to_disk(partial)
+        if keep_earlier and os.path.lexists(path):
+            kept = free_name(path)
+            try:
+                os.link(path, kept, follow_symlinks=False)
+            except (OSError, NotImplementedError):  # a file system without links
+                path.rename(kept)
         partial.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+    return kept
 
 
 def flush_to_disk(path: Path) -> None:

@@ -10,13 +10,33 @@ import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Optional, Union
 
 from hmsa import distributed
+from hmsa.errors import UsageError
 from hmsa.files import write_atomically
 
 CURVES_FILE = "vdlrecords.hmsa.log"
 """One file for all parts of a run: VisualDL appends to it, so the curves of a resumed run continue."""
+
+
+def import_visualdl(what: str = "recording curves") -> ModuleType:
+    """VisualDL, which `what` needs.
+
+    Raises:
+        UsageError: it is not installed, or does not fit what it stands on.
+    """
+    try:
+        import visualdl
+        import visualdl.proto.record_pb2
+    except Exception as error:  # a NumPy, protobuf or home folder that it does not fit raises anything
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise UsageError(
+            f"{what} needs VisualDL, which cannot be imported ({type(error).__name__}: {reason}): put it right, as "
+            "with pip install visualdl and pip check, or do without"
+        ) from error
+    return visualdl
 
 
 class SilentLog:
@@ -43,16 +63,17 @@ class ConsoleLog(SilentLog):
     ) -> None:
         self._writer = None
         if curves is not None:
-            from visualdl import LogWriter
-
+            visualdl = import_visualdl()
             path = Path(curves) / CURVES_FILE
             if path.exists():
                 if iteration is None:
-                    path.rename(path.with_name(f"earlier_curves.{path.stat().st_mtime_ns}.log"))
+                    earlier = path.with_name(f"earlier_curves.{path.stat().st_mtime_ns}.log")
+                    path.rename(earlier)
+                    self.line(f"the curves of an earlier run are kept as {earlier}")
                 else:
                     write_atomically(path, _records_until(path, iteration, evaluated), durable=True)
             with contextlib.redirect_stdout(None):  # it says that it appends
-                self._writer = LogWriter(logdir=str(curves), file_name=CURVES_FILE)
+                self._writer = visualdl.LogWriter(logdir=str(curves), file_name=CURVES_FILE)
 
     def line(self, text: str) -> None:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
@@ -76,10 +97,7 @@ def _records_until(path: Path, iteration: int, evaluated: bool) -> bytes:
 
     A killed run wrote points after its last checkpoint, or those of an evaluation that the checkpoint does not know of.
     """
-    from visualdl.proto import record_pb2
-
-    parse = record_pb2.Record.FromString  # pyright: ignore[reportAttributeAccessIssue] (made at run time)
-
+    parse = import_visualdl().proto.record_pb2.Record.FromString
     data, kept, start = path.read_bytes(), [], 0
     while start + 8 <= len(data):
         end = start + 8 + int.from_bytes(data[start : start + 8], "little")

@@ -16,7 +16,12 @@ import numpy as np
 import pytest
 import yaml
 
+from hmsa.errors import DataError
+
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+import val  # noqa: E402
+
 SIZES = [(64, 96), (70, 64), (96, 100)]
 CONFIG = {
     "model": {
@@ -97,6 +102,39 @@ def test_val(workplace, one_process):
     assert written["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert written["config"]["test_config"]["scales"] == [0.75, 1.0]
     assert written["iou"]["road"] is not None
+
+
+def test_a_second_evaluation_keeps_the_first_and_both_say_where(workplace, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    said = []
+    for name in ("model.pdparams", "model.pdparams"):
+        arguments = ["--config", "config.yml", "--model_path", name, "--engine", "eager"]
+        val.main(val.make_parser().parse_args([*arguments, "--output", str(tmp_path / "new/found.json")]))
+        said.append(capsys.readouterr().out.splitlines()[-1])
+    new = tmp_path / "new"
+    assert said[0] == f"written to {new / 'found.json'}"
+    assert said[1] == f"written to {new / 'found.json'}; the earlier one is kept as {new / 'found.1.json'}"
+    assert sorted(path.name for path in new.iterdir()) == ["found.1.json", "found.json"]
+    assert all(json.loads(path.read_text())["pictures"] == 3 for path in new.iterdir())
+
+
+def test_scores_are_printed_also_where_they_cannot_be_written(workplace, tmp_path, monkeypatch, capsys):
+    """A disk that went away during the evaluation."""
+    from hmsa.engine.evaluate import Evaluation
+
+    to_json = Evaluation.to_json
+
+    def lose_the_folder(*arguments, **options):
+        (tmp_path / "new").rmdir()
+        (tmp_path / "new").write_text("in the way")
+        return to_json(*arguments, **options)
+
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(Evaluation, "to_json", lose_the_folder)
+    arguments = ["--config", "config.yml", "--model_path", "model.pdparams", "--engine", "eager"]
+    with pytest.raises(DataError, match="cannot be written"):
+        val.main(val.make_parser().parse_args([*arguments, "--output", str(tmp_path / "new/found.json")]))
+    assert "mean IoU, the 3 of 19 classes present" in capsys.readouterr().out
 
 
 def test_val_in_two_processes_counts_the_same(workplace, one_process):
@@ -199,6 +237,14 @@ def test_help_and_wrong_flags_do_not_wait_for_heavy_packages(script, flag, tmp_p
         ("train.py", ["--config", "config.yml", "--log_iters", "0"], 2, "--log_iters"),
         ("val.py", ["--config", "config.yml", "--model_path", "nowhere.pdparams"], 1, "nowhere.pdparams"),
         ("val.py", ["--config", "config.yml", "--model_path", "x", "--opts", "model.scale=[1.0]"], 2, "scales"),
+        # Before the weights are looked for.
+        ("val.py", ["--config", "config.yml", "--model_path", "x", "--output", "data"], 2, "found a folder"),
+        (
+            "val.py",
+            ["--config", "config.yml", "--model_path", "x", "--output", "config.yml/x"],
+            1,
+            "config.yml: cannot",
+        ),
         ("predict.py", ["--config", "config.yml", "--model_path", "x", "--image_path", "nowhere"], 1, "nowhere"),
     ],
 )
@@ -215,4 +261,4 @@ def test_planning_memory_prints_both_peaks_and_saves_nothing(tiny_recipe, tmp_pa
     training, evaluating = result.stdout.splitlines()[-2:]
     assert re.fullmatch(r"a training step with batch_size \d+: \d+\.\d\d GiB at most, of \d+\.\d\d GiB", training)
     assert re.fullmatch(r"evaluating one picture between steps: \d+\.\d\d GiB at most, of \d+\.\d\d GiB", evaluating)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hmsa import distributed
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import training_indices
+from hmsa.errors import UsageError
 
 
 @given(
@@ -105,3 +106,14 @@ def test_one_process_needs_no_lifeline(monkeypatch):
     monkeypatch.delenv("PADDLE_TRAINERS_NUM", raising=False)
     distributed.join()
     assert distributed._lifeline is None
+
+
+def test_what_the_main_process_decides_or_refuses():
+    """Alone; for several see distributed/."""
+    assert distributed.decided_by_main(lambda: 3) == 3
+
+    def refuse():
+        raise UsageError("no")
+
+    with pytest.raises(UsageError, match="no"):
+        distributed.decided_by_main(refuse)

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+import sys
+
 import pytest
 from visualdl import LogReader
 
+from hmsa.errors import UsageError
 from hmsa.log import CURVES_FILE, ConsoleLog, SilentLog, duration, open_log
 
 
@@ -46,14 +49,31 @@ def test_points_of_an_evaluation_that_will_be_done_again_are_dropped(tmp_path, e
     assert curve(tmp_path / CURVES_FILE) == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
-def test_a_new_run_leaves_earlier_curves_aside(tmp_path):
+def test_a_new_run_leaves_earlier_curves_aside(tmp_path, capsys):
     record(tmp_path, (1, 2, 3))
     record(tmp_path, (1,), scale=5.0)
     assert curve(tmp_path / CURVES_FILE) == [(1, 5)]
     (earlier,) = tmp_path.glob("earlier_curves.*.log")
-    record(tmp_path, (1,), iteration=0, scale=7.0)  # resumed, but there was no checkpoint yet
-    assert curve(tmp_path / CURVES_FILE) == [(1, 7)]
-    assert list(tmp_path.glob("earlier_curves.*.log")) == [earlier]
+    assert curve(earlier) == [(1, 1), (2, 2), (3, 3)]
+    assert f"the curves of an earlier run are kept as {earlier}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("failure", "cause"),
+    [
+        ("raise ImportError('numpy.core.multiarray failed to import')", "ImportError: numpy.core.multiarray failed to"),
+        ("raise TypeError('Descriptors cannot be created.\\nIf ...')", r"TypeError: Descriptors cannot be created\.\)"),
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+    ],
+)
+def test_why_visualdl_cannot_be_imported_is_said(tmp_path, monkeypatch, failure, cause):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "visualdl"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "visualdl").mkdir()
+    (tmp_path / "visualdl/__init__.py").write_text(failure)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=rf"recording curves needs VisualDL, which cannot be imported \({cause}"):
+        ConsoleLog(tmp_path)
 
 
 def test_a_flushed_point_is_in_the_file(tmp_path):

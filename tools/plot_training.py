@@ -11,6 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hmsa import cli
 
+FORMATS = (".jpg", ".pdf", ".png", ".svg")
+
 
 def read_curve(reader: object, tag: str) -> tuple[list[int], list[float]]:
     """Steps and values of a curve; where a resumed run wrote a step again, the later value counts."""
@@ -19,10 +21,13 @@ def read_curve(reader: object, tag: str) -> tuple[list[int], list[float]]:
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.errors import DataError
-    from hmsa.files import writable_folder
-    from hmsa.log import CURVES_FILE
+    from hmsa.errors import DataError, UsageError
+    from hmsa.files import output_file, write_atomically
+    from hmsa.log import CURVES_FILE, import_visualdl
 
+    output = output_file(args.output)
+    if output.suffix.lower() not in FORMATS:
+        raise UsageError(f"{output}: expected a name that ends in {', '.join(FORMATS)}: choose one")
     records = args.log_dir / CURVES_FILE
     if not records.is_file():
         raise DataError(f"{records}: expected the curves of a run, found none; train with --use_vdl")
@@ -30,9 +35,8 @@ def main(args: argparse.Namespace) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
-    from visualdl import LogReader
 
-    reader = LogReader(file_path=str(records))
+    reader = import_visualdl("drawing curves").LogReader(file_path=str(records))
     evaluated = any(tag.endswith("eval%mIoU_present") for tag in reader.tags())
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
     axis.plot(*read_curve(reader, "train/loss"), color="tab:blue", label="training loss")
@@ -43,13 +47,13 @@ def main(args: argparse.Namespace) -> None:
         right.plot(*read_curve(reader, "eval/mIoU_present"), color="tab:orange", marker="o", label="mIoU")
         right.set(ylabel="mean IoU over the classes present", ylim=(0, 1))
         figure.legend(loc="outside upper center", ncols=2)
-    writable_folder(args.output.parent)
-    figure.savefig(args.output, dpi=110)
-    print(f"written to {args.output}")
+    earlier = ", in place of an earlier file" if output.exists() else ""
+    write_atomically(output, lambda file: figure.savefig(file, format=output.suffix[1:].lower(), dpi=110))
+    print(f"written to {output}{earlier}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--log_dir", type=Path, required=True, help="--save_dir of a run trained with --use_vdl")
-    parser.add_argument("--output", type=Path, required=True, help="picture to write, e.g. curves.png")
+    parser.add_argument("--output", required=True, help="picture to write, e.g. curves.png")
     cli.run(main, parser)

@@ -10,30 +10,46 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import paddle
 from paddle import nn
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from hmsa import distributed
-from hmsa.errors import DataError
-from hmsa.files import flush_to_disk, write_atomically
+from hmsa.config import load_config, shown
+from hmsa.errors import DataError, UsageError, printable
+from hmsa.files import flush_to_disk, free_name, write_atomically
+from hmsa.log import CURVES_FILE
 from hmsa.weight_files import read_pickle
 from hmsa.weights import load_weights
 
 BEST = "best_model"
+SKIPPED_FILE = "skipped_samples.txt"
+FILES = ("model.pdparams", "model.pdopt", "state.json", "config.yml")
+"""Of a checkpoint; what else lies in its folder is a user's own."""
+
+MOST_CHANGES = 20
+"""Of a recipe that are told."""
+
+# What is ours in a save folder. Names that only look like these are a user's own.
+_ITERATION = re.compile("iter_[0-9]+")
+_CHECKPOINT = re.compile(f"{_ITERATION.pattern}|{BEST}")
+_HIDDEN = re.compile(rf"\.({_CHECKPOINT.pattern})\.(partial|old|deleted)")
+_PARTIAL_FILE = re.compile(rf"\.({re.escape(SKIPPED_FILE)}|{re.escape(CURVES_FILE)})\.[0-9]+\.partial")
+_PARTIAL_STATE = re.compile(r"\.state\.json\.[0-9]+\.partial")
 
 
 @dataclass
 class TrainingState:
     """Where a run stands."""
 
-    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012 (no field)
+    # Keys of later versions are passed over; `notes` tells them.
+    __pydantic_config__ = {"extra": "ignore", "strict": True}  # noqa: RUF012 (no field)
 
     iteration: int = 0  # iterations done
     best_score: Optional[float] = None  # mean IoU over all classes, 0 to 1
@@ -99,20 +115,21 @@ def save(
     partial = folder.with_name(f".{folder.name}.partial")
     with _writing(folder):
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            _clear(partial)
             partial.mkdir(parents=True)
-            earlier = [read_state(path).serial for path in list_checkpoints(folder.parent)]
+            earlier = [written[0] for written in map(order_of, list_checkpoints(folder.parent)) if written]
             state.optimizer = type(optimizer).__name__
             state.serial = max([state.serial, *earlier]) + 1
             paddle.save(model.state_dict(), str(partial / "model.pdparams"))
             paddle.save(_optimizer_state(model, optimizer), str(partial / "model.pdopt"))
-            (partial / "state.json").write_text(_json(state), encoding="utf-8")
+            (partial / "state.json").write_text(_json(asdict(state)), encoding="utf-8")
             (partial / "config.yml").write_text(config, encoding="utf-8")
             for path in [*partial.iterdir(), partial]:
                 flush_to_disk(path)
             _move(partial, folder)
         except OSError:
-            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _clear(partial)
             raise
 
 
@@ -126,69 +143,167 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _json(state: TrainingState) -> str:
-    return json.dumps(asdict(state), indent=2, default=lambda array: array.tolist())  # of the loss scaling
+def _json(state: dict[str, Any]) -> str:
+    return json.dumps(state, indent=2, default=lambda array: array.tolist())  # of the loss scaling
 
 
 def write_state(folder: Path, state: TrainingState) -> None:
-    """Replace the state in a checkpoint whose evaluation is done."""
-    write_atomically(folder / "state.json", _json(state).encode(), durable=True)
+    """Replace the state in a checkpoint whose evaluation is done; what a later version wrote into it stays."""
+    content = _json({**_raw_state(folder), **asdict(state)})
+    write_atomically(folder / "state.json", content.encode(), durable=True)
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename a folder, in place of an older one of that name if there is one."""
+    """Rename a folder, in place of an older checkpoint if there is one; what is none gets another name."""
     old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
+    _clear(old)
+    if os.path.lexists(target):
+        target.rename(free_name(target) if _holds_something(target) and order_of(target) is None else old)
     source.rename(target)
     flush_to_disk(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        _clear(old)
+
+
+def _clear(hidden: Path) -> None:
+    """Make one of our hidden names free: our files are deleted, what else is there gets a name that can be seen."""
+    if hidden.is_dir() and not hidden.is_symlink():
+        for path in list(hidden.iterdir()):
+            if _is_our_file(path):
+                path.unlink()
+        with contextlib.suppress(OSError):
+            hidden.rmdir()
+    if os.path.lexists(hidden):
+        hidden.rename(free_name(hidden.with_name(hidden.name[1:])))
+
+
+def _is_our_file(path: Path) -> bool:
+    return path.name in FILES or bool(_PARTIAL_STATE.fullmatch(path.name))
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether there is anything but an empty folder."""
+    return os.path.lexists(path) and (not path.is_dir() or any(path.glob("*")))
 
 
 def keep_as_best(folder: Path) -> None:
-    """Make `best_model` beside `folder` a copy of it; files are shared with the checkpoint where the disk can."""
-    partial = folder.with_name(f".{BEST}.partial")
-    with _writing(folder.with_name(BEST)):
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(folder, partial, copy_function=_link)
+    """Make `best_model` beside `folder` a copy of it; files are shared with the checkpoint where the disk can.
+
+    A better one, which only another run can have left there, gets another name.
+    """
+    best, partial = folder.with_name(BEST), folder.with_name(f".{BEST}.partial")
+    with _writing(best):
+        _clear(partial)
+        partial.mkdir()
+        for name in FILES:
+            if (folder / name).exists():
+                _link(folder / name, partial / name)
         flush_to_disk(partial)
-        _move(partial, folder.with_name(BEST))
+        if (_score(best) or 0.0) > (_score(folder) or 0.0):
+            best.rename(free_name(best))
+        _move(partial, best)
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-        flush_to_disk(Path(target))
+        flush_to_disk(target)
 
 
 def tidy(save_dir: Path) -> None:
-    """Finish or undo what a killed process left: folders half written, half replaced or half deleted."""
+    """Finish or undo what a killed process left: folders half written, half replaced or half deleted.
+
+    Anything that this project did not make stays as it is.
+    """
     with _writing(save_dir):
-        for old in save_dir.glob(".*.old"):
-            name = old.with_name(old.name[1 : -len(".old")])
-            if not name.exists():
-                old.rename(name)
-        for ending in ("partial", "old", "deleted"):
-            for left in save_dir.glob(f".*.{ending}"):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        # Killed between the checkpoint with the best score and its copy.
-        for folder in list_checkpoints(save_dir)[-1:]:
-            best, kept = save_dir / f"iter_{read_state(folder).best_iteration}", save_dir / BEST
-            if _is_whole(best) and not (_is_whole(kept) and read_state(kept).serial == read_state(best).serial):
-                keep_as_best(best)
+        for left in list(save_dir.iterdir()):
+            hidden = _HIDDEN.fullmatch(left.name)
+            if hidden and hidden[2] == "old" and not os.path.lexists(save_dir / hidden[1]):
+                if _is_whole(left):
+                    left.rename(save_dir / hidden[1])
+            elif hidden and left.is_dir() and not left.is_symlink() and all(map(_is_our_file, left.iterdir())):
+                _clear(left)
+            elif _PARTIAL_FILE.fullmatch(left.name) and left.is_file():
+                left.unlink()
+        _finish_best(save_dir)
+
+
+def _finish_best(save_dir: Path) -> None:
+    """Copy the best checkpoint, where a process was killed between its scores and that."""
+    for folder in list_checkpoints(save_dir)[-1:]:
+        name, kept = f"iter_{_raw_state(folder).get('best_iteration')}", save_dir / BEST
+        written, before = order_of(save_dir / name), order_of(kept)
+        if _ITERATION.fullmatch(name) and written and (before < written if before else not _holds_something(kept)):
+            keep_as_best(save_dir / name)
 
 
 def _is_whole(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("model.pdparams", "model.pdopt", "state.json"))
 
 
+def _raw_state(folder: Path) -> dict[str, Any]:
+    """What `state.json` holds, whichever version wrote it; nothing where it cannot be read."""
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _score(folder: Path) -> Optional[float]:
+    """The best mean IoU that a checkpoint speaks of, whichever version wrote it."""
+    score = _raw_state(folder).get("best_score")
+    return score if isinstance(score, float) else None
+
+
+def order_of(folder: Path) -> Optional[tuple[int, int]]:
+    """What tells which of two checkpoints was written later, whichever version wrote them; None if it is none."""
+    state = _raw_state(folder)
+    serial, iteration = state.get("serial", 0), state.get("iteration")
+    if type(serial) is not int or type(iteration) is not int or not _is_whole(folder):
+        return None
+    return serial, iteration
+
+
 def list_checkpoints(save_dir: Union[str, Path]) -> list[Path]:
-    """Whole checkpoints below `save_dir`, oldest first."""
-    found = [(read_state(path), path) for path in Path(save_dir).glob("iter_*") if _is_whole(path)]
-    return [path for _, path in sorted(found, key=lambda item: (item[0].serial, item[0].iteration))]
+    """Whole checkpoints `iter_<number>` below `save_dir`, oldest first."""
+    found = [(order_of(path), path) for path in Path(save_dir).glob("iter_*") if _ITERATION.fullmatch(path.name)]
+    return [path for _, path in sorted((written, path) for written, path in found if written)]
+
+
+def unreadable(save_dir: Path) -> list[Path]:
+    """What is called like a checkpoint below `save_dir`, but is none that can be read."""
+    return sorted(path for path in _left(save_dir) if order_of(path) is None)
+
+
+def newest(save_dir: Path) -> Optional[Path]:
+    """The checkpoint below `save_dir` that was written last: `best_model` where that of which it is a copy is gone."""
+    best = save_dir / BEST
+    candidates = [*list_checkpoints(save_dir), *([best] if order_of(best) else [])]
+    return max(candidates, key=lambda folder: order_of(folder) or (0, 0), default=None)
+
+
+def _left(save_dir: Path) -> list[Path]:
+    """What runs have left below `save_dir`, or what is called as if they had."""
+    names = re.compile(rf"{_CHECKPOINT.pattern}|\.({_CHECKPOINT.pattern})\.old")
+    return [path for path in save_dir.glob("*") if names.fullmatch(path.name) and _holds_something(path)]
+
+
+def contents(save_dir: Path) -> str:
+    """What a run has left below `save_dir`, for a sentence: its newest checkpoint, and `best_model` with its score."""
+    left = sorted(path.name for path in _left(save_dir))
+    found = [path.name for path in list_checkpoints(save_dir)[-1:]] or [name for name in left if name != BEST]
+    if BEST in left:
+        score = _score(save_dir / BEST)
+        found.append(BEST if score is None else f"{BEST} (mIoU {score:.4f})")
+    return " and ".join(found)
+
+
+def is_in(folder: Path, save_dir: Path) -> bool:
+    """Whether a checkpoint lies directly below `save_dir`."""
+    return folder.resolve() in {path.resolve() for path in save_dir.glob("*")}
 
 
 def prune(save_dir: Path, keep: int) -> None:
@@ -196,8 +311,19 @@ def prune(save_dir: Path, keep: int) -> None:
     for old in list_checkpoints(save_dir)[:-keep]:
         with _writing(old):
             deleted = old.with_name(f".{old.name}.deleted")  # under a name that nobody takes for a checkpoint
+            _clear(deleted)
             old.rename(deleted)
-            shutil.rmtree(deleted)
+            _clear(deleted)
+
+
+def list_skipped(save_dir: Path, skipped: dict[str, str]) -> None:
+    """Write down the samples that were left out, path -> why; those from before the run was resumed stay listed."""
+    path = save_dir / SKIPPED_FILE
+    with _writing(path):
+        earlier = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    lines = [printable(f"{sample}: {why}") for sample, why in sorted(skipped.items())]
+    content = "".join(f"{line}\n" for line in dict.fromkeys([*earlier, *lines]))
+    write_atomically(path, content.encode())
 
 
 def read_state(folder: Path) -> TrainingState:
@@ -206,27 +332,57 @@ def read_state(folder: Path) -> TrainingState:
     Raises:
         DataError: not a checkpoint.
     """
+    reason = ""
     try:
-        return TypeAdapter(TrainingState).validate_json((folder / "state.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{folder}: expected a checkpoint with model.pdparams, model.pdopt and state.json, found none that can be "
-            "read; give a folder like output/iter_1000, output/best_model, or 'auto'"
-        ) from error
+        if order_of(folder) is not None:
+            return TypeAdapter(TrainingState).validate_json((folder / "state.json").read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = f" (state.json: {'.'.join(map(str, first['loc']))}: {first['msg']})"
+    raise DataError(
+        f"{folder}: expected a checkpoint with model.pdparams, model.pdopt and state.json, found none that can be "
+        f"read{reason}; give a folder like output/iter_1000, output/best_model, or 'auto'"
+    )
 
 
-def find(resume_model: str, save_dir: Union[str, Path]) -> Optional[Path]:
-    """The checkpoint to go on from: a folder, or with 'auto' the newest in `save_dir` (None if there is none).
-
-    All ranks must call this; the main one decides and puts in order what a killed run left.
+def notes(folder: Path, recipe: dict[str, Any]) -> list[str]:
+    """What to know before a run goes on from a checkpoint, a line each: what of it is not understood, and where its
+    recipe is not `recipe`. None where there is nothing.
     """
-    folder: Optional[Path] = Path(resume_model)
-    if resume_model == "auto":
-        if distributed.is_main():
-            tidy(Path(save_dir))
-            folder = next(iter(reversed(list_checkpoints(save_dir))), None)
-        folder = distributed.from_main(folder)
-    return folder
+    lines = []
+    unknown = sorted(set(_raw_state(folder)) - {field.name for field in fields(TrainingState)})
+    if unknown:
+        lines.append(
+            f"{folder} was written by a later version: {', '.join(unknown)} in its state.json is not understood, and "
+            "not restored"
+        )
+    try:
+        before, now = _values(load_config(folder / "config.yml").model_dump()), _values(recipe)
+    except UsageError as error:
+        return [*lines, f"whether the recipe has changed is not known: {str(error).splitlines()[0]}"]
+    # Data sets and evaluation last, as they have the most keys.
+    keys = sorted({**now, **before}, key=lambda key: key.startswith(("train_dataset", "val_dataset", "test_config")))
+    changes = [
+        f"  {key}: {shown(before[key]) if key in before else 'not given'} -> "
+        f"{shown(now[key]) if key in now else 'not given'}"
+        for key in keys
+        if key not in before or key not in now or before[key] != now[key]
+    ]
+    if changes:
+        lines.append(f"the recipe is not that of {folder} ({len(changes)} {'keys' if len(changes) > 1 else 'key'}):")
+    if len(changes) > MOST_CHANGES:
+        changes[MOST_CHANGES:] = [f"  and {len(changes) - MOST_CHANGES} more"]
+    return lines + changes
+
+
+def _values(tree: Any, key: str = "") -> dict[str, Any]:
+    """The values of a recipe by their dotted keys; a list without mappings is one value."""
+    if isinstance(tree, list) and any(isinstance(part, dict) for part in tree):
+        tree = dict(enumerate(tree))
+    if not isinstance(tree, dict) or not tree:
+        return {key: tree}
+    parts = [_values(value, f"{key}.{name}" if key else str(name)) for name, value in tree.items()]
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def resume(folder: Path, *, model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> TrainingState:

@@ -26,7 +26,6 @@ from hmsa.engine.checkpoint import TrainingState
 from hmsa.engine.evaluate import evaluate
 from hmsa.engine.inference import InferenceOptions
 from hmsa.errors import DataError, Interrupted, UsageError
-from hmsa.files import write_atomically
 from hmsa.log import SilentLog, duration
 from hmsa.losses import WeightedLoss
 from hmsa.memory import (
@@ -467,8 +466,7 @@ class _Run:
             )
             checkpoint.prune(self.options.save_dir, self.options.keep_checkpoint_max)
             if skipped:
-                lines = [f"{path}: {why}\n" for path, why in sorted(skipped.items())]
-                write_atomically(self.options.save_dir / "skipped_samples.txt", "".join(lines).encode())
+                checkpoint.list_skipped(self.options.save_dir, skipped)
         distributed.meet()
 
     def score(self) -> None:

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from launcher import Job, launch
+from launcher import Job, launch, paths
 
 from hmsa import builder
 from hmsa.config import load_config
@@ -67,3 +67,34 @@ def test_a_picture_that_one_rank_cannot_read_ends_all(tiny_recipe, tmp_path):
     assert f"error: rank 1 on {HOST}: {label}" in main, job.everything()
     assert f"error: {label}" in other, job.everything()
     assert "Traceback" not in main + other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("train.py", ["--save_dir", "run"], "run: expected no earlier run where a new one starts, found iter_1"),
+        (
+            "train.py",
+            ["--save_dir", "new", "--use_vdl"],
+            "--use_vdl needs VisualDL, which cannot be imported (ImportErr",
+        ),
+        ("val.py", ["--model_path", "x", "--output", "run"], "run: expected a file to write, found a folder"),
+    ],
+)
+def test_what_the_first_rank_refuses_ends_all_alike(tiny_recipe, tmp_path, script, arguments, said):
+    """On each machine with the status of a wrong command line, though only the first looks."""
+    (tmp_path / "broken/visualdl").mkdir(parents=True)
+    (tmp_path / "broken/visualdl/__init__.py").write_text("raise ImportError")
+    environment = {"PYTHONPATH": f"{tmp_path / 'broken'}:{paths()}"}
+    arguments = [str(tmp_path / text) if text in ("run", "new") else text for text in arguments]
+    (tmp_path / "run/iter_1").mkdir(parents=True)
+    (tmp_path / "run/iter_1/state.json").touch()
+    job = Job(
+        tmp_path / "job", script, "--config", tiny_recipe, *arguments, machines=2, processes=1, environment=environment
+    )
+    assert job.wait(SECONDS) == [2, 2], job.everything()
+    for machine in job.machines:
+        assert said in (machine / "console").read_text(), job.everything()
+    assert "Traceback" not in job.console()
+    assert not (tmp_path / "new").exists()
