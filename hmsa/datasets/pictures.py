@@ -64,11 +64,14 @@ def read_bytes(path: str | Path, max_pixels: Optional[int] = None) -> bytes:
         if not stat.S_ISREG(found.st_mode):  # a pipe would wait for a writer, a device has no end
             raise OSError("it is a pipe or a device")
         if found.st_size > 16 * _limit(max_pixels):
-            raise OSError(f"its {found.st_size} bytes are more than max_image_pixels ({_limit(max_pixels)}) can take")
+            raise UnfitError(
+                f"its {found.st_size} bytes are more than {_limit(max_pixels)} pixels take",
+                "replace it, or raise max_image_pixels in the recipe",
+            )
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} should be a readable file, but: {reason}; replace or remove it") from error
+        reason, remedy = getattr(error, "strerror", None) or error, getattr(error, "remedy", "replace or remove it")
+        raise DataError(f"{path} should be a readable file, but: {reason}; {remedy}") from error
 
 
 def read_image(path: str | Path, max_pixels: Optional[int] = None) -> np.ndarray:

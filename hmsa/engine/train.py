@@ -24,7 +24,7 @@ from hmsa.engine import checkpoint
 from hmsa.engine.checkpoint import TrainingState
 from hmsa.engine.evaluate import evaluate
 from hmsa.engine.inference import InferenceOptions
-from hmsa.errors import DataError, Interrupted, UsageError
+from hmsa.errors import DataError, Interrupted, UsageError, printable
 from hmsa.files import write_atomically
 from hmsa.log import SilentLog, duration
 from hmsa.losses import WeightedLoss
@@ -423,7 +423,7 @@ class _Run:
             )
             checkpoint.prune(self.options.save_dir, self.options.keep_checkpoint_max)
             if skipped:
-                lines = [f"{path}: {why}\n" for path, why in sorted(skipped.items())]
+                lines = [printable(f"{path}: {why}") + "\n" for path, why in sorted(skipped.items())]
                 write_atomically(self.options.save_dir / "skipped_samples.txt", "".join(lines).encode())
         distributed.meet()
 

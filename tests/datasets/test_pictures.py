@@ -172,7 +172,7 @@ def test_the_limit_is_that_of_labels_and_of_bytes(tmp_path, monkeypatch):
         check_size(10, 20, 199)
     path.write_bytes(bytes(1601))
     assert len(read_bytes(path, 101)) == 1601
-    with pytest.raises(DataError, match=r"its 1601 bytes are more than max_image_pixels \(100\) can take"):
+    with pytest.raises(DataError, match=r"its 1601 bytes are more than 100 pixels take; .*raise max_image_pixels"):
         read_image(path)
 
 
