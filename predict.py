@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Predict pictures: colour maps in SAVE_DIR/pseudo_color_prediction, overlays in SAVE_DIR/added_prediction."""
+"""Predict images: colour maps in SAVE_DIR/pseudo_color_prediction, overlays in SAVE_DIR/added_prediction."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model_path", required=True, help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder"
     )
-    parser.add_argument("--image_path", required=True, help="a picture, a folder, a .txt list or a quoted glob")
-    parser.add_argument("--save_dir", default="output/result", help="where the pictures go")
+    parser.add_argument("--image_path", required=True, help="an image, a folder, a list of images or a quoted glob")
+    parser.add_argument("--save_dir", default="output/result", help="where the results go")
     parser.add_argument("--label_ids", action="store_true", help="also write Cityscapes label ids (19 classes)")
     parser.add_argument("--custom_color", nargs="+", type=int, default=[], help="R G B of the first classes")
     cli.add_inference_flags(parser, "--aug_pred")
@@ -28,9 +28,10 @@ def main(args: argparse.Namespace) -> None:
     prepare()
     from hmsa import builder, distributed
     from hmsa.config import load_config
+    from hmsa.datasets.find import LeftOut
     from hmsa.datasets.labels import CLASS_NAMES
     from hmsa.engine.inference import InferenceOptions
-    from hmsa.engine.predict import find_pictures, predict
+    from hmsa.engine.predict import find_pictures, notices, predict
     from hmsa.errors import DataError, UsageError
     from hmsa.files import writable_folder
     from hmsa.visualize import color_palette
@@ -38,8 +39,11 @@ def main(args: argparse.Namespace) -> None:
     config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_pred)])
     options = InferenceOptions.from_test_config(**config.test_config.model_dump())
     colors = color_palette(args.custom_color)
-    pictures = find_pictures(args.image_path)
+    left_out = LeftOut()
+    pictures = find_pictures(args.image_path, left_out)
     writable_folder(args.save_dir)
+    if distributed.is_main():
+        print(*notices(pictures, left_out, args.save_dir), sep="\n", flush=True)
     distributed.init()
     transforms = builder.build_transforms(builder.inference_transforms(config))
     if args.label_ids and config.model.num_classes != len(CLASS_NAMES):
@@ -49,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
         )
     network, _ = builder.open_network(config, args.model_path, engine=args.engine, precision=args.precision)
 
-    results = {"save_dir": args.save_dir, "label_ids": args.label_ids}
+    results = {"save_dir": args.save_dir, "label_ids": args.label_ids, "max_image_pixels": config.max_image_pixels}
     failed = predict(network, pictures, transforms=transforms, options=options, colors=colors, **results)
     if distributed.is_main():
         done = f"found {len(pictures)}, written {len(pictures) - len(failed)} to {args.save_dir}, failed {len(failed)}"

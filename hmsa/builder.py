@@ -17,6 +17,7 @@ from paddle.version import full_version as PADDLE_VERSION
 from hmsa.config import Config, MixedLossSpec, NormalizeSpec, Section, arguments, dotted, shown, suggest
 from hmsa.datasets.cityscapes import CityscapesAutolabeling
 from hmsa.datasets.dataset import SegmentationDataset
+from hmsa.datasets.lists import ListDataset
 from hmsa.distributed import world_size
 from hmsa.engine.inference import Network
 from hmsa.errors import DataError, HmsaError, UsageError
@@ -88,7 +89,7 @@ def _common_options(
 
 
 MODELS: Table = {"MscaleOCRNet": MscaleOCRNet}
-DATASETS: Table = {"CityscapesAutolabeling": CityscapesAutolabeling}
+DATASETS: Table = {"CityscapesAutolabeling": CityscapesAutolabeling, "Dataset": ListDataset}
 TRANSFORMS: Table = {
     "ResizeStepScaling": ResizeStepScaling,
     "RandomPaddingCrop": RandomPaddingCrop,
@@ -202,9 +203,13 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
     training = split == "train"
     options = {"type": spec.type, **arguments(spec)}
     del options["transforms"]
+    for key, default in (("mode", split), ("num_classes", config.model.num_classes)):
+        if key in options and options[key] is None:
+            options[key] = default
     # An evaluation that leaves pictures out would be no score.
     limit = config.bad_sample_limit if training and config.on_bad_sample == "skip" else None
     common = {"transforms": transforms, "seed": config.seed, "bad_sample_limit": limit}
+    common["max_image_pixels"] = config.max_image_pixels
     if spec.type in DATASETS:
         dataset = _build("dataset", {**options, **common}, DATASETS, where)
     else:

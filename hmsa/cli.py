@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from typing import Callable, NoReturn
 
 from hmsa import distributed
-from hmsa.errors import HmsaError, Interrupted
+from hmsa.errors import HmsaError, Interrupted, show_anything
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
     """Parse, call `main`, and leave: 0 done, 1 bad data, 2 bad command line or config, 128 + number of a signal."""
     status = 0
+    show_anything()
     distributed.join()
     try:
         main(parser.parse_args())

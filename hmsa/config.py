@@ -58,6 +58,7 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Pictures = Annotated[int, Field(ge=1, le=65536)]
 Channels = Annotated[int, Field(ge=1, le=4096)]
 Label = Annotated[int, Field(ge=0, le=2**15 - 1)]
+Pixels = Annotated[int, Field(ge=1, le=2**30)]  # of an image; OpenCV decodes no more
 Iterations = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
@@ -208,12 +209,31 @@ class CityscapesAutolabelingSpec(Section):
     transforms: list[TransformSpec] = []
 
 
+class ListDatasetSpec(Section):
+    """Images and labels named in lists, under PaddleSeg's name and keys; without `mode`, that of the section."""
+
+    type: Literal["Dataset"]
+    dataset_root: Annotated[str, Field(min_length=1)] = "."
+    train_path: Optional[str] = None
+    val_path: Optional[str] = None
+    test_path: Optional[str] = None
+    num_classes: Optional[Annotated[int, Field(ge=1, le=2**15 - 1)]] = None
+    mode: Optional[Literal["train", "val", "test"]] = None
+    separator: Optional[Annotated[str, Field(min_length=1)]] = None
+    ignore_index: Label = 255
+    transforms: list[TransformSpec] = []
+    # PaddleSeg has other values, which would change nothing here.
+    img_channels: Literal[3] = Field(default=3, exclude=True)
+    edge: Literal[False] = Field(default=False, exclude=True)
+
+
 AnyDatasetSpec = Annotated[
     Union[
         Annotated[CityscapesAutolabelingSpec, Tag("type:CityscapesAutolabeling")],
+        Annotated[ListDatasetSpec, Tag("type:Dataset")],
         Annotated[DatasetSpec, Tag("type:")],
     ],
-    _type_of("CityscapesAutolabeling"),
+    _type_of("CityscapesAutolabeling", "Dataset"),
 ]
 
 
@@ -406,6 +426,7 @@ class Config(Section):
     nonfinite_limit: Count = 10
     on_bad_sample: Literal["error", "skip"] = "error"
     bad_sample_limit: Count = 100
+    max_image_pixels: Pixels = 89_478_485
     model: NetworkSpec
     train_dataset: Optional[AnyDatasetSpec] = None
     val_dataset: Optional[AnyDatasetSpec] = None
@@ -442,7 +463,7 @@ class Config(Section):
         problems = []
         for name in ("train_dataset", "val_dataset"):
             spec = getattr(self, name)
-            classes = spec and NUM_CLASSES.get(spec.type, (spec.model_extra or {}).get("num_classes"))
+            classes = spec and NUM_CLASSES.get(spec.type, getattr(spec, "num_classes", None))
             if classes and classes != self.model.num_classes:
                 problems.append(
                     f"expected model.num_classes to be the {shown(classes)} classes of {name}, found "
@@ -470,10 +491,10 @@ class Config(Section):
             )
         return problems
 
-    def _problems_with_labels(self, dataset: Union[CityscapesAutolabelingSpec, DatasetSpec]) -> list[str]:
+    def _problems_with_labels(self, dataset: Section) -> list[str]:
         """Labels of a training picture that a loss would take for a class that there is not."""
         problems = []
-        ignored = (dataset.model_extra or {}).get("ignore_index", 255)
+        ignored = getattr(dataset, "ignore_index", 255)
         for key, spec in _single_losses(self.loss.types if self.loss else (), "loss.types"):
             marked = getattr(spec, "ignore_index", ignored)  # Those of PaddleSeg may have none.
             if marked != ignored:
@@ -481,7 +502,7 @@ class Config(Section):
                     f"expected {key}.ignore_index to be {shown(ignored)}, which marks ignored pixels in "
                     f"train_dataset, found {shown(marked)}: set it to {shown(ignored)}"
                 )
-        for index, transform in enumerate(dataset.transforms):
+        for index, transform in enumerate(getattr(dataset, "transforms", ())):
             label = getattr(transform, "label_padding_value", None)
             if isinstance(label, int) and label != ignored and not 0 <= label < self.model.num_classes:
                 problems.append(
@@ -502,6 +523,7 @@ _SECTIONS: dict[str, type[Section]] = {
 OUR_SPECS: dict[str, type[Section]] = {
     "MscaleOCRNet": NetworkSpec,
     "CityscapesAutolabeling": CityscapesAutolabelingSpec,
+    "Dataset": ListDatasetSpec,
     "ResizeStepScaling": ResizeStepScalingSpec,
     "RandomPaddingCrop": RandomPaddingCropSpec,
     "RandomHorizontalFlip": RandomHorizontalFlipSpec,

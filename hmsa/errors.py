@@ -3,11 +3,21 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 
 def printable(text: str) -> str:
     """`text` on one line, and what a terminal would obey or cannot show spelt out: names may come from a stranger."""
     line = " ".join(text.splitlines())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def show_anything() -> None:
+    """Let consoles that lack a character show its number instead: no result is lost over a name in a message."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class HmsaError(Exception):
@@ -26,7 +36,15 @@ class UsageError(HmsaError):
 
 
 class DataError(HmsaError):
-    """A picture, a label, a data set or a weight file that cannot be used."""
+    """An image, a label, a data set or a weight file that cannot be used."""
+
+
+class UnfitError(ValueError):
+    """What is wrong with a file that need not be damaged, and what to do about it; becomes a part of a DataError."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 class Interrupted(HmsaError):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hmsa import builder
 from hmsa.config import OUR_SPECS, Config, load_config
-from hmsa.errors import UsageError
+from hmsa.errors import DataError, UsageError
 
 RECIPE = """
 iters: 100
@@ -57,7 +57,7 @@ CONSTRUCTORS = {**builder.MODELS, **builder.DATASETS, **builder.TRANSFORMS, **bu
 
 @pytest.mark.parametrize("name", sorted(set(OUR_SPECS) & set(CONSTRUCTORS)))
 def test_schema_and_constructor_agree(name: str) -> None:
-    given_by_builder = {"seed", "bad_sample_limit", "backbone", "type", "pretrained"}
+    given_by_builder = {"seed", "bad_sample_limit", "max_image_pixels", "backbone", "type", "pretrained"}
     parameters = {
         key: parameter.default
         for key, parameter in inspect.signature(CONSTRUCTORS[name]).parameters.items()
@@ -70,6 +70,11 @@ def test_schema_and_constructor_agree(name: str) -> None:
     }
     if name == "CityscapesAutolabeling":  # In a YAML nobody should get the training pictures by leaving `mode` out.
         assert (fields.pop("mode"), parameters.pop("mode")) == (inspect.Parameter.empty, "train")
+    if name == "Dataset":  # Left out, the section and the model say them; the others have one value.
+        assert [(fields.pop(key), parameters.pop(key)) for key in ("mode", "num_classes")] == [
+            (None, inspect.Parameter.empty)
+        ] * 2
+        assert (fields.pop("img_channels"), fields.pop("edge")) == (3, False)
     as_list = {key: list(value) if isinstance(value, tuple) else value for key, value in parameters.items()}
     assert fields == as_list
 
@@ -406,7 +411,7 @@ def test_transforms_that_are_refused(recipe: Any) -> None:
     assert message.startswith(f"{config.path}: val_dataset.transforms.1: Padding's target_size should be a width")
 
 
-def test_a_data_set_of_paddleseg(recipe: Any, tmp_path: Path) -> None:
+def test_a_data_set_of_lists(recipe: Any, tmp_path: Path) -> None:
     write_cityscapes(tmp_path, {"train": 2})
     stem = "train/city/city_{}_"
     lines = [f"leftImg8bit/{stem}leftImg8bit.png gtFine/{stem}gtFine_labelTrainIds.png".format(i, i) for i in range(2)]
@@ -417,14 +422,33 @@ def test_a_data_set_of_paddleseg(recipe: Any, tmp_path: Path) -> None:
     assert dataset[1]["img"][0, 0, 0] == pytest.approx((101 / 255 - 0.5) / 0.5, abs=1e-6)
     assert dataset[1]["label"].dtype == np.int64
 
+    short = f"{{type: Dataset, dataset_root: {tmp_path}, train_path: list.txt, val_path: list.txt}}"
+    config = recipe(f"train_dataset={short}", f"val_dataset={short}", "max_image_pixels=100")
+    training, evaluating = (builder.build_dataset(config, split) for split in ("train", "val"))
+    assert (training.shuffle, evaluating.shuffle) == (True, False)
+    assert training.num_classes == evaluating.num_classes == config.model.num_classes
+    with pytest.raises(DataError, match=r"expected 1 to 100 pixels in all; .* raise max_image_pixels"):
+        training[0]
+
+
+def test_a_data_set_of_paddleseg(recipe: Any, tmp_path: Path) -> None:
+    write_cityscapes(tmp_path, {"train": 1})
+    stem = "train/city/city_0_"
+    (tmp_path / "val_list.txt").write_text(f"leftImg8bit/{stem}leftImg8bit.png gtFine/{stem}gtFine_labelTrainIds.png")
+    options = (
+        f"val_dataset={{type: OpticDiscSeg, mode: val, dataset_root: {tmp_path}, transforms: [{{type: Normalize}}]}}"
+    )
+    config = recipe("model.num_classes=2", options, "max_image_pixels=100")
+    data = builder.build_dataset(config, "val")
+    assert (len(data), data.num_classes, data.max_image_pixels) == (1, 2, 100)
+
 
 def test_data_sets_that_are_refused(recipe: Any, tmp_path: Path) -> None:
     message = refused(builder.build_dataset, recipe("train_dataset={type: CityscapesAutolabelling}"), "train")
     assert "train_dataset: expected type to name a dataset" in message
     assert "did you mean CityscapesAutolabeling?" in message
     message = refused(builder.build_dataset, recipe("train_dataset={type: Dataset, num_classes: 19}"), "train")
-    assert "expected mode to be given, which Dataset needs" in message
-    assert "expected dataset_root to be given, which Dataset needs" in message
+    assert "train_dataset: expected train_path to name a list, as mode is train, found nothing: add it" in message
     options = f"{{type: OpticDiscSeg, dataset_root: {tmp_path}, mode: val}}"
     (tmp_path / "val_list.txt").write_text("a.png b.png")
     (tmp_path / "train_list.txt").write_text("a.png b.png")

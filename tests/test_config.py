@@ -324,6 +324,10 @@ def test_a_text_that_looks_like_a_number_stays_one_in_the_dump(tmp_path: Path) -
         ("train_dataset: {type: CityscapesAutolabeling, mode: train}", r"train_dataset.dataset_root to be given"),
         ("val_dataset: {type: CityscapesAutolabeling, dataset_root: d}", r"expected val_dataset.mode to be given"),
         ("val_dataset: {type: Dataset, transforms: [{type: RandomDistort, hue: 1}]}", r"val_dataset.transforms.0.hue"),
+        ("val_dataset: {type: Dataset, val_pth: x}", r"found val_dataset.val_pth: did you mean val_path\?"),
+        ("val_dataset: {type: Dataset, edge: true}", r"expected val_dataset.edge to be False"),
+        ("max_image_pixels: 0", r"expected max_image_pixels to be greater than or equal to 1, found 0"),
+        ("max_image_pixels: 2000000000", r"expected max_image_pixels to be less than or equal to 1073741824"),
     ],
 )
 def test_one_problem_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
@@ -416,7 +420,7 @@ def test_what_a_loss_ignores_is_what_the_data_ignores(tmp_path: Path, name: str)
     assert "expected loss.types.0.losses.0.ignore_index to be 255, which marks ignored pixels in train" in message
 
 
-def test_a_data_set_of_others_says_what_it_ignores(tmp_path: Path) -> None:
+def test_a_data_set_of_lists_says_what_it_ignores(tmp_path: Path) -> None:
     path = write(tmp_path, a=FULL)
     dataset = "train_dataset={type: Dataset, ignore_index: 250, transforms: [{type: RandomPaddingCrop}]}"
     fitting = ["loss.types.0.ignore_index=250", "train_dataset.transforms.0.label_padding_value=250"]

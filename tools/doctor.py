@@ -209,7 +209,10 @@ def processes() -> str:
     with tempfile.TemporaryDirectory() as folder:
         launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", folder]
         status, said = outcome([*launcher, __file__, "--here", "rank"], 45)
-        logs = [path.read_text(errors="replace").strip() for path in sorted(Path(folder).glob("workerlog.*"))]
+        logs = [
+            path.read_text(encoding="utf-8", errors="replace").strip()
+            for path in sorted(Path(folder).glob("workerlog.*"))
+        ]
     if status != OK or not any("the sum is 3" in log for log in logs):
         raise RuntimeError("; ".join(log.splitlines()[-1] for log in [*logs, said] if log))
     return f"two processes understand each other ({'nccl' if gpus else 'gloo'})"
@@ -366,6 +369,9 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    from hmsa.errors import show_anything
+
+    show_anything()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"only some of: {', '.join(CHECKS)}")
     parser.add_argument("--here", choices=[*CHECKS, "rank"], help=argparse.SUPPRESS)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from hmsa.datasets.dataset import Pair, SegmentationDataset
+from hmsa.datasets.find import search
 from hmsa.datasets.labels import CLASS_NAMES, IGNORE_INDEX
 from hmsa.errors import DataError, UsageError
 from hmsa.transforms import Transform
@@ -41,6 +42,7 @@ class CityscapesAutolabeling(SegmentationDataset):
         add_val: bool = False,
         seed: int = 0,
         bad_sample_limit: int | None = None,
+        max_image_pixels: int | None = None,
     ) -> None:
         if mode not in ("train", "val", "test"):
             raise UsageError(f"mode should be train, val or test, but it is {mode!r}: correct the data set's mode")
@@ -62,6 +64,7 @@ class CityscapesAutolabeling(SegmentationDataset):
             label_transforms=training,
             seed=seed,
             bad_sample_limit=bad_sample_limit,
+            max_image_pixels=max_image_pixels,
             num_classes=len(CLASS_NAMES),
             class_names=CLASS_NAMES,
             ignore_index=IGNORE_INDEX,
@@ -75,9 +78,9 @@ def fine_pairs(root: Path, split: str) -> list[Pair]:
         return [(str(path), None) for path in images.values()]
     folder = root / "gtFine" / split
     labels = _find(folder, LABEL_ENDING, required=False)
-    if not labels and any(folder.glob("*/*_gtFine_labelIds.png")):
+    if not labels and search(folder, "*/*_gtFine_labelIds.png"):
         raise DataError(
-            f"{folder} should hold pictures *{LABEL_ENDING}, but it holds only those of label ids: run "
+            f"{folder} should hold labels *{LABEL_ENDING}, but it holds only those of label ids: run "
             f"python tools/convert_cityscapes.py --cityscapes_path {root}"
         )
     return _pair(images, labels)
@@ -98,11 +101,11 @@ def coarse_pairs(root: Path) -> list[Pair]:
 
 def _find(folder: Path, ending: str, *, required: bool = True) -> dict[str, Path]:
     """Files <city>/<name><ending> in the folder, by "<city>/<name>" and in that order."""
-    files = sorted(folder.glob(f"*/*{ending}"))
+    files = search(folder, f"*/*{ending}") if folder.is_dir() else []
     if required and not files:
+        found = "holds none" if folder.is_dir() else "does not exist"
         raise DataError(
-            f"{folder} should hold pictures <city>/*{ending}, but it "
-            f"{'holds none' if folder.is_dir() else 'does not exist'}: set dataset_root to the folder of the "
+            f"{folder} should hold images <city>/*{ending}, but it {found}: set dataset_root to the folder of the "
             "data set (data/README.md shows what goes where)"
         )
     return {f"{path.parent.name}/{path.name[: -len(ending)]}": path for path in files}
@@ -114,7 +117,7 @@ def _pair(images: dict[str, Path], labels: dict[str, Path]) -> list[Pair]:
     lonely += [str(labels[key]) for key in labels.keys() - images.keys()]
     if lonely:
         raise DataError(
-            "every picture should have a label of its name and the reverse; add the missing ones or remove "
+            "every image should have a label of its name and the reverse; add the missing ones or remove "
             f"the {len(lonely)} without a partner: " + ", ".join(sorted(lonely))
         )
     return [(str(path), str(labels[key])) for key, path in images.items()]

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from hmsa.datasets.find import search
 from hmsa.datasets.labels import LABEL_ID_TO_TRAIN_ID, LABEL_IDS, palette
 from hmsa.datasets.pictures import check_size, read_bytes, read_label, strange_values
 from hmsa.errors import DataError
@@ -39,7 +40,7 @@ def fine_jobs(root: Path) -> list[Job]:
     folder = root / "gtFine"
     sources = {}
     for ending in (_POLYGONS, _LABEL_IDS):  # the later replaces the earlier
-        for source in folder.glob(f"*/*/*{ending}"):
+        for source in search(folder, f"*/*/*{ending}") if folder.is_dir() else ():
             sources[source.with_name(source.name[: -len(ending)] + _TRAIN_IDS)] = source
     if not sources:
         raise DataError(
@@ -52,7 +53,8 @@ def fine_jobs(root: Path) -> list[Job]:
 def coarse_jobs(root: Path) -> list[Job]:
     """refinement_final/train_extra/<city>/X -> convert_autolabelled/<city>/X, without folders named tmp."""
     folder = root / "refinement_final" / "train_extra"
-    names = (path.relative_to(folder) for path in folder.rglob("*_leftImg8bit.png"))
+    found = search(folder, "**/*_leftImg8bit.png") if folder.is_dir() else []
+    names = (path.relative_to(folder) for path in found)
     jobs = [Job(folder / name, root / "convert_autolabelled" / name) for name in names if "tmp" not in name.parts]
     if not jobs:
         raise DataError(
@@ -83,7 +85,7 @@ def _train_ids_of_polygons(source: Path) -> np.ndarray:
     text = read_bytes(source)
     try:
         annotation = Annotation()
-        annotation.fromJsonText(text.decode())
+        annotation.fromJsonText(text.decode("utf-8-sig"))
         check_size(annotation.imgWidth, annotation.imgHeight)
         for thing in annotation.objects:
             if thing.deleted:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures with labels: checking, the list of an epoch, and one sample by its number."""
+"""Images with labels: checking, the list of an epoch, and one sample by its number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from hmsa.datasets.pictures import read_image, read_label, strange_values
+from hmsa.datasets.pictures import read_label, read_upright, strange_values
 from hmsa.errors import DataError, UsageError, printable
 from hmsa.transforms import Sample, Transform, fused
 
@@ -36,6 +36,9 @@ class SegmentationDataset:
     A sample whose files cannot be used is a DataError. With `bad_sample_limit`, one drawn from the same epoch stands in
     for it, which depends on (seed, i) and on the state of the files alone; it is warned about and kept in `skipped`,
     and more than so many of them are a DataError.
+
+    An image that its EXIF data turn is taken with a label of the turned size. A label as large as the stored pixels,
+    which a turn by 180 degrees or a square image leaves open, may lie elsewhere than the image: a DataError.
     """
 
     def __init__(
@@ -52,9 +55,10 @@ class SegmentationDataset:
         class_names: Sequence[str] | None = None,
         ignore_index: int = 255,
         bad_sample_limit: int | None = None,
+        max_image_pixels: int | None = None,
     ) -> None:
         if not pairs:
-            raise DataError("a data set should hold at least one picture, but there is none: check dataset_root")
+            raise DataError("a data set should hold at least one image, but there is none: check dataset_root")
         self.pairs = tuple(pairs)
         self.coarse_pairs = tuple(coarse_pairs)
         self.coarse_per_epoch = int(coarse_multiple * len(self.pairs))
@@ -71,6 +75,7 @@ class SegmentationDataset:
         self.ignore_index = ignore_index
         self.label_transforms = label_transforms
         self.bad_sample_limit = bad_sample_limit
+        self.max_image_pixels = max_image_pixels
         self._skipped: dict[str, str] = {}
         self._skipped_lock = threading.Lock()
         # Neighbouring samples, two epochs at most, come from several threads.
@@ -84,8 +89,7 @@ class SegmentationDataset:
         transforms: Sequence[Transform] = (),
         shuffle: bool,
         label_transforms: bool,
-        seed: int = 0,
-        bad_sample_limit: int | None = None,
+        **options: Any,
     ) -> SegmentationDataset:
         """The files of one of PaddleSeg's data sets, in place of its reading and its transforms."""
         from paddleseg.datasets import Dataset
@@ -103,8 +107,7 @@ class SegmentationDataset:
             transforms=transforms,
             shuffle=shuffle,
             label_transforms=label_transforms,
-            seed=seed,
-            bad_sample_limit=bad_sample_limit,
+            **options,
         )
 
     def __len__(self) -> int:
@@ -156,10 +159,10 @@ class SegmentationDataset:
     def _read(self, pair: Pair) -> Sample:
         """Read and check one pair. DataError names the file if it cannot be used."""
         image_path, label_path = pair
-        sample: Sample = {"img": read_image(image_path), "trans_info": [], "gt_fields": []}
-        sample["image_path"] = image_path
+        image, orientation = read_upright(image_path, self.max_image_pixels)
+        sample: Sample = {"img": image, "trans_info": [], "gt_fields": [], "image_path": image_path}
         if label_path is not None:
-            sample["label"] = self._read_checked_label(label_path, image_path, sample["img"].shape[:2])
+            sample["label"] = self._read_checked_label(label_path, image_path, image, orientation)
             if self.label_transforms:
                 sample["gt_fields"].append("label")
         return sample
@@ -192,13 +195,21 @@ class SegmentationDataset:
                 sys.stderr.write(printable(f"warning: another picture stands in for {path}: {reason}") + "\n")
             return len(self._skipped)
 
-    def _read_checked_label(self, path: str, image_path: str, size: tuple[int, int]) -> np.ndarray:
-        label = read_label(path)
+    def _read_checked_label(self, path: str, image_path: str, image: np.ndarray, orientation: int) -> np.ndarray:
+        """The label of an image [H, W, 3], which has been turned from EXIF's `orientation`."""
+        label, size = read_label(path, self.max_image_pixels), image.shape[:2]
+        stored = size[::-1] if orientation >= 5 else size
+        if orientation != 1 and label.shape == stored:
+            raise DataError(
+                f"{path} should be drawn on the upright image, but its image {image_path} is stored turned (EXIF "
+                f"orientation {orientation}), and the label's size does not show that it was drawn on the upright one: "
+                "save the image upright, without the tag, and the label to match"
+            )
         if label.shape != size:
             raise DataError(
-                f"{path} should be as large as its picture {image_path}, {size[1]}x{size[0]} (width x "
+                f"{path} should be as large as its image {image_path}, {size[1]}x{size[0]} (width x "
                 f"height), but it is {label.shape[1]}x{label.shape[0]}: "
-                "pair it with the right picture or make it anew"
+                "pair it with the right image or make it anew"
             )
         strange = strange_values(label, {*range(self.num_classes), self.ignore_index})
         if strange:

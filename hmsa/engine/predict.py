@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label maps of any pictures, written as colour pictures and overlays; no data set needed."""
+"""Label maps of any images, written as colour maps and overlays; no data set needed."""
 
 from __future__ import annotations
 
-import glob
 import io
-import os
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
-from pathlib import Path, PurePath
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,6 +15,8 @@ from tqdm import tqdm
 
 from hmsa import distributed
 from hmsa.datasets.dataset import SegmentationDataset
+from hmsa.datasets.find import COLOR_MAPS, LABEL_IDS, OVERLAYS, LeftOut, Picture, search
+from hmsa.datasets.find import find_pictures as find_pictures
 from hmsa.datasets.labels import TRAIN_ID_TO_LABEL_ID
 from hmsa.datasets.pictures import read_image
 from hmsa.engine.inference import InferenceOptions, Network, class_scores, restore
@@ -28,38 +26,27 @@ from hmsa.memory import as_tensor
 from hmsa.transforms import Transform
 from hmsa.visualize import overlay, pseudo_color
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
+def notices(pictures: Sequence[Picture], left_out: LeftOut, save_dir: str | Path) -> Iterator[str]:
+    """What to tell before predicting: what was left out, which results have other names, which replace earlier ones."""
+    yield printable(f"found {_counted(len(pictures))}" + f"; {left_out}" * bool(str(left_out)))
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture to predict, and the relative paths its results are written under."""
+    renamed = [p for p in pictures if p.label_name.name != p.path.with_suffix(".png").name]
+    if renamed:
+        names = ", ".join(f"{p.path.name} as {p.label_name.name}" for p in renamed[:5])
+        yield printable(f"results of {_counted(len(renamed))} have longer names, as others have theirs: {names}")
 
-    path: Path
-    overlay_name: PurePath  # keeps the picture's own format where OpenCV can write it
-    label_name: PurePath  # always .png
-
-
-def find_pictures(image_path: str) -> list[Picture]:
-    """The pictures that a file, a folder (with all below it), a .txt list or a glob pattern stands for.
-
-    A line of a list starts with a path, relative to the list's folder. Results are named by the path below the
-    folder (of the picture, the list, the pattern's part without wildcards); no two results have the same name.
-
-    Raises:
-        DataError: nothing found.
-    """
-    given = Path(image_path)
-    try:
-        folder, paths = _found(given)
-    except (OSError, ValueError) as error:  # ValueError: no pattern, as "**a" is none
-        raise DataError(f"{image_path}: expected a path or a pattern, but: {error}; correct --image_path") from error
-    if not paths:
-        raise DataError(
-            f"{image_path}: expected a picture, a folder of pictures, a .txt list or a glob pattern, found no "
-            f"picture ({', '.join(SUFFIXES)}); correct --image_path"
+    there = {path for path in search(Path(save_dir), f"{COLOR_MAPS}/**", LeftOut()) if path.is_file()}
+    planned = {Path(save_dir, COLOR_MAPS, picture.label_name) for picture in pictures}
+    if there:
+        yield (
+            f"{save_dir} holds results of an earlier run: those of {_counted(len(there & planned))} will be replaced, "
+            f"those of {_counted(len(there - planned), 'other image')} stay"
         )
-    return _named(dict.fromkeys(paths), folder)
+
+
+def _counted(number: int, what: str = "image") -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def predict(
@@ -71,6 +58,7 @@ def predict(
     save_dir: str | Path,
     colors: Sequence[int],
     label_ids: bool = False,
+    max_image_pixels: int | None = None,
     progress: bool = True,
 ) -> list[Path]:
     """Predict pictures and write `added_prediction/` (overlays) and `pseudo_color_prediction/` below `save_dir`.
@@ -83,6 +71,7 @@ def predict(
         transforms: what turns a picture, uint8 RGB, into the network's input.
         colors: 256 colours, see `hmsa.visualize`.
         label_ids: whether to write Cityscapes label ids to `label_ids/` as well.
+        max_image_pixels: above which an image is refused; None is Pillow's limit.
         progress: whether rank 0 shows a bar.
 
     Returns:
@@ -95,6 +84,7 @@ def predict(
         shuffle=False,
         label_transforms=False,
         transforms=transforms,
+        max_image_pixels=max_image_pixels,
     )
     mine = range(distributed.rank(), len(pictures), distributed.world_size())
     failed = np.zeros(len(pictures), np.int64)
@@ -105,7 +95,8 @@ def predict(
             logits = class_scores(network, as_tensor(sample["img"][np.newaxis]), options)
             label = restore(logits, sample["trans_info"])
             del logits
-            _write(picture, label, Path(save_dir), colors, label_ids)
+            image = read_image(picture.path, max_image_pixels)
+            _write(picture, image, label, Path(save_dir), colors, label_ids)
         # Whatever is wrong with this picture (too small, too large for the memory), the others can still be done.
         except Exception as error:
             failed[index] = 1
@@ -115,21 +106,22 @@ def predict(
     return [picture.path for picture, count in zip(pictures, failed) if count]
 
 
-def _write(picture: Picture, label: np.ndarray, save_dir: Path, colors: Sequence[int], label_ids: bool) -> None:
-    image = read_image(picture.path)
+def _write(
+    picture: Picture, image: np.ndarray, label: np.ndarray, save_dir: Path, colors: Sequence[int], label_ids: bool
+) -> None:
     if image.shape[:2] != label.shape:
         raise DataError(
-            f"the prediction is {label.shape[1]}x{label.shape[0]}, the picture {image.shape[1]}x{image.shape[0]}; "
+            f"the prediction is {label.shape[1]}x{label.shape[0]}, the image {image.shape[1]}x{image.shape[0]}; "
             "the transforms of val_dataset may resize and pad, but not cut"
         )
     colored = _png(pseudo_color(label, colors))
-    write_atomically(save_dir / "pseudo_color_prediction" / picture.label_name, colored)
+    write_atomically(save_dir / COLOR_MAPS / picture.label_name, colored)
     if label_ids:
         ids = Image.fromarray(TRAIN_ID_TO_LABEL_ID[label])
-        write_atomically(save_dir / "label_ids" / picture.label_name, _png(ids))
+        write_atomically(save_dir / LABEL_IDS / picture.label_name, _png(ids))
     # Last, as not every format takes every size.
     encoded = _encoded(overlay(image, label, colors), picture.overlay_name.suffix)
-    write_atomically(save_dir / "added_prediction" / picture.overlay_name, encoded)
+    write_atomically(save_dir / OVERLAYS / picture.overlay_name, encoded)
 
 
 def _encoded(image: np.ndarray, suffix: str) -> bytes:
@@ -140,7 +132,7 @@ def _encoded(image: np.ndarray, suffix: str) -> bytes:
         done = False
     if not done:
         size = f"{image.shape[1]}x{image.shape[0]}"
-        raise DataError(f"an overlay of {size} pixels cannot be written as {suffix}: make a PNG of the picture")
+        raise DataError(f"an overlay of {size} pixels cannot be written as {suffix}: make a PNG of the image")
     return content.tobytes()
 
 
@@ -148,71 +140,3 @@ def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _found(given: Path) -> tuple[Path, list[Path]]:
-    """The folder that results are named from, and the pictures."""
-    if given.is_dir():
-        return given, _pictures_of(given.rglob("*"), given)
-    if given.is_file():
-        return given.parent, _listed(given) if given.suffix.lower() == ".txt" else [given]
-    fixed = list(takewhile(lambda part: not glob.has_magic(part), given.parts[:-1]))
-    folder = Path(*fixed)
-    return folder, _pictures_of(folder.glob(str(Path(*given.parts[len(fixed) :]))), folder)
-
-
-def _pictures_of(paths: Iterable[Path], folder: Path) -> list[Path]:
-    """Those that are pictures by their suffix and not hidden, sorted; what cannot be read is found out later."""
-    return sorted(
-        path
-        for path in paths
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not path.is_dir()
-    )
-
-
-def _listed(text_file: Path) -> list[Path]:
-    """The pictures of a list, one a line; a label after it, as in the list of a data set, is passed over."""
-    folder = text_file.parent
-    try:
-        lines = [line.strip() for line in text_file.read_text(encoding="utf-8-sig").split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{text_file}: expected the path of a picture on each line, but: {error}") from error
-    return [folder / (line if _is_file(folder / line) else line.split()[0]) for line in lines if line]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # too long a name, or a folder that may not be entered
-        return False
-
-
-def _named(paths: Iterable[Path], folder: Path) -> list[Picture]:
-    """Name results by the path below `folder`; of pictures elsewhere, by their whole path."""
-    root = _absolute(folder)
-    overlays: set[PurePath] = set()
-    labels: set[PurePath] = set()
-    pictures = []
-    for path in paths:
-        absolute = _absolute(path)
-        name = absolute.relative_to(root if root in absolute.parents else absolute.anchor)
-        if not name.name:  # a list may hold "/"
-            name = PurePath("root")
-        as_png = name if name.suffix.lower() in SUFFIXES else name.with_name(name.name + ".png")
-        pictures.append(Picture(path, _free(as_png, overlays), _free(name.with_suffix(".png"), labels)))
-    return pictures
-
-
-def _absolute(path: Path) -> Path:
-    """From the root and without "..", links left as they are."""
-    return Path(os.path.normpath(path.absolute()))
-
-
-def _free(name: PurePath, taken: set[PurePath]) -> PurePath:
-    """`name`, or with .png added until it is new: the second of a.jpg and a.png becomes a.png.png."""
-    while name in taken:
-        name = name.with_name(name.name + ".png")
-    taken.add(name)
-    return name

@@ -86,8 +86,52 @@ def test_ignored_pixels_are_in_range(tmp_path):
 
 def test_sizes_that_differ(tmp_path):
     pair = make_pair(tmp_path, label=LABEL[:20])
-    with pytest.raises(DataError, match=r"a_label\.png should be as large as its picture .*36x24.*is 36x20"):
+    with pytest.raises(DataError, match=r"a_label\.png should be as large as its image .*36x24.*is 36x20"):
         dataset(pair)[0]
+
+
+def turned_pair(folder: Path, turn: int, image: np.ndarray, label: np.ndarray) -> tuple[str, str | None]:
+    """The image in a JPEG whose EXIF data ask for a turn, and a label."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    (folder / "a.jpg").write_bytes(encoded(image, "JPEG", exif=exif.tobytes()))
+    (folder / "a_label.png").write_bytes(encoded(label, "PNG"))
+    return str(folder / "a.jpg"), str(folder / "a_label.png")
+
+
+@pytest.mark.parametrize("turn", range(2, 9))
+@pytest.mark.parametrize("drawn_on", ["stored", "upright", "square"])
+def test_a_label_of_a_turned_image_must_show_that_it_was_turned_too(tmp_path, turn, drawn_on):
+    image, label = (PICTURE[:, :24], LABEL[:, :24]) if drawn_on == "square" else (PICTURE, LABEL)
+    if drawn_on == "upright" and turn >= 5:
+        label = np.rot90(label)
+    data = dataset(turned_pair(tmp_path, turn, image, label))
+    if drawn_on == "upright" and turn >= 5:
+        assert (data[0]["label"] == label).all() and data[0]["img"].shape[1:] == label.shape
+        return
+    with pytest.raises(
+        DataError, match=rf"a_label\.png .*a\.jpg is stored turned \(EXIF orientation {turn}\).*upright"
+    ):
+        data[0]
+
+
+def test_turns_that_ask_for_nothing_and_sizes_that_are_neither(tmp_path):
+    assert (dataset(turned_pair(tmp_path, 1, PICTURE, LABEL))[0]["label"] == LABEL).all()
+    with pytest.raises(DataError, match=r"as large as its image .*24x36 .*is 36x20"):
+        dataset(turned_pair(tmp_path, 6, PICTURE, LABEL[:20]))[0]
+    image, _ = turned_pair(tmp_path, 3, PICTURE, LABEL)
+    assert np.abs(dataset((image, None))[0]["img"] - np.rot90(PICTURE, 2).transpose(2, 0, 1)).mean() < 9
+
+
+def test_the_limit_of_pixels_reaches_images_and_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    pair = make_pair(tmp_path)
+    assert (dataset(pair, max_image_pixels=LABEL.size)[0]["label"] == LABEL).all()
+    with pytest.raises(DataError, match="raise max_image_pixels"):
+        dataset(pair, max_image_pixels=LABEL.size - 1)[0]
+    (tmp_path / "a.png").write_bytes(encoded(PICTURE[:9, :9], "PNG"))
+    with pytest.raises(DataError, match=r"a_label\.png .* raise max_image_pixels"):
+        dataset(pair, max_image_pixels=LABEL.size - 1)[0]
 
 
 @pytest.mark.parametrize("most", [300, 40000])
@@ -101,7 +145,7 @@ def test_labels_of_two_bytes_can_be_transformed(tmp_path, most):
 
 
 def test_no_pictures():
-    with pytest.raises(DataError, match="at least one picture"):
+    with pytest.raises(DataError, match="at least one image"):
         dataset()
     with pytest.raises(DataError, match=r"coarse_multiple 0\.5 asks for coarse pictures"):
         dataset(("a", "b"), ("c", "d"), coarse_multiple=0.5)
@@ -140,7 +184,7 @@ def test_another_sample_stands_in_for_a_bad_one(some_bad, capsys):
             assert sample["image_path"] == planned  # good ones stay where they are
     bad = [some_bad[i][0] for i in (1, 4, 6)]
     assert sorted(data.skipped) == bad
-    reasons = "no picture format is recognised", "No such file", "holds 77"
+    reasons = "no image format is recognised", "No such file", "holds 77"
     assert all(reason in data.skipped[path] for path, reason in zip(bad, reasons))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and all(line.startswith("warning: another picture stands in for ") for line in lines)
@@ -239,16 +283,15 @@ def test_without_shuffle_the_order_is_the_list():
 
 
 def test_a_data_set_of_paddleseg_is_taken_over(tmp_path):
-    from paddleseg.datasets import Dataset
+    from paddleseg.datasets import OpticDiscSeg
 
-    make_pair(tmp_path)
-    (tmp_path / "train.txt").write_text("a.png a_label.png\n")
-    theirs = Dataset(
-        mode="train", dataset_root=str(tmp_path), transforms=[], num_classes=4, train_path=str(tmp_path / "train.txt")
-    )
-    ours = SegmentationDataset.from_paddleseg(theirs, shuffle=True, label_transforms=True)
-    assert (ours[0]["label"] == LABEL).all()
-    assert ours.num_classes == 4 and ours.ignore_index == 255 and ours.class_names[1] == "class 1"
+    make_pair(tmp_path, label=np.minimum(LABEL, 1))
+    (tmp_path / "train_list.txt").write_text("a.png a_label.png\n")
+    theirs = OpticDiscSeg(mode="train", dataset_root=str(tmp_path), transforms=[])
+    ours = SegmentationDataset.from_paddleseg(theirs, shuffle=True, label_transforms=True, max_image_pixels=10**6)
+    assert (ours[0]["label"] == np.minimum(LABEL, 1)).all()
+    assert ours.num_classes == 2 and ours.ignore_index == 255 and ours.class_names[1] == "class 1"
+    assert ours.max_image_pixels == 10**6
 
 
 def test_a_data_set_with_reading_of_its_own_is_refused():

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from samples import LABEL, PICTURE, encoded
 
-from hmsa.datasets.pictures import read_image, read_label
+from hmsa.datasets.pictures import (
+    IMAGE_FORMATS,
+    check_size,
+    read_bytes,
+    read_image,
+    read_label,
+    read_upright,
+    starts_as_image,
+)
 from hmsa.errors import DataError
 
 
@@ -44,7 +52,7 @@ def test_pictures_are_turned_upright(tmp_path, form):
     path = tmp_path / "picture"
     path.write_bytes(encoded(PICTURE, form, exif=exif.tobytes(), quality=95))
     upright = np.rot90(PICTURE, -1)
-    assert read_image(path).shape == upright.shape
+    assert read_image(path).shape == upright.shape and read_upright(path).orientation == 6
     assert np.abs(read_image(path).astype(int) - upright).mean() < 6
 
 
@@ -79,8 +87,8 @@ def test_damaged_pictures_are_read_or_named(tmp_path_factory, form, damage):
 def test_other_files_are_no_pictures(tmp_path, content):
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    for read, expected in ((read_image, "a readable picture"), (read_label, "a label picture")):
-        with pytest.raises(DataError, match=rf"a\.png should be {expected}.*no picture format"):
+    for read, expected in ((read_image, "a readable image"), (read_label, "a label image")):
+        with pytest.raises(DataError, match=rf"a\.png should be {expected}.*no image format"):
             read(path)
     with pytest.raises(DataError, match="No such file"):
         read_image(tmp_path / "missing.png")
@@ -91,7 +99,7 @@ def test_a_program_is_never_run(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
     monkeypatch.setattr("subprocess.Popen", None)
-    with pytest.raises(DataError, match=r"no picture format is recognised \(PNG, JPEG,"):
+    with pytest.raises(DataError, match=r"no image format is recognised \(PNG, JPEG,"):
         read_image(path)
 
 
@@ -119,6 +127,59 @@ def test_more_pixels_than_the_limit(tmp_path, monkeypatch):
         read_image(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert read_image(tmp_path / "a.png").shape == PICTURE.shape
+
+
+@pytest.mark.parametrize("form", sorted({*IMAGE_FORMATS, "MPO"} - {"WEBP"}))
+def test_the_limit_can_be_raised_and_pillows_own_stays(tmp_path, monkeypatch, form):
+    """Above twice Pillow's limit `Image.open` refuses, whatever the caller would allow."""
+    path = tmp_path / "a"
+    path.write_bytes(encoded(PICTURE, form))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    size = PICTURE[..., 0].size
+    assert np.abs(read_image(path, size).astype(int) - PICTURE).mean() < (0.1 if form in ("PNG", "TIFF", "PPM") else 40)
+    with pytest.raises(DataError, match=rf"expected 1 to {size - 1} pixels in all; .* or raise max_image_pixels"):
+        read_image(path, size - 1)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "1", "CMYK"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_every_kind_of_tiff_above_pillows_limit(tmp_path, monkeypatch, mode, compression):
+    Image.fromarray(PICTURE).convert(mode).save(tmp_path / "a.tif", compression=compression)
+    expected = read_image(tmp_path / "a.tif")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert (read_image(tmp_path / "a.tif", 10**6) == expected).all()
+
+
+def test_webp_has_a_limit_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "a.webp").write_bytes(encoded(PICTURE, "WEBP"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(
+        DataError, match=r"a\.webp .* more than 200 pixels are too many .*; save it as PNG, JPEG or TIFF"
+    ):
+        read_image(tmp_path / "a.webp", 10**6)
+
+
+def test_the_limit_is_that_of_labels_and_of_bytes(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(LABEL, "PNG"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert (read_label(path, LABEL.size) == LABEL).all()
+    with pytest.raises(DataError, match="raise max_image_pixels"):
+        read_label(path, LABEL.size - 1)
+    check_size(10, 20, 200)
+    with pytest.raises(ValueError, match="its size is 10x20 pixels, expected 1 to 199 pixels in all"):
+        check_size(10, 20, 199)
+    path.write_bytes(bytes(1601))
+    assert len(read_bytes(path, 101)) == 1601
+    with pytest.raises(DataError, match=r"its 1601 bytes are more than 100 pixels take; .*raise max_image_pixels"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("text", [b"P1.jpg x.png", b"BM_0001.jpg x.png", b""])
+def test_names_that_look_like_a_signature(tmp_path, text):
+    (tmp_path / "list").write_bytes(text)
+    assert not starts_as_image(tmp_path / "list")
 
 
 def test_sixteen_bits_become_eight(tmp_path):
@@ -175,7 +236,7 @@ def test_no_bit_of_a_label_changes_unnoticed(tmp_path_factory, place, bit):
 @pytest.mark.parametrize("form", ["JPEG", "BMP", "TIFF", "GIF", "PPM"])
 def test_labels_are_png(tmp_path, form):
     (tmp_path / "label.png").write_bytes(encoded(LABEL, form))
-    with pytest.raises(DataError, match=r"no picture format is recognised \(PNG\); save it as a grey or a palette PNG"):
+    with pytest.raises(DataError, match=r"no image format is recognised \(PNG\); save it as a grey or a palette PNG"):
         read_label(tmp_path / "label.png")
 
 

@@ -8,15 +8,14 @@ import cv2
 import numpy as np
 import paddle
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from PIL import Image
 
 from hmsa import distributed
+from hmsa.datasets.find import OVERLAY_SUFFIXES, LeftOut
+from hmsa.datasets.pictures import IMAGE_SUFFIXES
 from hmsa.engine.inference import InferenceOptions
-from hmsa.engine.predict import SUFFIXES, _named, find_pictures, predict
-from hmsa.errors import DataError
+from hmsa.engine.predict import find_pictures, notices, predict
 from hmsa.visualize import color_palette, overlay
 
 COLORS = color_palette()
@@ -35,114 +34,6 @@ def write_picture(path: Path, height: int = 6, width: int = 9, seed: int = 0) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(".png", image[:, :, ::-1])[1].tobytes())
     return image
-
-
-def names(pictures, folder):
-    return [picture.path.relative_to(folder).as_posix() for picture in pictures]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for name in ("b.png", "a.JPG", "sub/c.jpeg", "sub/deep/d.png", "notes.md", ".hidden.png", ".cache/e.png"):
-        path = tmp_path / "in" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    return tmp_path / "in"
-
-
-def test_a_folder_is_searched_to_its_depths(folder):
-    pictures = find_pictures(str(folder))
-    assert names(pictures, folder) == ["a.JPG", "b.png", "sub/c.jpeg", "sub/deep/d.png"]
-    assert [picture.overlay_name.as_posix() for picture in pictures] == names(pictures, folder)
-    assert [picture.label_name.as_posix() for picture in pictures] == [
-        "a.png", "b.png", "sub/c.png", "sub/deep/d.png",
-    ]  # fmt: skip
-
-
-def test_one_file(folder):
-    (picture,) = find_pictures(str(folder / "sub" / "c.jpeg"))
-    assert picture.overlay_name == PurePath("c.jpeg")
-
-
-def test_globs(folder):
-    pictures = find_pictures(str(folder / "**" / "*.png"))
-    assert names(pictures, folder) == ["b.png", "sub/deep/d.png"]
-    assert pictures[1].label_name == PurePath("sub/deep/d.png")
-    (picture,) = find_pictures(str(folder / "sub" / "?.jpeg"))
-    assert picture.label_name == PurePath("c.png")
-
-
-def test_a_list_of_paths(folder, tmp_path, monkeypatch):
-    outside = tmp_path / "out side" / "f.png"
-    write_picture(outside)
-    listing = folder / "list.txt"
-    listing.write_text(f"b.png labels/b.png\n\nsub/c.jpeg\n{outside}\nmissing.png\nb.png x\n")
-    pictures = find_pictures(str(listing))
-    assert [picture.path for picture in pictures] == [
-        folder / "b.png", folder / "sub/c.jpeg", outside, folder / "missing.png",
-    ]  # fmt: skip
-    assert [picture.label_name for picture in pictures] == [
-        PurePath("b.png"), PurePath("sub/c.png"), outside.relative_to("/"), PurePath("missing.png"),
-    ]  # fmt: skip
-
-
-def test_relative_paths(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    assert [str(picture.label_name) for picture in find_pictures("sub")] == ["c.png", "deep/d.png"]
-    assert [str(picture.label_name) for picture in find_pictures("s*/*.jpeg")] == ["sub/c.png"]
-    assert [str(picture.label_name) for picture in find_pictures("b.png")] == ["b.png"]
-
-
-@pytest.mark.parametrize("path", ["nowhere", "nowhere/*.png", "notes*", ".cache/nothing"])
-def test_nothing_found_is_an_error(folder, path):
-    with pytest.raises(DataError, match="found no picture"):
-        find_pictures(str(folder / path))
-
-
-@settings(deadline=None)
-@given(st.lists(st.sampled_from(["a", "a.png", "b"]).flatmap(
-    lambda stem: st.sampled_from([".png", ".jpg", ".ppm", ""]).map(lambda suffix: f"/in/{stem}{suffix}")
-), unique=True))  # fmt: skip
-def test_no_two_results_have_one_name(paths):
-    pictures = _named([Path(path) for path in paths], Path("/in"))
-    for result_names in zip(*((p.overlay_name, p.label_name) for p in pictures)):
-        assert len(set(result_names)) == len(paths)
-        assert all(not name.is_absolute() and ".." not in name.parts for name in result_names)
-
-
-parts = st.sampled_from(
-    ["..", ".", "/", "//", "a", "b.png", "c.jpg", "~", "\0", "\r", "\x85", "\u2028", " ", "x" * 300, "é"]
-)
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.lists(st.lists(parts, min_size=1, max_size=6).map("".join), min_size=1, max_size=8) | st.lists(st.text()))
-def test_no_line_of_a_list_leads_out_of_the_results(tmp_path_factory, lines):
-    folder = tmp_path_factory.mktemp("list")
-    (folder / "list.txt").write_bytes("\n".join(lines).encode(errors="ignore"))
-    try:
-        pictures = find_pictures(str(folder / "list.txt"))
-    except DataError as error:
-        assert "found no picture" in str(error) and not "".join(lines).strip()
-        return
-    results = folder / "results"
-    for written in zip(*((results / p.overlay_name, results / p.label_name) for p in pictures)):
-        assert len(set(written)) == len(pictures)
-        assert all(results in Path(os.path.normpath(path)).parents for path in written)
-
-
-def test_names_in_a_list_may_hold_any_character_but_the_end_of_a_line(tmp_path):
-    names = ["a b.png", "c\x85d.png", "e\u2028f.png", "g\x1ch.png"]
-    for name in names:
-        write_picture(tmp_path / name)
-    (tmp_path / "list.txt").write_bytes("\r\n".join(names).encode("utf-8-sig"))
-    assert [picture.path.name for picture in find_pictures(str(tmp_path / "list.txt"))] == names
-
-
-@pytest.mark.parametrize("path", ["x" * 300, "a/**b/*.png", "\0.png"])
-def test_impossible_paths(tmp_path, path):
-    with pytest.raises(DataError, match=r"expected a path or a pattern|found no picture"):
-        find_pictures(str(tmp_path / path))
 
 
 def run(pictures, save_dir, **options):
@@ -168,12 +59,12 @@ def test_every_unusable_file_is_named_and_the_others_are_done(tmp_path, capsys):
         assert {path.name for path in results} == {"good.png"} and len(results) == 2
 
 
-@pytest.mark.parametrize("suffix", [*SUFFIXES, ".PNG", ".jpg.JPG", "", ".gif"])
+@pytest.mark.parametrize("suffix", [*IMAGE_SUFFIXES, ".PNG", ".jpg.JPG", ""])
 def test_overlays_of_every_ending(tmp_path, suffix):
     image = write_picture(tmp_path / f"x{suffix}")
     assert run(find_pictures(str(tmp_path / f"x{suffix}")), tmp_path / "out") == []
     (written,) = (tmp_path / "out" / "added_prediction").iterdir()
-    assert written.name == f"x{suffix}" + (".png" if suffix in ("", ".gif") else "")
+    assert written.name == f"x{suffix}" + ".png" * (Path(f"x{suffix}").suffix.lower() not in OVERLAY_SUFFIXES)
     assert Image.open(written).size == image.shape[1::-1]
 
 
@@ -229,7 +120,7 @@ def test_a_bad_picture_does_not_stop_the_others(tmp_path, capsys):
     assert failed == [folder / "b.png", folder / "tiny.png"]
     assert {path.name for path in (tmp_path / "added_prediction").iterdir()} == {"a.png", "c.png"}
     errors = capsys.readouterr().err
-    assert "b.png should be a readable picture" in errors
+    assert "b.png should be a readable image" in errors
     assert "tiny.png: ValueError: too small" in errors
 
 
@@ -257,3 +148,62 @@ def test_ranks_share_the_pictures(tmp_path, monkeypatch):
         written.append(sorted(path.stem for path in (save_dir / "added_prediction").iterdir()))
     assert written == [["0", "2", "4"], ["1"]]
     assert_array_equal(sum(flags), [0, 0, 0, 1, 0])
+
+
+def test_a_second_run_into_a_folder_says_what_becomes_of_the_first(tmp_path):
+    """The results lie in the folder of the images, and are neither predicted nor replaced without a word."""
+    folder, result = tmp_path / "in", tmp_path / "in" / "result"
+    for name in ("a.png", "b.png", "sub/c.png"):
+        write_picture(folder / name)
+
+    def predicted() -> list[str]:
+        left_out = LeftOut()
+        pictures = find_pictures(str(folder), left_out)
+        lines = list(notices(pictures, left_out, result))
+        assert run(pictures, result) == []
+        assert {p.path.name for p in pictures} == {
+            path.name for path in (result / "added_prediction").rglob("*.png")
+        } - gone
+        return lines
+
+    gone: set[str] = set()
+    assert predicted() == ["found 3 images"]
+    earlier = f"{result} holds results of an earlier run: those of"
+    assert predicted() == [
+        "found 3 images; left out 6 results of an earlier prediction",
+        f"{earlier} 3 images will be replaced, those of 0 other images stay",
+    ]
+    (folder / "b.png").unlink()
+    gone.add("b.png")
+    assert predicted()[1] == f"{earlier} 2 images will be replaced, those of 1 other image stay"
+
+
+def test_results_with_other_names_are_told(tmp_path):
+    for name in ("a.png", "a.jpg", "c.gif"):
+        write_picture(tmp_path / name)
+    (tmp_path / "notes.md").touch()
+    left_out = LeftOut()
+    assert list(notices(find_pictures(str(tmp_path), left_out), left_out, tmp_path / "result")) == [
+        "found 3 images; left out 1 other file (.md)",
+        "results of 1 image have longer names, as others have theirs: a.jpg as a.jpg.png",
+    ]
+
+
+def test_names_that_are_no_utf_8(tmp_path, capsys):
+    good, bad = (os.fsdecode(name) for name in (b"gr\xf6\xdfe.png", b"kaputt\xff.png"))
+    write_picture(tmp_path / "in" / good)
+    (tmp_path / "in" / bad).write_bytes(b"")
+    save_dir = tmp_path / os.fsdecode(b"r\xe9sultat")
+    assert run(find_pictures(str(tmp_path / "in")), save_dir) == [tmp_path / "in" / bad]
+    assert r"kaputt\udcff.png" in capsys.readouterr().err
+    for kind in ("added_prediction", "pseudo_color_prediction"):
+        assert [path.name for path in (save_dir / kind).iterdir()] == [good]
+
+
+def test_the_limit_of_pixels_can_be_raised(tmp_path, monkeypatch, capsys):
+    write_picture(tmp_path / "in" / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    pictures = find_pictures(str(tmp_path / "in"))
+    assert run(pictures, tmp_path / "out") == [tmp_path / "in" / "x.png"]
+    assert "raise max_image_pixels" in capsys.readouterr().err
+    assert run(pictures, tmp_path / "out", max_image_pixels=100) == []

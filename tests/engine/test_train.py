@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -308,3 +309,22 @@ def test_seeds_differ_by_everything():
     seeds = [seed for i in range(3) for seed in step_seeds(7, i, 2)] + step_seeds(8, 0, 2)
     assert len(set(seeds)) == 8
     assert step_seeds(7, 1, 2) == step_seeds(7, 1, 2)
+
+
+def test_skipped_samples_of_any_name_are_listed(tiny_recipe, toy_root, tmp_path):
+    """Names that are no UTF-8, in a data set and of the folder that is written to."""
+    name = os.fsdecode(b"stra\xdfe.png")
+    image, label = (sorted(toy_root.glob(f"{kind}/train/*/*{ending}"))[0] for kind, ending in (
+        ("leftImg8bit", ".png"), ("gtFine", "_labelTrainIds.png")
+    ))  # fmt: skip
+    (tmp_path / name).symlink_to(image)
+    (tmp_path / ("bad_" + name)).write_bytes(b"")
+    lines = f"{name}\t{label}\nbad_{name}\t{label}\n"
+    (tmp_path / "list.txt").write_bytes(os.fsencode(lines))
+    crop = "{type: RandomPaddingCrop, crop_size: [96, 64]}, {type: Normalize}"
+    dataset = f"{{type: Dataset, dataset_root: {tmp_path}, train_path: list.txt, transforms: [{crop}]}}"
+    save_dir = tmp_path / os.fsdecode(b"sortie_\xe9")
+    run(tiny_recipe, save_dir, f"train_dataset={dataset}", "iters=1", "on_bad_sample=skip", save_interval=1)
+    (line,) = (save_dir / "skipped_samples.txt").read_text(encoding="utf-8").splitlines()
+    assert line.startswith(f"{tmp_path}/bad_stra\\udcdfe.png: ") and "no image format is recognised" in line
+    assert checkpoint.read_state(save_dir / "iter_1").iteration == 1

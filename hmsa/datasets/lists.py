@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text files that name images, a line each, with or without labels: as people write them, on any system."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Optional
+
+from hmsa.datasets.dataset import Pair, SegmentationDataset
+from hmsa.datasets.pictures import IMAGE_FORMATS, read_bytes
+from hmsa.errors import DataError, UsageError
+from hmsa.transforms import Transform
+
+MOST_PROBLEMS = 20
+"""Bad lines that are told at once."""
+
+_BLANKS = " \t\v\f\r"
+_UTF_16_OR_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+
+
+class ListDataset(SegmentationDataset):
+    """Images and labels in lists, a pair a line, their paths relative to `dataset_root` or absolute.
+
+    `mode` chooses the list, and whether the samples are shuffled and their labels transformed along ("train") or
+    neither; "test" needs no labels. Any blanks stand between the two paths, or exactly `separator`. Paths with blanks
+    are understood where just one way to divide the line gives two files. Empty lines and those that start with # are
+    passed over.
+
+    Raises:
+        DataError: naming every line that is no pair (at most 20).
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: Literal["train", "val", "test"],
+        num_classes: int,
+        dataset_root: str = ".",
+        train_path: Optional[str] = None,
+        val_path: Optional[str] = None,
+        test_path: Optional[str] = None,
+        separator: Optional[str] = None,
+        ignore_index: int = 255,
+        transforms: Sequence[Transform] = (),
+        seed: int = 0,
+        bad_sample_limit: Optional[int] = None,
+        max_image_pixels: Optional[int] = None,
+    ) -> None:
+        given = {"train": train_path, "val": val_path, "test": test_path}[mode]
+        if given is None:
+            raise UsageError(f"expected {mode}_path to name a list, as mode is {mode}, found nothing: add it")
+        root = Path(dataset_root)
+        if not root.is_dir():
+            raise DataError(f"{root} should be the folder of the data set, but is none: correct dataset_root")
+        super().__init__(
+            pairs=listed_pairs(_list_file(given, root), root, separator=separator, labelled=mode != "test"),
+            num_classes=num_classes,
+            ignore_index=ignore_index,
+            transforms=transforms,
+            shuffle=mode == "train",
+            label_transforms=mode == "train",
+            seed=seed,
+            bad_sample_limit=bad_sample_limit,
+            max_image_pixels=max_image_pixels,
+        )
+
+
+def _list_file(given: str, root: Path) -> Path:
+    """The list, relative to where the command runs, as PaddleSeg has it, or else to the data set."""
+    return Path(given) if is_file(Path(given)) or not is_file(root / given) else root / given
+
+
+def listed_pairs(path: Path, root: Path, *, separator: Optional[str], labelled: bool) -> list[Pair]:
+    """The pairs of a list, see `ListDataset`; a label may be missing unless the list is `labelled`."""
+    pairs, problems = [], []
+    for line in read_list(path, root):
+        try:
+            pairs.append(_pair(line.text, root, separator, labelled))
+        except ValueError as error:
+            problems.append(f"{path}, line {line.number}: expected {error}, in {_shown(line.text)}")
+    if problems:
+        more = len(problems) - MOST_PROBLEMS
+        rest = [f"{path}: expected a list of pairs, found {more} more lines like these"] if more > 0 else []
+        raise DataError(*problems[:MOST_PROBLEMS], *rest)
+    if not pairs:
+        raise DataError(f"{path} should name an image{' and its label' * labelled} on each line, but names none")
+    return pairs
+
+
+def _pair(text: str, root: Path, separator: Optional[str], labelled: bool) -> Pair:
+    """ValueError says what was expected, and what was found."""
+    try:
+        image, label = _divided(text, root, separator, labelled)
+        paths = [with_slashes(root, part) for part in (image, label) if part is not None]
+        if not _is_utf8(text) and not all(map(is_file, paths)):
+            raise ValueError("files of these names, found none")
+    except ValueError as error:
+        if _is_utf8(text):
+            raise
+        raise ValueError("UTF-8, found other bytes that name no file (save the list as UTF-8)") from error
+    if label is None and labelled:
+        by = "blanks (or set separator)" if separator is None else repr(separator)
+        raise ValueError(f"an image and its label, divided by {by}, found one name")
+    return str(paths[0]), str(paths[1]) if label is not None else None
+
+
+def _divided(text: str, root: Path, separator: Optional[str], labelled: bool) -> tuple[str, Optional[str]]:
+    """The image and the label of a line."""
+    if separator is not None:
+        parts = text.split(separator)
+        if len(parts) > 2:
+            raise ValueError(f"an image and its label, divided by {separator!r}, found {len(parts)} parts")
+        parts = [part.strip(_BLANKS) for part in parts] if separator.strip() else parts
+        return parts[0], (parts[1] if len(parts) == 2 else None)
+
+    ways = list(_ways_to_divide(text))
+    if not ways or (not labelled and is_file(with_slashes(root, text))):
+        return text, None
+    if len(ways) == 1:
+        return ways[0]
+    fitting = [way for way in ways if all(is_file(with_slashes(root, part)) for part in way)]
+    if len(fitting) != 1:
+        how = "several ways" if fitting else "no way"
+        raise ValueError(
+            f"an image and its label, found {len(ways) + 1} words and {how} to divide them into two files (set "
+            "separator, or rename the files)"
+        )
+    return fitting[0]
+
+
+def _ways_to_divide(text: str) -> Iterator[tuple[str, str]]:
+    """A text before and after each of its blanks."""
+    for blank in re.finditer(f"[{_BLANKS}]+", text):
+        yield text[: blank.start()], text[blank.end() :]
+
+
+def listed_images(path: Path) -> list[Path]:
+    """The images of a list, a line each, relative to its folder; what follows, such as a label, is passed over.
+
+    Where several beginnings of a line name a file, the longest does; where none does, it is the part up to a blank.
+    """
+    folder = path.parent
+    images = []
+    for line in read_list(path, folder):
+        beginnings = [line.whole, line.text, *(before for before, _ in reversed([*_ways_to_divide(line.text)]))]
+        candidates = [with_slashes(folder, beginning) for beginning in beginnings]
+        image = next(filter(is_file, candidates), candidates[-1])
+        if not _is_utf8(str(image)) and not is_file(image):
+            raise DataError(
+                f"{path}, line {line.number}: expected the path of an image in UTF-8, found other bytes: save the list "
+                f"as UTF-8, or give an image ({', '.join(IMAGE_FORMATS)})"
+            )
+        images.append(image)
+    return images
+
+
+class Line(NamedTuple):
+    """A line of a list that holds something."""
+
+    number: int  # from 1
+    whole: str  # with the blanks around it, which may belong to a name
+    text: str
+
+
+def read_list(path: Path, root: Path) -> list[Line]:
+    """The lines of a text file in UTF-8, with or without a byte order mark; ends of lines may be Windows'.
+
+    Empty lines and comments are passed over; a line that starts with # is none if it names a file below `root`.
+    Bytes that are no UTF-8 become what Python makes of them in file names.
+    """
+    data = read_bytes(path)
+    if data.startswith(_UTF_16_OR_32):
+        raise DataError(f"{path} should be a list in UTF-8, but it is in UTF-16 or UTF-32: save it as UTF-8")
+    lines = []
+    for number, whole in enumerate(data.decode("utf-8-sig", "surrogateescape").split("\n"), 1):
+        whole = whole.removesuffix("\r")
+        text = whole.strip(_BLANKS)
+        first = re.split(f"[{_BLANKS}]", text, maxsplit=1)[0]
+        is_comment = text.startswith("#") and not (is_file(root / text) or is_file(root / first))
+        if text and not is_comment:
+            lines.append(Line(number, whole, text))
+    return lines
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; False also for what no file can be called or may not be looked at."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def with_slashes(root: Path, name: str) -> Path:
+    """A path relative to `root`, Windows' backslashes turned unless there is a file that has them in its name."""
+    return root / name if "\\" not in name or is_file(root / name) else root / name.replace("\\", "/")
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\udc80" <= character <= "\udcff" for character in text)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 120 else f"{text[:117]}...")
