@@ -58,7 +58,7 @@ FOUND = {
     "paddle.amp.GradScaler",
     "paddle.amp.GradScaler.scale",
     "paddle.amp.GradScaler.step",
-    "paddle.amp.GradScaler.unscale_",
+    "paddle.amp.GradScaler.state_dict",
     "paddle.amp.GradScaler.update",
     "paddle.amp.auto_cast",
     "paddle.device.cuda.get_device_properties.total_memory",
