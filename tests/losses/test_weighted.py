@@ -22,7 +22,8 @@ def untrained_by(make_small_network):
     labels = paddle.randint(0, 5, [1, 64, 64])
     untrained = {}
     for output in OUTPUTS:
-        network.clear_gradients(set_to_zero=False)
+        for parameter in network.parameters():
+            parameter.clear_gradient(False)  # back to None
         loss = WeightedLoss(terms={"cross-entropy": CrossEntropyLoss()}, weights={output: 1.0})
         loss(network(paddle.randn([1, 3, 64, 64])), labels)[0].backward()
         trainable = [item for item in network.named_parameters() if not item[1].stop_gradient]  # no statistics
