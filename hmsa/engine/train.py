@@ -308,6 +308,8 @@ def train(
         state = checkpoint.resume(resume_from, model=model, optimizer=optimizer)
         log.line(f"resumed from {resume_from} at iteration {state.iteration}")
     step = make_step(model, loss, optimizer, options)
+    if options.deterministic and not on_gpu():
+        log.line("deterministic: changes nothing on a CPU, where the same run gives the same bits without it")
     if state.scaler is not None:
         step.scaler.load_state_dict(cast(Any, state.scaler))
     inference = inference or InferenceOptions()

@@ -182,6 +182,12 @@ def test_the_check_sees_the_type_that_products_come_out_in(monkeypatch):
     check_precision("bf16")
 
 
+def test_determinism_is_said_to_change_nothing_here(tiny_recipe, tmp_path):
+    log = Lines()
+    run(tiny_recipe, tmp_path, "iters=1", log=log, deterministic=True)
+    assert [line for line in log.lines if line.startswith("deterministic: changes nothing on a CPU")]
+
+
 def test_recomputation_trains_the_same(tiny_recipe, tmp_path):
     plain, again = Lines(), Lines()
     run(tiny_recipe, tmp_path / "a", "iters=2", log=plain)
