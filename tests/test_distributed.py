@@ -4,7 +4,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmsa import distributed
@@ -13,6 +13,7 @@ from hmsa.datasets.loader import training_indices
 from hmsa.errors import UsageError
 
 
+@settings(deadline=None)
 @given(
     fine=st.integers(1, 20),
     coarse=st.integers(1, 20),
