@@ -192,7 +192,7 @@ def list_checkpoints(save_dir: Union[str, Path]) -> list[Path]:
 
 
 def prune(save_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints; `best_model` stays."""
+    """Delete all but the newest `keep` checkpoints, none if it is 0; `best_model` stays."""
     for old in list_checkpoints(save_dir)[:-keep]:
         with _writing(old):
             deleted = old.with_name(f".{old.name}.deleted")  # under a name that nobody takes for a checkpoint
