@@ -24,16 +24,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    from hmsa.config import arguments, load_config
+
+    config = load_config(args.config, args.opts)
+    output_op = cli.output_op(args)
+
     from hmsa.environment import prepare
 
     prepare()
     from hmsa import builder
-    from hmsa.config import arguments, load_config
     from hmsa.datasets.labels import CLASS_NAMES
     from hmsa.deploy.export import DYNAMIC_SHAPE, export
     from hmsa.weights import load_weights
 
-    output_op = "softmax" if args.with_softmax else "none" if args.without_argmax else args.output_op
     shape = tuple(None if side == -1 else side for side in args.input_shape or DYNAMIC_SHAPE)
     H, W = shape[2:]
     if H and W and H > W:
@@ -42,7 +45,6 @@ def main(args: argparse.Namespace) -> None:
             f"landscape pictures give {args.input_shape[0]} 3 {W} {H}",
             file=sys.stderr,
         )
-    config = load_config(args.config, args.opts)
     model = builder.build_model(config)
     load_weights(model, args.model_path)
     is_cityscapes = config.val_dataset is not None and config.val_dataset.type == "CityscapesAutolabeling"

@@ -23,11 +23,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    from hmsa.config import load_config
+
+    config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_pred)])
+    cli.check_inference_flags(args, "--aug_pred", config.test_config)
+
     from hmsa.environment import prepare
 
     prepare()
     from hmsa import builder, distributed
-    from hmsa.config import load_config
     from hmsa.datasets.find import LeftOut
     from hmsa.datasets.labels import CLASS_NAMES
     from hmsa.engine.inference import InferenceOptions
@@ -36,7 +40,6 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.files import writable_folder
     from hmsa.visualize import color_palette
 
-    config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_pred)])
     options = InferenceOptions.from_test_config(**config.test_config.model_dump())
     colors = color_palette(args.custom_color)
     left_out = LeftOut()

@@ -24,7 +24,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--deterministic", action="store_true", help="on a GPU, prefer the same bits every time to speed")
     add("--save_dir", default="output", help="folder of this run: checkpoints and curves (default: %(default)s)")
     add("--save_interval", type=cli.count, default=1000, help="iterations between checkpoints (default: %(default)s)")
-    add("--keep_checkpoint_max", type=cli.count, default=5, help="checkpoints kept besides the best (default: 5)")
+    add(
+        "--keep_checkpoint_max",
+        type=cli.count_or_none,
+        default=5,
+        help="checkpoints kept besides the best, 0 for all (default: %(default)s)",
+    )
     add("--resume_model", help="checkpoint folder to go on from, or 'auto' for the newest in --save_dir, if any")
     add("--num_workers", type=int, default=0, help="threads that load pictures ahead (default: 0)")
     add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
@@ -88,6 +93,8 @@ def main(args: argparse.Namespace) -> None:
     config = load_config(args.config, [*args.opts, *cli.training_options(args)])
     with_val = args.do_eval or (args.plan_memory and config.val_dataset is not None)
     config.require("train_dataset", "optimizer", "lr_scheduler", "loss", *(["val_dataset"] if with_val else []))
+    if not with_val:
+        cli.refuse_idle(args, "engine", without="--do_eval")
 
     from hmsa.environment import prepare
 
@@ -138,8 +145,12 @@ def main(args: argparse.Namespace) -> None:
             log.line(line)
     elif args.resume_model:
         log.line(f"no checkpoint in {save_dir}: a new run starts")
-    if config.model.pretrained and resume_from is None:
-        log.line(load_pretrained(model, config.model.pretrained))
+    for remark in config.remarks() if with_val else ():
+        log.line(f"warning: {remark}")
+    if resume_from is None:
+        for part, path in ((model.backbone, config.model.backbone.pretrained), (model, config.model.pretrained)):
+            if path:
+                log.line(load_pretrained(part, path))
     scheduler = builder.build_lr_scheduler(config)
     parts = {
         "model": model,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from hmsa import cli
 
@@ -24,16 +25,20 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    from hmsa.config import load_config
+
+    config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_eval)])
+    cli.check_inference_flags(args, "--aug_eval", config.test_config)
+    config.require("val_dataset")
+
     from hmsa.environment import prepare
 
     prepare()
     from hmsa import builder, distributed
-    from hmsa.config import load_config
     from hmsa.engine.evaluate import evaluate
     from hmsa.engine.inference import InferenceOptions
     from hmsa.files import output_file, write_atomically
 
-    config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_eval)])
     options = InferenceOptions.from_test_config(**config.test_config.model_dump())
     distributed.init()
     output = distributed.decided_by_main(lambda: output_file(args.output))
@@ -50,6 +55,8 @@ def main(args: argparse.Namespace) -> None:
         finally:  # a console that cannot show the table does not lose the file, nor the other way round
             kept = write_atomically(output, json.dumps(result, indent=1).encode(), keep_earlier=True)
         print(f"written to {output}" + (f"; the earlier one is kept as {kept}" if kept else ""))
+        for remark in config.remarks():
+            print(f"warning: {remark}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Callable, Literal, Optional
 
 import paddle
@@ -18,6 +19,7 @@ from hmsa.config import Config, MixedLossSpec, NormalizeSpec, Section, arguments
 from hmsa.datasets.cityscapes import CityscapesAutolabeling
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.lists import ListDataset
+from hmsa.dialect import folded
 from hmsa.distributed import world_size
 from hmsa.engine.inference import Network
 from hmsa.errors import DataError, HmsaError, UsageError
@@ -111,7 +113,7 @@ SCHEDULERS: Table = {"PolynomialDecay": lr.PolynomialDecay}
 
 
 def build_model(config: Config) -> MscaleOCRNet:
-    """The network, newly initialised from `config.seed`; `model.pretrained` is left to who trains it.
+    """The network, newly initialised from `config.seed`; pretrained weights are left to who trains it.
 
     Its normalisation is synchronised over the ranks where there are several GPUs.
     """
@@ -120,7 +122,7 @@ def build_model(config: Config) -> MscaleOCRNet:
     backbone = _build_backbone(config)
     options = arguments(spec)
     del options["backbone"], options["pretrained"]
-    network = _construct(MODELS[spec.type], spec.type, {"backbone": backbone, **options}, f"{config.path}: model")
+    network = _construct(MODELS[spec.type], spec.type, {"backbone": backbone, **options}, config.where("model"))
     if world_size() > 1 and paddle.device.get_device().startswith("gpu"):
         paddle.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place, as the network itself is no BatchNorm
     return network
@@ -151,18 +153,21 @@ def open_network(config: Config, weights: str, *, engine: str, precision: str) -
         load_weights(model, path)
         return model
 
-    identity = {"model": spec.model_dump(mode="json", exclude={"pretrained", "scales"}), "weights": digest}
+    unimportant = {"pretrained": True, "scales": True, "backbone": {"pretrained"}}
+    identity = {"model": spec.model_dump(mode="json", exclude=unimportant), "weights": digest}
     options = {"scales": spec.scales, "align_corners": spec.align_corners, "engine": engine, "precision": precision}
     return engines.open_network(build, identity=identity, **options), digest
 
 
 def _build_backbone(config: Config) -> paddle.nn.Layer:
     """Ours share `align_corners` and `recompute` with the network; PaddleSeg's take what the YAML says."""
-    spec, where = config.model.backbone, f"{config.path}: model.backbone"
+    spec, where = config.model.backbone, config.where("model.backbone")
+    name = _name("backbone", spec.type, BACKBONES, where)
     options = arguments(spec)
-    if spec.type in BACKBONES:
+    del options["pretrained"]
+    if name in BACKBONES:
         options = {"align_corners": config.model.align_corners, "recompute": config.model.recompute, **options}
-    backbone = _build("backbone", {"type": spec.type, **options}, BACKBONES, where)
+    backbone = _build("backbone", {"type": name, **options}, BACKBONES, where)
     channels = getattr(backbone, "feat_channels", None)
     if channels is None:
         raise UsageError(
@@ -170,8 +175,8 @@ def _build_backbone(config: Config) -> paddle.nn.Layer:
         )
     if any(not -len(channels) <= index < len(channels) for index in config.model.backbone_indices):
         raise UsageError(
-            f"{config.path}: expected model.backbone_indices to be below {len(channels)}, the number of feature maps "
-            f"of {spec.type}, found {config.model.backbone_indices}: correct them"
+            f"{config.source('model.backbone_indices')}: expected model.backbone_indices to be below {len(channels)}, "
+            f"the number of feature maps of {name}, found {config.model.backbone_indices}: correct them"
         )
     return backbone
 
@@ -189,8 +194,9 @@ def inference_transforms(config: Config) -> list[Any]:
 
 
 def _build_transform(spec: Any, where: str) -> Transform:
-    transform = _build("transform", {"type": spec.type, **arguments(spec)}, TRANSFORMS, where)
-    return transform if spec.type in TRANSFORMS else PaddleSegTransform(transform)
+    name = _name("transform", spec.type, TRANSFORMS, where)
+    transform = _build("transform", {"type": name, **arguments(spec)}, TRANSFORMS, where)
+    return transform if name in TRANSFORMS else PaddleSegTransform(transform)
 
 
 def build_dataset(config: Config, split: Literal["train", "val"]) -> SegmentationDataset:
@@ -198,8 +204,8 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
     section = f"{split}_dataset"
     config.require(section)
     spec = getattr(config, section)
-    where = f"{config.path}: {section}"
-    transforms = build_transforms(spec.transforms, where=f"{where}.transforms")
+    where = config.where(section)
+    transforms = build_transforms(spec.transforms, where=config.where(f"{section}.transforms"))
     training = split == "train"
     options = {"type": spec.type, **arguments(spec)}
     del options["transforms"]
@@ -217,8 +223,13 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
         dataset = SegmentationDataset.from_paddleseg(theirs, shuffle=training, label_transforms=training, **common)
     if dataset.num_classes != config.model.num_classes:
         raise UsageError(
-            f"{config.path}: expected model.num_classes to be the {dataset.num_classes} classes of {section}, found "
-            f"{config.model.num_classes}: set model.num_classes to {dataset.num_classes}"
+            f"{config.source('model.num_classes')}: expected model.num_classes to be the {dataset.num_classes} classes "
+            f"of {section}, found {config.model.num_classes}: set model.num_classes to {dataset.num_classes}"
+        )
+    if any(label is None for _, label in dataset.pairs):
+        raise UsageError(
+            f"{where}: expected images with labels, found some without (mode {getattr(spec, 'mode', '')}): choose a "
+            "mode, or a list, with labels"
         )
     return dataset
 
@@ -267,7 +278,7 @@ def build_lr_scheduler(config: Config) -> lr.LRScheduler:
     warmup, start = options.pop("warmup_iters"), options.pop("warmup_start_lr")
     if spec.type == "PolynomialDecay":
         options["decay_steps"] = config.iters - warmup
-    scheduler = _build("scheduler", options, SCHEDULERS, f"{config.path}: lr_scheduler")
+    scheduler = _build("scheduler", options, SCHEDULERS, config.where("lr_scheduler"))
     return lr.LinearWarmup(scheduler, warmup, start, spec.learning_rate) if warmup else scheduler
 
 
@@ -275,7 +286,7 @@ def build_optimizer(config: Config, scheduler: lr.LRScheduler, model: paddle.nn.
     """The optimizer over all parameters of `model`."""
     config.require("optimizer")
     assert config.optimizer is not None
-    spec, where = config.optimizer, f"{config.path}: optimizer"
+    spec, where = config.optimizer, config.where("optimizer")
     component = _find("optimizer", spec.type, OPTIMIZERS, where)
     options = arguments(spec)
     if spec.type in OPTIMIZERS or (inspect.isclass(component) and issubclass(component, paddle.optimizer.Optimizer)):
@@ -307,14 +318,21 @@ def _is_component(value: Any) -> bool:
 
 def _find(kind: str, name: str, ours: Table, where: str) -> Callable[..., Any]:
     """The component of that name: ours, else PaddleSeg's or Paddle's."""
-    if name in ours:
-        return ours[name]
-    theirs = _foreign(kind)
-    if name in theirs:
-        return theirs[name]
+    name = _name(kind, name, ours, where)
+    return ours[name] if name in ours else _foreign(kind)[name]
+
+
+def _name(kind: str, name: str, ours: Table, where: str) -> str:
+    """A component's name as it is spelled in our table, else in PaddleSeg's or Paddle's."""
+    tables = []
+    for table in (lambda: ours, lambda: _foreign(kind)):  # the second is opened only if it must be
+        tables.append(table())
+        alike = [known for known in tables[-1] if folded(known) == folded(name)]
+        if name in alike or len(alike) == 1:
+            return name if name in alike else alike[0]
     raise UsageError(
         f"{where}: expected type to name a {kind} of this project or of PaddleSeg, found {shown(name)}: "
-        f"{suggest(name, [*ours, *theirs])}"
+        f"{suggest(name, chain(*tables))}"
     )
 
 

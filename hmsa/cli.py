@@ -6,10 +6,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Callable, NoReturn
+from typing import TYPE_CHECKING, Any, Callable, NoReturn
 
 from hmsa import distributed
-from hmsa.errors import HmsaError, Interrupted, show_anything
+from hmsa.errors import HmsaError, Interrupted, UsageError, show_anything
+
+if TYPE_CHECKING:
+    from hmsa.config import InferenceSpec
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
@@ -41,16 +44,60 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     sys.exit(status)
 
 
-def config_parser(description: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose flags lose nothing when they are given twice: a list goes on, another value is refused."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for action in (None, "store"):  # what `add_argument` takes where nothing else is said
+            self.register("action", action, _Store)
+
+
+class _Store(argparse.Action):
+    """Keeps a value, and in `namespace.given` that it came from the command line."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if self.dest in given:
+            before = getattr(namespace, self.dest)
+            if self.nargs in ("+", "*"):
+                values = [*before, *values]
+            elif values != before:
+                raise argparse.ArgumentError(
+                    self, f"expected once, found both {_written(before)} and {_written(values)}: leave one out"
+                )
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+def _written(values: Any) -> str:
+    """A flag's value as on a command line."""
+    return " ".join(map(str, values)) if isinstance(values, list) else str(values)
+
+
+def refuse_idle(args: argparse.Namespace, *flags: str, without: str) -> None:
+    """UsageError if any of these flags was given on the command line, as they do nothing without something else."""
+    given = getattr(args, "given", ())
+    idle = [f"--{flag}" for flag in flags if flag in given or getattr(args, flag) is True]
+    if idle:
+        raise UsageError(
+            f"expected {' and '.join(idle)} together with {without}, found {'it' if len(idle) == 1 else 'them'} alone, "
+            f"without effect: add {without}, or leave {'it' if len(idle) == 1 else 'them'} out"
+        )
+
+
+def config_parser(description: str) -> Parser:
     """A parser with the flags every script takes: --config and --opts."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     parser.add_argument("--config", required=True, help="recipe, e.g. configs/mscale_ocr_toy.yml")
     parser.add_argument(
         "--opts",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="set anything in the YAML, e.g. --opts train_dataset.coarse_multiple=0 optimizer.momentum=0.95",
+        help="set anything in the YAML, e.g. --opts train_dataset.coarse_multiple=0 optimizer.weight_decay=0.001",
     )
     return parser
 
@@ -87,12 +134,27 @@ def count(text: str) -> int:
     return value
 
 
+def count_or_none(text: str) -> int:
+    """A whole number of at least 0, for argparse."""
+    return 0 if int(text) == 0 else count(text)
+
+
 def training_options(args: argparse.Namespace) -> list[str]:
     """Flags of `train.py` that stand for something in the YAML, as `--opts` entries; flags not given set nothing."""
     keys = {name: name for name in ("iters", "batch_size", "precision", "seed")}
     keys["learning_rate"] = "lr_scheduler.learning_rate"
     options = [f"{key}={getattr(args, flag)}" for flag, key in keys.items() if getattr(args, flag) is not None]
     return [*options, "deterministic=true"] if args.deterministic else options
+
+
+def check_inference_flags(args: argparse.Namespace, augment_flag: str, spec: InferenceSpec) -> None:
+    """UsageError for flags of `add_inference_flags` that the recipe they were set in, `spec`, makes no use of."""
+    if not spec.aug_eval:
+        refuse_idle(args, "scales", "flip_horizontal", "flip_vertical", without=augment_flag)
+    elif spec.scales == [1.0] and not spec.flip_horizontal and not spec.flip_vertical:
+        refuse_idle(args, augment_flag[2:], "scales", without="a flip or --scales other than 1")
+    if not spec.is_slide:
+        refuse_idle(args, "crop_size", "stride", without="--is_slide")
 
 
 def inference_options(args: argparse.Namespace, augment: bool) -> Sequence[str]:
@@ -107,3 +169,16 @@ def inference_options(args: argparse.Namespace, augment: bool) -> Sequence[str]:
         if getattr(args, name):
             options.append(f"test_config.{name}={list(getattr(args, name))}")
     return options
+
+
+def output_op(args: argparse.Namespace) -> str:
+    """`export.py`'s --output_op, or what a deprecated flag stands for; UsageError if they disagree."""
+    if not (args.with_softmax or args.without_argmax):
+        return args.output_op
+    flag, meant = ("--with_softmax", "softmax") if args.with_softmax else ("--without_argmax", "none")
+    if "output_op" in args.given and args.output_op != meant:
+        raise UsageError(
+            f"expected one output, found {flag}, which is --output_op {meant}, and --output_op {args.output_op}: "
+            "leave one out"
+        )
+    return meant

@@ -15,7 +15,7 @@ import reprlib
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal, Optional, Union, get_args
 
 import yaml
 from pydantic import (
@@ -49,6 +49,15 @@ MOST_LEVELS = 32
 MOST_PROBLEMS = 20
 """That are told at once."""
 
+MOST_CLASSES = 255
+"""Of a network: label maps have 8 bits, and one of their values, 255 if nothing else is said, marks ignored pixels."""
+
+NORMALIZE = "{type: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
+"""What ImageNet's weights want, for messages."""
+
+NORMALIZING = ("Normalize",)
+"""Transforms, of this project and of PaddleSeg, that bring images to the range of numbers that weights want."""
+
 NUM_CLASSES = {"CityscapesAutolabeling": 19}
 """Class counts of the data sets that have a fixed one."""
 
@@ -57,7 +66,7 @@ PathLike = Union[str, "os.PathLike[str]"]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Pictures = Annotated[int, Field(ge=1, le=65536)]
 Channels = Annotated[int, Field(ge=1, le=4096)]
-Label = Annotated[int, Field(ge=0, le=2**15 - 1)]
+Label = Annotated[int, Field(ge=0, le=255)]
 Pixels = Annotated[int, Field(ge=1, le=2**30)]  # of an image; OpenCV decodes no more
 Iterations = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -68,6 +77,14 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
 Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
+
+
+def _check_classes(count: int) -> int:
+    if count < 2:
+        raise ValueError("at least 2 (the background is a class too: 0, beside the foreground's 1)")
+    if count > MOST_CLASSES:
+        raise ValueError(f"at most {MOST_CLASSES}, the classes that a label map of 8 bits holds beside ignored pixels")
+    return count
 
 
 def _check_size(size: list[int]) -> list[int]:
@@ -110,10 +127,16 @@ def _type_of(*names: str) -> Discriminator:
     return Discriminator(tag)
 
 
+class BackboneSpec(Component):
+    """A backbone by its name; the builder checks the arguments."""
+
+    pretrained: Optional[str] = None
+
+
 class NetworkSpec(Section):
     type: Literal["MscaleOCRNet"]
-    num_classes: Annotated[int, Field(ge=1, le=2**15 - 1)]
-    backbone: Component
+    num_classes: Annotated[int, AfterValidator(_check_classes)]
+    backbone: BackboneSpec
     backbone_indices: Annotated[list[int], Field(min_length=1, max_length=2)] = [0]
     scales: Annotated[list[Scale], Field(min_length=1)] = [0.5, 1.0, 2.0]
     ocr_mid_channels: Channels = 512
@@ -132,6 +155,12 @@ class NetworkSpec(Section):
         if len(set(scales)) < len(scales):
             raise ValueError("a list of scales without duplicates")
         return scales
+
+    @model_validator(mode="after")
+    def _check_pretrained(self) -> NetworkSpec:
+        if self.pretrained and self.backbone.pretrained:
+            raise ValueError("given with pretrained or with backbone.pretrained, as the first would replace the second")
+        return self
 
 
 class ResizeStepScalingSpec(Section):
@@ -154,6 +183,9 @@ class RandomPaddingCropSpec(Section):
     crop_size: Annotated[list[int], Field(min_length=2, max_length=2)] = [512, 512]
     im_padding_value: Level = 127.5
     label_padding_value: Label = 255
+    category_max_ratio: Positive = 1.0
+    ignore_index: Label = 255
+    loop_times: Count = 10
 
     _size_fits = field_validator("crop_size")(_check_size)
 
@@ -173,6 +205,8 @@ class RandomDistortSpec(Section):
     saturation_prob: Probability = 0.5
     hue_range: Level = 18.0
     hue_prob: Probability = 0.5
+    sharpness_range: Level = 0.5
+    sharpness_prob: Probability = 0.0
 
 
 class NormalizeSpec(Section):
@@ -217,7 +251,7 @@ class ListDatasetSpec(Section):
     train_path: Optional[str] = None
     val_path: Optional[str] = None
     test_path: Optional[str] = None
-    num_classes: Optional[Annotated[int, Field(ge=1, le=2**15 - 1)]] = None
+    num_classes: Optional[int] = None
     mode: Optional[Literal["train", "val", "test"]] = None
     separator: Optional[Annotated[str, Field(min_length=1)]] = None
     ignore_index: Label = 255
@@ -239,7 +273,7 @@ AnyDatasetSpec = Annotated[
 
 class SGDSpec(Section):
     type: Literal["SGD"]
-    momentum: Fraction = 0.9
+    momentum: Fraction = 0.0
     weight_decay: NonNegative = 0.0
     clip_grad_norm: Optional[Positive] = None
 
@@ -264,7 +298,7 @@ class PolynomialDecaySpec(Section):
     type: Literal["PolynomialDecay"]
     learning_rate: Positive
     power: Positive = 1.0
-    end_lr: NonNegative = 0.0
+    end_lr: NonNegative = 1e-4
     warmup_iters: Iterations = 0
     warmup_start_lr: NonNegative = 0.0
 
@@ -399,6 +433,12 @@ class InferenceSpec(Section):
     is_slide: bool = False
     crop_size: Optional[Annotated[list[int], Field(min_length=2, max_length=2)]] = None
     stride: Optional[Annotated[list[Count], Field(min_length=2, max_length=2)]] = None
+    average: Literal["logits", "softmax"] = "logits"
+
+    @field_validator("scales", mode="before")
+    @classmethod
+    def _one_scale(cls, scales: Any) -> Any:
+        return [scales] if isinstance(scales, (int, float)) and not isinstance(scales, bool) else scales
 
     @field_validator("crop_size")
     @classmethod
@@ -412,6 +452,33 @@ class InferenceSpec(Section):
         if self.crop_size and self.stride and any(s > c for s, c in zip(self.stride, self.crop_size)):
             raise ValueError("a stride no larger than crop_size, or pixels between tiles would have no answer")
         return self
+
+
+class Origins:
+    """Where a key of a recipe comes from: an option, or one of the files it was put together from."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[str, Any]] = []  # name and native tree, those that win first
+        self.options: dict[str, Any] = {}  # by dotted key
+
+    def of(self, key: Sequence[Any]) -> str:
+        """ "--opts" or the file that has the key, else what is next above it; "" where there is no file."""
+        plain = ".".join(map(str, key))
+        if any(f"{a}.".startswith(f"{b}.") for o in self.options for a, b in ((plain, o), (o, plain))):
+            return "--opts"
+        above = (key[:depth] for depth in range(len(key), -1, -1))
+        return next((name for part in above for name, tree in self.files if _has(tree, part)), "")
+
+
+def _has(tree: Any, key: Sequence[Any]) -> bool:
+    for part in key:
+        if isinstance(tree, dict) and part in tree:
+            tree = tree[part]
+        elif isinstance(tree, list) and str(part) in map(str, range(len(tree))):
+            tree = tree[int(part)]
+        else:
+            return False
+    return True
 
 
 class Config(Section):
@@ -436,6 +503,7 @@ class Config(Section):
     test_config: InferenceSpec = InferenceSpec()
 
     _path: str = PrivateAttr(default="")
+    _origins: Origins = PrivateAttr(default_factory=Origins)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.model_dump() == other.model_dump()
@@ -444,6 +512,14 @@ class Config(Section):
     def path(self) -> str:
         """The file this recipe was read from, for messages."""
         return self._path
+
+    def source(self, key: str) -> str:
+        """ "--opts" or the file that a dotted key stands in, for messages."""
+        return self._origins.of(key.split(".")) or self._path
+
+    def where(self, key: str) -> str:
+        """A dotted key for messages, after its source."""
+        return f"{self.source(key)}: {key}"
 
     def dump(self) -> str:
         """The whole recipe as YAML, bases, options and defaults resolved; `load_config` reads it to an equal one."""
@@ -458,58 +534,143 @@ class Config(Section):
                 "write it, or inherit it from a file named in _base_"
             )
 
-    def problems_between_sections(self) -> list[str]:
-        """What is wrong though every section is right by itself, one sentence each."""
-        problems = []
+    def problems_between_sections(self) -> Iterator[tuple[str, str]]:
+        """What is wrong though every section is right by itself: the key at fault, and a sentence about it."""
         for name in ("train_dataset", "val_dataset"):
-            spec = getattr(self, name)
-            classes = spec and NUM_CLASSES.get(spec.type, getattr(spec, "num_classes", None))
-            if classes and classes != self.model.num_classes:
-                problems.append(
-                    f"expected model.num_classes to be the {shown(classes)} classes of {name}, found "
-                    f"{self.model.num_classes}: set model.num_classes to {shown(classes)}"
-                )
+            if getattr(self, name):
+                yield from self._problems_of_dataset(name, getattr(self, name))
         if self.train_dataset:
-            problems += self._problems_with_labels(self.train_dataset)
+            yield from self._problems_with_labels(self.train_dataset)
         for key, spec in _single_losses(self.loss.types if self.loss else (), "loss.types"):
             weight = None if isinstance(spec, Component) else getattr(spec, "weight", None)
             if weight and len(weight) != self.model.num_classes:
-                problems.append(
-                    f"expected {key}.weight to be a number for each of the {self.model.num_classes} classes "
-                    f"(model.num_classes), found {len(weight)}: correct it"
+                yield (
+                    f"{key}.weight",
+                    f"to be a number for each of the {self.model.num_classes} classes (model.num_classes), found "
+                    f"{len(weight)}: correct it",
                 )
-        rate = self.lr_scheduler
-        if rate and rate.warmup_iters >= self.iters:
-            problems.append(
-                f"expected lr_scheduler.warmup_iters to be less than iters ({self.iters}), found "
-                f"{rate.warmup_iters}: shorten the warm-up"
-            )
-        if rate and rate.warmup_iters and rate.warmup_start_lr >= rate.learning_rate:
-            problems.append(
-                f"expected lr_scheduler.warmup_start_lr to be less than learning_rate ({rate.learning_rate}), "
-                f"found {rate.warmup_start_lr}: lower it"
-            )
-        return problems
+        if self.lr_scheduler:
+            yield from self._problems_of_rate(self.lr_scheduler)
 
-    def _problems_with_labels(self, dataset: Section) -> list[str]:
-        """Labels of a training picture that a loss would take for a class that there is not."""
-        problems = []
+    def remarks(self) -> list[str]:
+        """What a reader of this recipe's scores should know, one sentence each."""
+        train, val = self.train_dataset, self.val_dataset
+        if train is None or val is None or _root(train) != _root(val):
+            return []
+        if isinstance(train, CityscapesAutolabelingSpec) and isinstance(val, CityscapesAutolabelingSpec):
+            seen = train.add_val and val.mode == "val"
+            return ["the scores are of images that are trained on, as train_dataset.add_val is true"] * seen
+        lists = [getattr(spec, f"{getattr(spec, 'mode', '')}_path", None) for spec in (train, val)]
+        same = lists[0] is not None and lists[0] == lists[1]
+        return [f"the scores are of images that are trained on, as both data sets read {lists[0]}"] * same
+
+    def _problems_of_dataset(self, name: str, spec: Any) -> Iterator[Any]:
+        """Class counts, marks of ignored pixels, splits and transforms that this section cannot have."""
+        classes = NUM_CLASSES.get(spec.type, getattr(spec, "num_classes", None))
+        ignored = getattr(spec, "ignore_index", 255)
+        if classes is not None and not _within(classes, 2, MOST_CLASSES):
+            yield (
+                f"{name}.num_classes",
+                f"to be a whole number from 2 to {MOST_CLASSES} (the background is a class too), found "
+                f"{shown(classes)}: correct it",
+            )
+        elif classes is not None and classes != self.model.num_classes:
+            yield (
+                "model.num_classes",
+                f"to be the {classes} classes of {name}, found {self.model.num_classes}: set model.num_classes to "
+                f"{classes}",
+            )
+        if not _within(ignored, 0, 255):
+            yield (
+                f"{name}.ignore_index",
+                f"to be a whole number from 0 to 255, which label maps of 8 bits can hold, found {shown(ignored)}: "
+                "correct it",
+            )
+
+        for key, only, why in (
+            ("img_channels", 3, "as images are read as RGB"),
+            ("edge", False, "as nothing here uses it"),
+        ):
+            found = getattr(spec, key, only)
+            if found != only:
+                yield f"{name}.{key}", f"to be {only}, {why}, found {shown(found)}: correct it"
+
+        mode = getattr(spec, "mode", None)
+        training = name == "train_dataset"
+        if isinstance(mode, str) and (mode.lower() in ("val", "test") if training else mode.lower()[:5] == "train"):
+            yield (
+                f"{name}.mode",
+                f"to be {'train' if training else 'val'}, found {shown(mode)}, whose images "
+                f"{'are for evaluation' if training else 'are trained on'}: set it to {'train' if training else 'val'}",
+            )
+        if not training and getattr(spec, "add_val", False):
+            yield f"{name}.add_val", "in train_dataset alone, found it where it has no effect: remove it"
+        if not any(transform.type in NORMALIZING for transform in spec.transforms):
+            yield (
+                f"{name}.transforms",
+                f"to normalise images, which all weights want, found no {' or '.join(NORMALIZING)}: add {NORMALIZE}",
+            )
+
+    def _problems_with_labels(self, dataset: Any) -> Iterator[Any]:
+        """Labels of a training image that a loss would take for a class that there is not."""
         ignored = getattr(dataset, "ignore_index", 255)
         for key, spec in _single_losses(self.loss.types if self.loss else (), "loss.types"):
-            marked = getattr(spec, "ignore_index", ignored)  # Those of PaddleSeg may have none.
-            if marked != ignored:
-                problems.append(
-                    f"expected {key}.ignore_index to be {shown(ignored)}, which marks ignored pixels in "
-                    f"train_dataset, found {shown(marked)}: set it to {shown(ignored)}"
+            left_out = getattr(spec, "ignore_index", ignored)  # Those of PaddleSeg may have none.
+            if left_out != ignored:
+                yield (
+                    f"{key}.ignore_index",
+                    f"to be {shown(ignored)}, which marks ignored pixels in train_dataset, found {shown(left_out)}: "
+                    f"set it to {shown(ignored)}",
                 )
         for index, transform in enumerate(getattr(dataset, "transforms", ())):
-            label = getattr(transform, "label_padding_value", None)
-            if isinstance(label, int) and label != ignored and not 0 <= label < self.model.num_classes:
-                problems.append(
-                    f"expected train_dataset.transforms.{index}.label_padding_value to be a class below "
-                    f"{self.model.num_classes}, or {shown(ignored)} for ignored pixels, found {label}: correct it"
+            key, label = f"train_dataset.transforms.{index}", getattr(transform, "label_padding_value", None)
+            left_out = getattr(transform, "ignore_index", ignored)
+            if getattr(transform, "category_max_ratio", 1) != 1 and left_out != ignored:
+                yield (
+                    f"{key}.ignore_index",
+                    f"to be {shown(ignored)}, which marks ignored pixels in train_dataset, found {shown(left_out)}: "
+                    f"set it to {shown(ignored)}",
                 )
-        return problems
+            if isinstance(label, int) and label != ignored and not 0 <= label < self.model.num_classes:
+                yield (
+                    f"{key}.label_padding_value",
+                    f"to be a class below {self.model.num_classes}, or {shown(ignored)} for ignored pixels, found "
+                    f"{label}: correct it",
+                )
+
+    def _problems_of_rate(self, rate: Union[PolynomialDecaySpec, SchedulerSpec]) -> Iterator[Any]:
+        """A schedule that would not warm up, or not come down."""
+        if rate.warmup_iters >= self.iters:
+            yield (
+                "lr_scheduler.warmup_iters",
+                f"to be less than iters ({self.iters}), found {rate.warmup_iters}: shorten the warm-up",
+            )
+        if rate.warmup_iters and rate.warmup_start_lr >= rate.learning_rate:
+            yield (
+                "lr_scheduler.warmup_start_lr",
+                f"to be less than learning_rate ({rate.learning_rate}), found {rate.warmup_start_lr}: lower it",
+            )
+        if rate.warmup_start_lr and not rate.warmup_iters:
+            yield (
+                "lr_scheduler.warmup_start_lr",
+                f"together with warmup_iters, found {rate.warmup_start_lr} without effect: add the first, or remove it",
+            )
+        if isinstance(rate, PolynomialDecaySpec) and rate.end_lr > rate.learning_rate:
+            yield (
+                "lr_scheduler.end_lr",
+                f"to be at most learning_rate ({rate.learning_rate}), found {rate.end_lr}: set end_lr to 0 or another "
+                "rate to end at",
+            )
+
+
+def _within(value: Any, lowest: int, highest: int) -> bool:
+    """Whether this is a whole number in that range."""
+    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
+
+
+def _root(spec: Any) -> Any:
+    """The folder of a data set, however it is written."""
+    return os.path.normpath(str(getattr(spec, "dataset_root", "")))
 
 
 _SECTIONS: dict[str, type[Section]] = {
@@ -540,6 +701,9 @@ OUR_SPECS: dict[str, type[Section]] = {
 }
 """Components whose arguments are checked when the file is read."""
 
+_KEYS = {key.lower(): key for spec in (*OUR_SPECS.values(), *_SECTIONS.values(), Config) for key in spec.model_fields}
+"""Keys of all sections as they are spelled, by themselves in lower case."""
+
 
 # --- Reading. ---
 
@@ -554,21 +718,39 @@ def load_config(path: PathLike, opts: Iterable[str] = ()) -> Config:
         UsageError: naming the file, and one line for each problem found (at most 20).
     """
     path = os.fspath(path)
-    tree = _without_flags(_read_with_bases(path, (), [MOST_CHARACTERS]), path)
-    keys = [_set_option(tree, option) for option in opts]
-    tree = dialect.to_native(tree, path)
+    origins = Origins()
+    tree = _without_flags(_read_with_bases(path, (), [MOST_CHARACTERS], origins), path)
+    for option in opts:
+        key, value = _set_option(tree, option)
+        if origins.options.setdefault(key, value) != value:
+            raise UsageError(
+                f"--opts: expected {dotted(key.split('.'))} once, by an option or by a flag of its own, found both "
+                f"{shown(origins.options[key])} and {shown(value)}: leave one out"
+            )
+    tree = _native(tree, path)
+    for section, mode in (("train_dataset", "train"), ("val_dataset", "val")):
+        if isinstance(tree.get(section), dict):
+            tree[section] = {"mode": mode, **tree[section]}
     try:
         config = Config.model_validate(tree)
-        problems = [f"{path}: {problem}" for problem in config.problems_between_sections()]
     except ValidationError as error:
         details = error.errors(include_url=False)
-        problems = [_sentence(detail, path, keys) for detail in details[:MOST_PROBLEMS]]
+        problems = [_sentence(detail, tree, origins) for detail in details[:MOST_PROBLEMS]]
         if len(details) > MOST_PROBLEMS:
             problems.append(f"{path}: expected a recipe, found {len(details) - MOST_PROBLEMS} more problems like these")
+        raise UsageError(*problems) from error
+    problems = [
+        f"{origins.of(key.split('.'))}: expected {key} {problem}" for key, problem in config.problems_between_sections()
+    ]
     if problems:
         raise UsageError(*problems)
-    config._path = path
+    config._path, config._origins = path, origins
     return config
+
+
+def _native(tree: dict[str, Any], source: str) -> dict[str, Any]:
+    """A file's tree in our words: PaddleSeg's keys moved, names in our spelling; what is native stays as it is."""
+    return dialect.to_native(dialect.spelled(tree, OUR_SPECS, _KEYS, source), source)
 
 
 def merge(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
@@ -734,8 +916,11 @@ def _read(path: str, room: list[int]) -> dict[str, Any]:
     return tree
 
 
-def _read_with_bases(path: str, above: tuple[str, ...], room: list[int]) -> dict[str, Any]:
-    """The native tree of `path` laid over its bases; `above` are the files that led here, `room` see `_read`."""
+def _read_with_bases(path: str, above: tuple[str, ...], room: list[int], origins: Origins) -> dict[str, Any]:
+    """The native tree of `path` laid over its bases; `above` are the files that led here, `room` see `_read`.
+
+    All files are noted in `origins`.
+    """
     if any(os.path.realpath(path) == os.path.realpath(other) for other in above):
         chain = " -> ".join((*above, path))
         raise UsageError(f"{path}: expected _base_ to end at some file, found a circle ({chain}): remove one _base_")
@@ -749,10 +934,12 @@ def _read_with_bases(path: str, above: tuple[str, ...], room: list[int]) -> dict
         raise UsageError(
             f"{path}: expected _base_ to be a file name or a list of them, found {shown(bases)}: correct it"
         )
-    tree = dialect.to_native(tree, path)
+    tree = _native(tree, path)
+    origins.files.append((path, _without_flags(tree, path)))
+    layers = [_read_with_bases(str(Path(path).parent / base), (*above, path), room, origins) for base in bases]
     lower: dict[str, Any] = {}
-    for base in reversed(bases):
-        lower = merge(_read_with_bases(str(Path(path).parent / base), (*above, path), room), lower)
+    for layer in reversed(layers):
+        lower = merge(layer, lower)
     return merge(tree, lower)
 
 
@@ -768,13 +955,13 @@ def _without_flags(tree: Any, path: str) -> Any:
     return {key: _without_flags(value, path) for key, value in tree.items() if key != "_inherited_"}
 
 
-def _set_option(tree: dict[str, Any], option: str) -> str:
-    """Apply one "key=value" to the tree, in place -> its native dotted key."""
+def _set_option(tree: dict[str, Any], option: str) -> tuple[str, Any]:
+    """Apply one "key=value" to the tree, in place -> its native dotted key, and the value."""
     key, equals, text = option.partition("=")
     parts = dialect.native_key(key).split(".")
     if not equals or not all(parts) or not key.isprintable() or len(parts) > MOST_LEVELS:
         raise UsageError(
-            f"--opts: expected key=value such as optimizer.momentum=0.95, found {shown(option)}: correct it"
+            f"--opts: expected key=value such as optimizer.weight_decay=0.001, found {shown(option)}: correct it"
         )
     try:
         value = _parse(text, level=len(parts))
@@ -797,13 +984,15 @@ def _set_option(tree: dict[str, Any], option: str) -> str:
                 f"--opts: expected {above} to be followed by a position below {len(parent)}, found {dotted([part])} "
                 f"in {dotted(parts)}: correct it"
             )
+        if isinstance(parent, dict) and part not in parent and _KEYS.get(part.lower()) in parent:
+            part = parts[depth] = _KEYS[part.lower()]
         place: Any = int(part) if isinstance(parent, list) else part
         if depth == len(parts) - 1:
             parent[place] = value
         elif isinstance(parent, dict) and parent.get(part) is None:
             parent[part] = {}
         parent = parent[place]
-    return ".".join(parts)
+    return ".".join(parts), value
 
 
 # --- Saying what is wrong. ---
@@ -835,31 +1024,55 @@ def suggest(name: str, candidates: Iterable[str]) -> str:
     return f"choose from {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
 
 
-def _suggest_key(name: str, section: type[Section]) -> str:
-    """What an unknown key of a section may have been meant to be: a key near it, or the same key of another section."""
+def _suggest_key(name: str, at: str, section: type[Section], tree: dict[str, Any]) -> str:
+    """What to do about a key, found at `at`, that its section does not have.
+
+    It may be near one that the section has, stand in another component of this kind, or in another section.
+    """
     if not difflib.get_close_matches(name.lower(), section.model_fields):
-        elsewhere = [f"{path}.{name}" for path, other in _SECTIONS.items() if name in other.model_fields]
+        owners = [_type_name(spec) for spec in _alternatives(section) if name in spec.model_fields]
+        if owners:
+            return f"it is for the type {' or '.join(owners)}, not for {_type_name(section)}: remove it, or change type"
+        if name in dialect.REMEDIES:
+            return dialect.REMEDIES[name]
+        elsewhere = [f"{path}.{name}" for path in _SECTIONS if name in _section_in_force(path, tree).model_fields]
         if name in Config.model_fields:
             elsewhere.append(f"{name} at the top level")
-        if elsewhere:
+        if elsewhere and at not in elsewhere:
             return f"did you mean {' or '.join(elsewhere)}?"
     return suggest(name, section.model_fields)
 
 
-def _sentence(details: Any, path: str, option_keys: Sequence[str]) -> str:
+def _alternatives(section: type[Section]) -> list[type[Section]]:
+    """All components of the kind of this one."""
+    unions = (TransformSpec, AnyDatasetSpec, OptimizerSpec, AnySchedulerSpec, LossTermSpec)
+    kinds = [[get_args(tagged)[0] for tagged in get_args(get_args(union)[0])] for union in unions]
+    return next((kind for kind in kinds if section in kind), [])
+
+
+def _type_name(section: type[Section]) -> str:
+    return get_args(section.model_fields["type"].annotation)[0]
+
+
+def _section_in_force(path: str, tree: dict[str, Any]) -> type[Section]:
+    """What a section's type in the recipe says; our first component of the kind where it says nothing."""
+    given = tree.get(path)
+    name = given.get("type") if isinstance(given, dict) else None
+    return OUR_SPECS.get(name, Section) if isinstance(name, str) else _SECTIONS[path]
+
+
+def _sentence(details: Any, tree: dict[str, Any], origins: Origins) -> str:
     """One of pydantic's error records as a sentence: where, what was expected and found, what to do."""
     *parts, last = details["loc"]
     location = [part for part in parts if not str(part).startswith("type:")]
     if details["type"] == "extra_forbidden" or not str(last).startswith("type:"):
         location.append(last)
-    key, plain = dotted(location), ".".join(map(str, location))
-    from_option = any(f"{a}.".startswith(f"{b}.") for o in option_keys for a, b in ((plain, o), (o, plain)))
-    source = "--opts" if from_option else path
+    key, source = dotted(location), origins.of(location)
     kind, found = details["type"], details["input"]
     if kind == "extra_forbidden":
         parent = str(parts[-1]) if parts else ""
         section = OUR_SPECS.get(parent.partition(":")[2]) or _SECTIONS.get(parent, Config)
-        return f"{source}: expected only known keys, found {key}: {_suggest_key(str(last), section)}"
+        return f"{source}: expected only known keys, found {key}: {_suggest_key(str(last), key, section, tree)}"
     if kind == "missing":
         return f"{source}: expected {key} to be given, found nothing: add it"
 
@@ -877,6 +1090,7 @@ def _sentence(details: Any, path: str, option_keys: Sequence[str]) -> str:
         "string_too_short": "a text that is not empty",
     }.get(kind, expected)
     remedy = "correct it"
-    if kind == "literal_error":
-        remedy = suggest(shown(found), re.findall(r"'([^']*)'", details["ctx"]["expected"]))
+    names = re.findall(r"'([^']*)'", details["ctx"]["expected"]) if kind == "literal_error" else ()
+    if names:
+        remedy = suggest(shown(found), names)
     return f"{source}: expected {key} to be {expected}, found {shown(found)}: {remedy}"

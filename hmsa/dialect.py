@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The YAML of PaddleSeg's CityscapesSOTA, in this project's words.
 
-Their file differs in four places: `model.n_scales`, a `learning_rate` section with the decay inside, lower-case names,
-and losses listed by position for a network that returns its four outputs once per loss.
+Their file differs in four places: `model.n_scales`, a `learning_rate` section with the decay inside, names in lower
+case (of components, and of keys such as `min_K`), and losses listed by position for a network that returns its four
+outputs once per loss.
 
 Every file is translated as it is read, before it is laid over its bases, so a file of one dialect can inherit from a
 file of the other. `--opts` are applied to the translated tree; their keys may be of either dialect, except that losses
@@ -12,6 +13,7 @@ are then addressed by name.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hmsa.errors import UsageError
@@ -24,9 +26,19 @@ _KEYS = {
     "learning_rate.value": "lr_scheduler.learning_rate",
     "learning_rate.decay": "lr_scheduler",
 }
-_OPTIMIZERS = {"sgd": "SGD", "momentum": "SGD", "adam": "Adam", "adamw": "AdamW"}
 _SCHEDULERS = {"poly": "PolynomialDecay"}
-_LOSSES = {"diceloss": "DiceLoss", "bootstrappedcrossentropyloss": "BootstrappedCrossEntropyLoss"}
+
+REMEDIES = {
+    "export": "an export takes the transforms of val_dataset, as with PaddleSeg 2.8: remove it",
+    "distill_loss": "there is no distillation here: remove it",
+    "to_static_training": "training is eager here: remove it",
+    "auc_roc": "it is not computed here: remove it",
+    "grad_clip_cfg": "write clip_grad_norm, which is ClipGradByGlobalNorm, or take PaddleSeg's type Momentum or Adam",
+    "custom_cfg": "take PaddleSeg's type Momentum or Adam, which have it, or remove it",
+    "use_nesterov": "take PaddleSeg's type Momentum, which has it, or remove it",
+    "decay_steps": "the decay takes all iterations after the warm-up: remove it",
+}
+"""Keys of PaddleSeg that this project does not have, and what to do about them."""
 
 
 def native_key(key: str) -> str:
@@ -48,9 +60,9 @@ def to_native(tree: dict[str, Any], source: str) -> dict[str, Any]:
         _move(tree, theirs, ours, source)
     if tree.get("learning_rate") == {}:
         del tree["learning_rate"]
-    for section, names in (("optimizer", _OPTIMIZERS), ("lr_scheduler", _SCHEDULERS)):
-        if isinstance(tree.get(section), dict):
-            tree[section] = _renamed(tree[section], names)
+    rate = tree.get("lr_scheduler")
+    if isinstance(rate, dict) and isinstance(rate.get("type"), str):
+        tree["lr_scheduler"] = {**rate, "type": _SCHEDULERS.get(rate["type"], rate["type"])}
     if isinstance(tree.get("loss"), dict):
         tree["loss"] = _named_losses(tree["loss"], source)
     return tree
@@ -77,11 +89,42 @@ def _move(tree: dict[str, Any], theirs: str, ours: str, source: str) -> None:
     tree[section] = {**present, **moved}
 
 
-def _renamed(spec: Any, names: dict[str, str]) -> Any:
-    """A component with its `type` in our spelling, if it is one of theirs in lower case."""
-    name = spec.get("type") if isinstance(spec, dict) else None
-    ours = names.get(name.replace("_", "")) if isinstance(name, str) else None
-    return {**spec, "type": ours} if ours else spec
+def folded(name: str) -> str:
+    """A component's name without what its spellings differ by: DiceLoss, diceloss and dice_loss are one."""
+    return name.replace("_", "").lower()
+
+
+def spelled(tree: dict[str, Any], names: Iterable[str], keys: Mapping[str, str], source: str) -> dict[str, Any]:
+    """A copy of the tree in which components and their keys are spelled as here.
+
+    Args:
+        tree: a file's tree in either dialect.
+        names: the components of this project.
+        keys: what keys are called here, by themselves in lower case. Those of other components stay as they are.
+        source: the file, for messages.
+
+    Raises:
+        UsageError: a key in two spellings.
+    """
+    by_folded = {folded(name): name for name in names}
+
+    def visit(node: Any, ours: bool) -> Any:
+        if isinstance(node, list):
+            return [visit(part, ours) for part in node]
+        if not isinstance(node, dict):
+            return node
+        node = dict(node)
+        if isinstance(node.get("type"), str):
+            node["type"] = by_folded.get(folded(node["type"]), node["type"])
+            ours = node["type"] in by_folded.values()
+        for key in list(node) if ours else ():
+            here = keys.get(key.lower(), key)
+            if here != key and here in node:
+                raise UsageError(f"{source}: expected one value, found both {key} and {here}: remove one")
+            node[here] = node.pop(key)  # All are moved, so that they keep their order.
+        return {key: visit(value, ours) for key, value in node.items()}
+
+    return visit(tree, ours=True)
 
 
 def _named_losses(loss: dict[str, Any], source: str) -> dict[str, Any]:
@@ -90,11 +133,8 @@ def _named_losses(loss: dict[str, Any], source: str) -> dict[str, Any]:
     Position i weighs output i modulo 4, as `types` and `coef` name one loss after the other, each on all four outputs.
     """
     types, coef = loss.get("types"), loss.get("coef")
-    if not isinstance(types, list):
+    if not isinstance(types, list) or not isinstance(coef, list):
         return loss
-    types = [_renamed(spec, _LOSSES) for spec in types]
-    if not isinstance(coef, list):
-        return {**loss, "types": types}
 
     count = len(OUTPUTS)
     if len(types) == 1:

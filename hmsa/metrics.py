@@ -19,7 +19,7 @@ def confusion_matrix(
     Args:
         prediction: class of every pixel, any integer type and shape, values 0 to num_classes - 1.
         label: true class of every pixel, same shape, values 0 to num_classes - 1 or `ignore_index`.
-        num_classes: K, at most 254.
+        num_classes: K, 1 to 256; a class that `ignore_index` is counts nowhere either.
         ignore_index: label, 0 to 255, of pixels that count nowhere.
 
     Returns:
@@ -28,6 +28,11 @@ def confusion_matrix(
     Raises:
         ValueError: the shapes differ, or a value is outside its range.
     """
+    if not 1 <= num_classes <= 256 or not 0 <= ignore_index <= 255:
+        raise ValueError(
+            f"expected 1 to 256 classes and an ignore_index of 0 to 255, which 8 bits can hold, found {num_classes} "
+            f"and {ignore_index}: merge classes, or mark ignored pixels by another number"
+        )
     if prediction.shape != label.shape:
         raise ValueError(f"prediction has shape {prediction.shape}, label {label.shape}: they must be equal")
     K = num_classes

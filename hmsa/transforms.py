@@ -21,6 +21,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image, ImageEnhance
 
 from hmsa.errors import DataError, UsageError
 
@@ -118,7 +119,11 @@ class ResizeStepScaling:
 
 
 class RandomPaddingCrop:
-    """Cut a window of `crop_size` (width, height) at random, padding at the bottom and right if needed."""
+    """Cut a window of `crop_size` (width, height) at random, padding at the bottom and right if needed.
+
+    With a `category_max_ratio` below 1, a window is drawn again, up to `loop_times` times, while one class has that
+    share or more of its pixels, or all of them; pixels of `ignore_index` do not count.
+    """
 
     def __init__(
         self,
@@ -126,13 +131,26 @@ class RandomPaddingCrop:
         crop_size: Sequence[int] = (512, 512),
         im_padding_value: float = 127.5,
         label_padding_value: int = 255,
+        category_max_ratio: float = 1.0,
+        ignore_index: int = 255,
+        loop_times: int = 10,
     ) -> None:
         self.size = _height_width("RandomPaddingCrop's crop_size", crop_size)
         self.padding_values = (im_padding_value, label_padding_value)
+        self.category_max_ratio = category_max_ratio
+        self.ignore_index = ignore_index
+        self.loop_times = loop_times if category_max_ratio < 1 else 0
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = self.size
+        looks = self.loop_times if "label" in sample.get("gt_fields", ()) else 0
+        if looks:  # padding counts with the classes
+            sample = _pad(sample, self.size, *self.padding_values)
         top, left = self.draw_corner(sample["img"].shape[:2], rng)
+        for _ in range(looks):
+            if self._is_varied(sample["label"][top : top + height, left : left + width]):
+                break
+            top, left = self.draw_corner(sample["img"].shape[:2], rng)
 
         def crop(array: np.ndarray) -> np.ndarray:
             return array[top : top + height, left : left + width]
@@ -143,6 +161,12 @@ class RandomPaddingCrop:
         """Top and left of the window in a picture of `size` (height, width)."""
         top, left = (int(rng.integers(max(there - wanted, 0) + 1)) for there, wanted in zip(size, self.size))
         return top, left
+
+    def _is_varied(self, label: np.ndarray) -> bool:
+        """Whether more than one class is in a window, and none has too large a share."""
+        classes, counts = np.unique(label, return_counts=True)
+        counts = counts[classes != self.ignore_index]
+        return len(counts) > 1 and counts.max() / counts.sum() < self.category_max_ratio
 
 
 class ScaledCrop:
@@ -167,11 +191,18 @@ class ScaledCrop:
 
 
 def fused(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
-    """The transforms with every scaling right before a crop replaced by `ScaledCrop`: the same result, sooner."""
+    """The transforms with every scaling right before a crop replaced by `ScaledCrop`: the same result, sooner.
+
+    A crop that looks at the label stays, as it needs the whole label scaled.
+    """
     result: list[Transform] = []
     for transform in transforms:
         before = result[-1] if result else None
-        if isinstance(before, ResizeStepScaling) and isinstance(transform, RandomPaddingCrop):
+        if (
+            isinstance(before, ResizeStepScaling)
+            and isinstance(transform, RandomPaddingCrop)
+            and not transform.loop_times
+        ):
             result[-1] = ScaledCrop(before, transform)
         else:
             result.append(transform)
@@ -235,11 +266,16 @@ def _weighted_sum(
     return cv2.addWeighted(image, weight, other, other_weight, offset - 0.499)
 
 
+def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
+    """Scale each pixel's distance from its smoothed surroundings by `factor`. uint8 [H, W, 3] in and out."""
+    return np.asarray(ImageEnhance.Sharpness(Image.fromarray(image)).enhance(factor))
+
+
 class RandomDistort:
-    """Distort brightness, contrast, saturation and hue, each with its probability, in random order.
+    """Distort brightness, contrast, saturation, hue and sharpness, each with its probability, in random order.
 
     Factors are drawn evenly from 1 - range .. 1 + range, the hue's shift from -range .. range (255 is the
-    whole circle). `sharpness` of PaddleSeg, off by default there, is not offered here.
+    whole circle).
     """
 
     def __init__(
@@ -253,13 +289,17 @@ class RandomDistort:
         saturation_prob: float = 0.5,
         hue_range: float = 18,
         hue_prob: float = 0.5,
+        sharpness_range: float = 0.5,
+        sharpness_prob: float = 0,
     ) -> None:
-        self.steps = (
+        self.steps = [
             (brightness, 1.0, brightness_range, brightness_prob),
             (contrast, 1.0, contrast_range, contrast_prob),
             (saturation, 1.0, saturation_range, saturation_prob),
             (hue, 0.0, hue_range, hue_prob),
-        )
+        ]
+        if sharpness_prob > 0:  # else nothing is drawn for it
+            self.steps.append((sharpness, 1.0, sharpness_range, sharpness_prob))
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         image = np.asarray(sample["img"], np.uint8)

@@ -28,7 +28,7 @@ model:
   ocr_key_channels: 8
   attention_mid_channels: 8
 optimizer: {type: SGD, momentum: 0.9, weight_decay: 0.5}
-lr_scheduler: {type: PolynomialDecay, learning_rate: 0.1, power: 2}
+lr_scheduler: {type: PolynomialDecay, learning_rate: 0.1, power: 2, end_lr: 0}
 loss:
   types: [{type: DiceLoss}, {type: BootstrappedCrossEntropyLoss, min_K: 5, loss_th: 0.1}]
   coef: {joint: 1, low: 0.5}
@@ -68,7 +68,7 @@ def test_schema_and_constructor_agree(name: str) -> None:
         for key, field in OUR_SPECS[name].model_fields.items()
         if key not in given_by_builder
     }
-    if name == "CityscapesAutolabeling":  # In a YAML nobody should get the training pictures by leaving `mode` out.
+    if name == "CityscapesAutolabeling":  # In a YAML it depends on the section.
         assert (fields.pop("mode"), parameters.pop("mode")) == (inspect.Parameter.empty, "train")
     if name == "Dataset":  # Left out, the section and the model say them; the others have one value.
         assert [(fields.pop(key), parameters.pop(key)) for key in ("mode", "num_classes")] == [
@@ -120,10 +120,46 @@ def test_a_backbone_of_paddleseg(recipe: Any) -> None:
     assert model(paddle.zeros([1, 3, 64, 96]))["joint"].shape == [1, 19, 64, 96]
 
 
+@pytest.mark.parametrize(("name", "indices"), [("hrnet_w18_nv_small_v1", [0]), ("HRNET_W18_nv", [0]), ("stdc1", [2])])
+def test_backbones_are_known_in_other_spellings(recipe: Any, name: str, indices: list) -> None:
+    model = builder.build_model(recipe(f"model.backbone={{type: {name}}}", f"model.backbone_indices={indices}"))
+    assert type(model.backbone).__name__.lower() in (name.replace("_", "").lower(), "hrnet", "stdcnet")
+
+
+def test_other_spellings_of_other_components(recipe: Any, tmp_path: Path) -> None:
+    assert steps(recipe("optimizer={type: momentum, momentum: 0.5}"), [1.0, 1.0]) == pytest.approx([0.9, 0.75])
+    assert steps(recipe("optimizer={type: adam, beta1: 0.8}"), [1.0, 1.0]) == pytest.approx([0.9, 0.8], abs=1e-5)
+    values = rates(recipe("lr_scheduler={type: stepdecay, learning_rate: 0.2, step_size: 50, gamma: 0.5}"))
+    assert (values[49], values[50]) == pytest.approx((0.2, 0.1))
+    sample = {"img": np.zeros((4, 4, 3), np.uint8), "trans_info": [], "gt_fields": []}
+    specs = recipe("val_dataset={type: Dataset, transforms: [{type: padding, target_size: [8, 8]}, {type: normalize}]}")
+    for transform in builder.build_transforms(specs.val_dataset.transforms):
+        sample = transform(sample, np.random.default_rng(0))
+    assert sample["img"].shape == (8, 8, 3)
+
+
+def test_weights_of_a_backbone_are_left_to_who_trains(recipe: Any) -> None:
+    config = recipe("model.backbone={type: STDC1, pretrained: nowhere.pdparams}", "model.backbone_indices=[2]")
+    builder.build_model(config)
+    assert config.model.backbone.pretrained == "nowhere.pdparams"
+
+
+def test_problems_of_parts_name_their_file(recipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "upper.yml").write_text(
+        "_base_: recipe.yml\nmodel: {backbone_indices: [1]}\noptimizer: {type: Adagradd}"
+    )
+    config = load_config(tmp_path / "upper.yml")
+    assert refused(builder.build_model, config).startswith(f"{tmp_path}/upper.yml: expected model.backbone_indices")
+    assert refused(steps, config, []).startswith(f"{tmp_path}/upper.yml: optimizer: expected type to name")
+    (tmp_path / "recipe.yml").write_text(RECIPE.replace("Small_V1}", "Small_V1, x: 1}"))
+    message = refused(builder.build_model, load_config(tmp_path / "upper.yml"))
+    assert message.startswith(f"{tmp_path}/recipe.yml: model.backbone: expected only arguments")
+
+
 @pytest.mark.parametrize(
     ("backbone", "sentence"),
     [
-        ("{type: HRNet_W18_nv_small_v1}", "did you mean HRNet_W18_NV_Small_V1?"),
+        ("{type: HRNet_W18_NV_Small_V}", "did you mean HRNet_W18_NV_Small_V"),
         ("{type: STCD1}", "found 'STCD1': did you mean STDC1?"),
         ("{type: Nothing_Like_It_Here}", "choose from HRNet_W18_NV_Small_V1, "),
         (
@@ -136,7 +172,7 @@ def test_a_backbone_of_paddleseg(recipe: Any) -> None:
 def test_backbones_that_are_refused(recipe: Any, backbone: str, sentence: str) -> None:
     config = recipe(f"model.backbone={backbone}")
     message = refused(builder.build_model, config)
-    assert message.startswith(f"{config.path}: model.backbone: expected ")
+    assert message.startswith("--opts: model.backbone: expected ")
     assert sentence in message
 
 
@@ -236,6 +272,7 @@ def test_polynomial_decay_with_warm_up(
     tmp_path_factory: Any, iters: int, power: float, end: float, warmup: int, start: float
 ) -> None:
     warmup = min(warmup, iters - 1)
+    start = start if warmup else 0
     path = tmp_path_factory.getbasetemp() / "rates.yml"
     path.write_text(RECIPE)
     settings_ = {"power": power, "end_lr": end, "warmup_iters": warmup, "warmup_start_lr": start}
@@ -365,7 +402,9 @@ def test_only_training_leaves_bad_samples_out(recipe: Any, tmp_path: Path) -> No
     write_cityscapes(tmp_path, {"train": 2, "val": 2})
     stem = "train/city/city_0_"
     (tmp_path / "list.txt").write_text(f"leftImg8bit/{stem}leftImg8bit.png gtFine/{stem}gtFine_labelTrainIds.png")
-    lists = f"mode: train, dataset_root: {tmp_path}, train_path: {tmp_path / 'list.txt'}, transforms: []"
+    lists = (
+        f"mode: train, dataset_root: {tmp_path}, train_path: {tmp_path / 'list.txt'}, transforms: [{{type: Normalize}}]"
+    )
     theirs = f"train_dataset={{type: Dataset, num_classes: 19, {lists}}}"
     for train in (cityscapes(tmp_path, "train", "[{type: Normalize}]"), theirs):
         given = [train, cityscapes(tmp_path, "val", "[{type: Normalize}]"), "bad_sample_limit=7"]
@@ -408,7 +447,7 @@ def test_transforms_that_are_refused(recipe: Any) -> None:
     assert "expected only arguments of Padding, found target_sze: did you mean target_size?" in message
     config = recipe("val_dataset=" + options % "{type: Padding, target_size: [0, 9]}")
     message = refused(builder.build_dataset, config, "val")
-    assert message.startswith(f"{config.path}: val_dataset.transforms.1: Padding's target_size should be a width")
+    assert message.startswith("--opts: val_dataset.transforms.1: Padding's target_size should be a width")
 
 
 def test_a_data_set_of_lists(recipe: Any, tmp_path: Path) -> None:
@@ -422,7 +461,8 @@ def test_a_data_set_of_lists(recipe: Any, tmp_path: Path) -> None:
     assert dataset[1]["img"][0, 0, 0] == pytest.approx((101 / 255 - 0.5) / 0.5, abs=1e-6)
     assert dataset[1]["label"].dtype == np.int64
 
-    short = f"{{type: Dataset, dataset_root: {tmp_path}, train_path: list.txt, val_path: list.txt}}"
+    normalize = "transforms: [{type: Normalize}]"
+    short = f"{{type: Dataset, dataset_root: {tmp_path}, train_path: list.txt, val_path: list.txt, {normalize}}}"
     config = recipe(f"train_dataset={short}", f"val_dataset={short}", "max_image_pixels=100")
     training, evaluating = (builder.build_dataset(config, split) for split in ("train", "val"))
     assert (training.shuffle, evaluating.shuffle) == (True, False)
@@ -443,13 +483,24 @@ def test_a_data_set_of_paddleseg(recipe: Any, tmp_path: Path) -> None:
     assert (len(data), data.num_classes, data.max_image_pixels) == (1, 2, 100)
 
 
+def test_a_split_without_labels_is_refused(recipe: Any, tmp_path: Path) -> None:
+    write_cityscapes(tmp_path, {"test": 1})
+    config = recipe(cityscapes(tmp_path, "val", "[{type: Normalize}]"), "val_dataset.mode=test")
+    message = refused(builder.build_dataset, config, "val")
+    assert "val_dataset: expected images with labels, found some without (mode test): choose a mode" in message
+
+
 def test_data_sets_that_are_refused(recipe: Any, tmp_path: Path) -> None:
-    message = refused(builder.build_dataset, recipe("train_dataset={type: CityscapesAutolabelling}"), "train")
+    transforms = "transforms: [{type: Normalize}]"
+    options = f"{{type: CityscapesAutolabelling, {transforms}}}"
+    message = refused(builder.build_dataset, recipe(f"train_dataset={options}"), "train")
     assert "train_dataset: expected type to name a dataset" in message
     assert "did you mean CityscapesAutolabeling?" in message
-    message = refused(builder.build_dataset, recipe("train_dataset={type: Dataset, num_classes: 19}"), "train")
+    message = refused(
+        builder.build_dataset, recipe(f"train_dataset={{type: Dataset, num_classes: 19, {transforms}}}"), "train"
+    )
     assert "train_dataset: expected train_path to name a list, as mode is train, found nothing: add it" in message
-    options = f"{{type: OpticDiscSeg, dataset_root: {tmp_path}, mode: val}}"
+    options = f"{{type: OpticDiscSeg, dataset_root: {tmp_path}, mode: val, {transforms}}}"
     (tmp_path / "val_list.txt").write_text("a.png b.png")
     (tmp_path / "train_list.txt").write_text("a.png b.png")
     (tmp_path / "test_list.txt").write_text("a.png b.png")

@@ -256,8 +256,20 @@ def test_errors_are_one_sentence_without_a_traceback(workplace, script, argument
 
 
 def test_planning_memory_prints_both_peaks_and_saves_nothing(tiny_recipe, tmp_path):
-    result = run(ROOT / "train.py", "--config", tiny_recipe, "--plan-memory", "--save_dir", "out", folder=tmp_path)
+    import paddle
+
+    from hmsa.builder import build_model
+    from hmsa.config import load_config
+
+    # With weights of the backbone alone, under PaddleSeg's way to ask for them.
+    state = build_model(load_config(tiny_recipe)).backbone.state_dict()
+    paddle.save(state, str(tmp_path / "backbone.pdparams"))
+    options = ("--opts", "model.backbone.pretrained=backbone.pdparams", "train_dataset.add_val=true")
+    command = (ROOT / "train.py", "--config", tiny_recipe, "--plan-memory", "--save_dir", "out", *options)
+    result = run(*command, folder=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert f"backbone.pdparams: loaded {len(state)} of {len(state)} tensors\n" in result.stdout
+    assert "warning: the scores are of images that are trained on" in result.stdout
     training, evaluating = result.stdout.splitlines()[-2:]
     assert re.fullmatch(r"a training step with batch_size \d+: \d+\.\d\d GiB at most, of \d+\.\d\d GiB", training)
     assert re.fullmatch(r"evaluating one picture between steps: \d+\.\d\d GiB at most, of \d+\.\d\d GiB", evaluating)

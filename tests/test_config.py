@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hmsa.config import MOST_CHARACTERS, MOST_LEVELS, Config, _Dumper, load_config, merge, suggest
+from hmsa.config import MOST_CHARACTERS, MOST_LEVELS, OUR_SPECS, Config, _Dumper, load_config, merge, suggest
 from hmsa.errors import UsageError
 
 MINIMAL = """
@@ -75,8 +76,8 @@ def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
 
 def test_anchors_and_merge_keys(tmp_path: Path) -> None:
     crop = "&crop {type: RandomPaddingCrop, crop_size: [96, 64]}, {<<: *crop, label_padding_value: 0}"
-    text = f"{MINIMAL}train_dataset: {{type: Dataset, transforms: [{crop}]}}"
-    first, second = load_config(write(tmp_path, a=text)).train_dataset.transforms
+    text = f"{MINIMAL}train_dataset: {{type: Dataset, transforms: [{crop}, {{type: Normalize}}]}}"
+    first, second, _ = load_config(write(tmp_path, a=text)).train_dataset.transforms
     assert first.crop_size == second.crop_size == [96, 64]
     assert (first.label_padding_value, second.label_padding_value) == (255, 0)
 
@@ -177,6 +178,53 @@ def test_merging_is_associative_and_keeps_what_is_on_top(a: dict, b: dict, c: di
         assert isinstance(value, dict) or merge(a, b)[key] == value
 
 
+def test_a_flag_of_the_file_above_decides_about_all_below(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        bottom="test_config: {aug_eval: true}" + MINIMAL,
+        middle="_base_: bottom.yml\ntest_config: {_inherited_: false, flip_vertical: true}",
+        top="_base_: middle.yml\ntest_config: {_inherited_: true, flip_horizontal: true}",
+    )
+    tests = load_config(path).test_config
+    assert (tests.aug_eval, tests.flip_vertical, tests.flip_horizontal) == (False, True, True)
+
+
+def test_a_problem_names_the_file_it_stands_in(tmp_path: Path) -> None:
+    (tmp_path / "bases").mkdir()
+    write(tmp_path / "bases", bottom="iters: 0\nseed: -1\nmodel: {dropuot: 1}\noptimizer: {weight_decay: x}")
+    write(tmp_path / "bases", middle="_base_: bottom.yml\nseed: -2\nprecision: fp61")
+    write(tmp_path, other="optimizer: {type: SGD, momentum: 2}\nbatch_size: 0")
+    path = write(tmp_path, top="_base_: [bases/middle.yml, other.yml]\nval_dataset: {}" + MINIMAL)
+    sources = {
+        line.split("expected ")[1].partition(" to be")[0]: line.split(":")[0] for line in refused(path).split("\n")
+    }
+    assert sources.pop("only known keys, found model.dropuot: did you mean dropout?") == f"{tmp_path}/bases/bottom.yml"
+    names = {"iters": "bottom", "seed": "middle", "precision": "middle", "optimizer.weight_decay": "bottom"}
+    assert {key: Path(source).stem for key, source in sources.items()} == {
+        **names,
+        "optimizer.momentum": "other",
+        "batch_size": "other",
+        "val_dataset.type": "top",
+    }
+    assert "--opts: expected seed to be" in refused(path, "seed=-3")
+
+
+def test_problems_between_sections_name_their_file_too(tmp_path: Path) -> None:
+    write(tmp_path, base=FULL)
+    path = write(tmp_path, a="_base_: base.yml\niters: 5\nlr_scheduler: {warmup_iters: 9}\nmodel: {num_classes: 4}")
+    first, second = refused(path).splitlines()
+    assert first.startswith(f"{path}: expected model.num_classes to be the 19 classes of train_dataset")
+    assert second.startswith(f"{path}: expected lr_scheduler.warmup_iters to be less than")
+    path = write(tmp_path, base=FULL.replace("{type: Normalize}", "{type: RandomHorizontalFlip}"), a="_base_: base.yml")
+    assert refused(path).startswith(f"{tmp_path}/base.yml: expected train_dataset.transforms to normalise")
+    assert load_config(write(tmp_path, c=FULL), ["seed=1"]).where("seed") == "--opts: seed"
+
+
+def test_an_inherited_flag_that_is_wrong_names_its_file(tmp_path: Path) -> None:
+    write(tmp_path, base="model: {_inherited_: 5}")
+    assert refused(write(tmp_path, a="_base_: base.yml" + MINIMAL)).startswith(f"{tmp_path}/base.yml: expected _inher")
+
+
 def test_a_value_in_between_hides_the_mapping_below(tmp_path: Path) -> None:
     one, two = "test_config: null", "test_config: {aug_eval: true}"
     top = "_base_: [one.yml, two.yml]\ntest_config: {flip_vertical: true}" + MINIMAL
@@ -208,6 +256,14 @@ def test_options_set_values_lists_and_missing_sections(tmp_path: Path) -> None:
 def test_a_section_may_be_made_by_options_alone(tmp_path: Path) -> None:
     options = ["lr_scheduler.type=PolynomialDecay", "lr_scheduler.learning_rate=0.5"]
     assert load_config(write(tmp_path, a=MINIMAL), options).lr_scheduler.learning_rate == 0.5
+
+
+def test_an_option_twice_is_no_riddle(tmp_path: Path) -> None:
+    path = write(tmp_path, a=FULL)
+    assert load_config(path, ["seed=3", "iters=5", "seed=3"]).seed == 3
+    message = refused(path, "learning_rate.value=0.1", "iters=5", "lr_scheduler.learning_rate=0.2")
+    assert message.startswith("--opts: expected lr_scheduler.learning_rate once, by an option or by a flag")
+    assert "found both 0.1 and 0.2: leave one out" in message
 
 
 # PyYAML folds Unicode's rare line breaks, which no name or path holds.
@@ -255,7 +311,7 @@ def test_a_text_that_looks_like_a_number_stays_one_in_the_dump(tmp_path: Path) -
         ("gradient_accumulation: 0", r"expected gradient_accumulation to be greater than or equal to 1"),
         ("precision: fp61", r"expected precision to be 'fp32', 'bf16' or 'fp16', found 'fp61': did you mean fp16"),
         ("model: [1]", r"expected model to be a mapping .*, found \[1\]"),
-        ("model: {type: MscaleOCRnet}", r"expected model.type to be 'MscaleOCRNet', .*: did you mean MscaleOCRNet\?"),
+        ("model: {type: MscaleOCR}", r"expected model.type to be 'MscaleOCRNet', .*: did you mean MscaleOCRNet\?"),
         ("optimizer: SGD", r"expected optimizer to be a mapping .*, found 'SGD'"),
         ("optimizer: {momentum: 0.9}", r"expected optimizer.type to be given"),
         ("optimizer: {type: SGD, momentm: 0.9}", r"found optimizer.momentm: did you mean momentum\?"),
@@ -315,6 +371,38 @@ def test_a_text_that_looks_like_a_number_stays_one_in_the_dump(tmp_path: Path) -
         ("seed: 4294967296", r"expected seed to be less than or equal to 4294967295"),
         ("'a b': 1", r"expected only known keys, found 'a b': choose from"),
         ("'': 1", r"expected only known keys, found '': choose from"),
+        (
+            "model: {num_classes: 1}",
+            r"model.num_classes to be at least 2 \(the background is a class too: 0, .*, found 1",
+        ),
+        ("model: {num_classes: 0}", r"model.num_classes to be at least 2"),
+        ("model: {num_classes: 256}", r"model.num_classes to be at most 255, the classes that a label map of 8 bits"),
+        (
+            "loss: {types: [{type: DiceLoss, ignore_index: 256}], coef: {joint: 1}}",
+            r"loss.types.0.ignore_index to be less than or equal to 255, found 256",
+        ),
+        (
+            "loss: {types: [{type: DiceLoss, ignore_index: -100}], coef: {joint: 1}}",
+            r"loss.types.0.ignore_index to be greater than or equal to 0, found -100",
+        ),
+        ("model: {backbone: {type: STDC1, pretrained: 5}}", r"model.backbone.pretrained to be a text, found 5"),
+        (
+            "model: {pretrained: a.pdparams, backbone: {type: STDC1, pretrained: b.pdparams}}",
+            r"expected model to be given with pretrained or with backbone.pretrained",
+        ),
+        ("test_config: {average: probabilities}", r"expected test_config.average to be 'logits' or 'softmax'"),
+        ("test_config: {scales: true}", r"expected test_config.scales to be a list, found True"),
+        (
+            "optimizer: {type: AdamW, momentum: 0.9}",
+            r"optimizer.momentum: it is for the type SGD, not for AdamW: remove",
+        ),
+        ("optimizer: {type: SGD, beta2: 0.9}", r"found optimizer.beta2: it is for the type AdamW, not for SGD"),
+        (
+            "optimizer: {type: SGD, custom_cfg: []}",
+            r"found optimizer.custom_cfg: take PaddleSeg's type Momentum or Adam",
+        ),
+        ("export: {transforms: []}", r"found export: an export takes the transforms of val_dataset, .*: remove it"),
+        ("Iters: 5\niters: 6", r"expected one value, found both Iters and iters: remove one"),
         ("'type:x': 1", r"expected only known keys, found 'type:x': choose from"),
         (
             "loss: {types: [{type: DiceLoss, ignore_index: 254}, {type: BootstrappedCrossEntropyLoss, min_K: 1, "
@@ -322,7 +410,6 @@ def test_a_text_that_looks_like_a_number_stays_one_in_the_dump(tmp_path: Path) -
             r"expected loss.types to be a list of losses with the same ignore_index",
         ),
         ("train_dataset: {type: CityscapesAutolabeling, mode: train}", r"train_dataset.dataset_root to be given"),
-        ("val_dataset: {type: CityscapesAutolabeling, dataset_root: d}", r"expected val_dataset.mode to be given"),
         ("val_dataset: {type: Dataset, transforms: [{type: RandomDistort, hue: 1}]}", r"val_dataset.transforms.0.hue"),
         ("val_dataset: {type: Dataset, val_pth: x}", r"found val_dataset.val_pth: did you mean val_path\?"),
         ("val_dataset: {type: Dataset, edge: true}", r"expected val_dataset.edge to be False"),
@@ -356,6 +443,162 @@ def test_problems_of_the_network(tmp_path: Path, text: str, sentence: str) -> No
         load_config(write(tmp_path, a=f"{MINIMAL}  {text}"))
 
 
+DATASET = "{type: ADE20K, transforms: [{type: Normalize}], "
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            f"train_dataset: {DATASET}num_classes: 1}}",
+            "train_dataset.num_classes to be a whole number from 2 to 255 (th",
+        ),
+        (f"val_dataset: {DATASET}num_classes: '19'}}", "val_dataset.num_classes to be a whole number .*, found '19'"),
+        (f"val_dataset: {DATASET}num_classes: 300}}", "val_dataset.num_classes to be a whole number"),
+        (
+            f"train_dataset: {DATASET}ignore_index: 300}}",
+            "train_dataset.ignore_index to be a whole number from 0 to 255",
+        ),
+        (f"val_dataset: {DATASET}ignore_index: -1}}", "val_dataset.ignore_index to be a whole number from 0 to 255"),
+        (
+            f"train_dataset: {DATASET}mode: val}}",
+            "train_dataset.mode to be train, found 'val', whose images are for ev",
+        ),
+        (f"train_dataset: {DATASET}mode: Test}}", "train_dataset.mode to be train, found 'Test'"),
+        (f"val_dataset: {DATASET}mode: train}}", "val_dataset.mode to be val, found 'train', whose images are trained"),
+        (f"val_dataset: {DATASET}mode: trainval}}", "val_dataset.mode to be val, found 'trainval'"),
+        (f"val_dataset: {DATASET}mode: TRAIN}}", "val_dataset.mode to be val"),
+        (
+            "val_dataset: {type: CityscapesAutolabeling, dataset_root: d, mode: train, "
+            "transforms: [{type: Normalize}]}",
+            "val_dataset.mode to be val",
+        ),
+        (
+            "train_dataset: {type: CityscapesAutolabeling, dataset_root: d, mode: test, "
+            "transforms: [{type: Normalize}]}",
+            "train_dataset.mode to be train",
+        ),
+        (
+            "val_dataset: {type: CityscapesAutolabeling, dataset_root: d, add_val: true, "
+            "transforms: [{type: Normalize}]}",
+            "expected val_dataset.add_val in train_dataset alone, found it where it has no effect: remove it",
+        ),
+        (
+            "val_dataset: {type: Dataset}",
+            "expected val_dataset.transforms to normalise images, which all weights want, found no Normalize: add "
+            "{type: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}",
+        ),
+        (f"train_dataset: {DATASET}img_channels: 1}}", "train_dataset.img_channels to be 3, as images are read as RGB"),
+        (
+            f"train_dataset: {DATASET}edge: true}}",
+            "train_dataset.edge to be False, as nothing here uses it, found True",
+        ),
+        ("val_dataset: {type: Dataset, transforms: []}", "expected val_dataset.transforms to normalise images"),
+        (
+            "train_dataset: {type: Dataset, transforms: [{type: RandomBlur}]}",
+            "expected train_dataset.transforms to norm",
+        ),
+        (
+            "lr_scheduler: {type: PolynomialDecay, learning_rate: 6e-5}",
+            "expected lr_scheduler.end_lr to be at most learning_rate (6e-05), found 0.0001: set end_lr to 0",
+        ),
+        (
+            "lr_scheduler: {type: PolynomialDecay, learning_rate: 0.1, warmup_start_lr: 0.01}",
+            "expected lr_scheduler.warmup_start_lr together with warmup_iters, found 0.01 without effect",
+        ),
+        (
+            f"train_dataset: {DATASET}mode: train}}\n"
+            "loss: {types: [{type: LovaszSoftmaxLoss, ignore_index: 0}], coef: {joint: 1}}",
+            "expected loss.types.0.ignore_index to be 255, which marks ignored pixels in train_dataset, found 0",
+        ),
+        (
+            "train_dataset: {type: Dataset, ignore_index: 9, transforms: [{type: Normalize}, {type: RandomPaddingCrop, "
+            "category_max_ratio: 0.5, label_padding_value: 9}]}",
+            "expected train_dataset.transforms.1.ignore_index to be 9, .*, found 255: set it to 9",
+        ),
+    ],
+)
+def test_problems_between_sections(tmp_path: Path, text: str, sentence: str) -> None:
+    (line,) = refused(write(tmp_path, a=MINIMAL + text)).splitlines()
+    assert re.search(re.escape(sentence).replace(r"\.\*", ".*"), line), line
+
+
+@pytest.mark.parametrize("mode", ["trainval", "trainaug", "context", "train"])
+def test_other_splits_of_training_images_are_fine(tmp_path: Path, mode: str) -> None:
+    assert load_config(write(tmp_path, a=f"{MINIMAL}train_dataset: {DATASET}mode: {mode}}}")).train_dataset.mode == mode
+
+
+def test_a_split_that_is_not_given_is_that_of_the_section(tmp_path: Path) -> None:
+    ours = "{type: CityscapesAutolabeling, dataset_root: d, transforms: [{type: Normalize}]}"
+    for dataset in (ours, DATASET + "}"):
+        config = load_config(write(tmp_path, a=f"{MINIMAL}train_dataset: {dataset}\nval_dataset: {dataset}"))
+        assert (config.train_dataset.mode, config.val_dataset.mode) == ("train", "val")
+        copy = write(tmp_path, copy=config.dump())
+        assert load_config(copy) == config
+
+
+def test_scores_on_images_that_are_trained_on_are_said_to_be(tmp_path: Path) -> None:
+    ours = "{type: CityscapesAutolabeling, transforms: [{type: Normalize}], dataset_root: "
+    path = write(tmp_path, a=f"{MINIMAL}train_dataset: {ours}d}}\nval_dataset: {ours}d/}}")
+    assert load_config(path).remarks() == []
+    (remark,) = load_config(path, ["train_dataset.add_val=true"]).remarks()
+    assert remark == "the scores are of images that are trained on, as train_dataset.add_val is true"
+    assert load_config(path, ["train_dataset.add_val=true", "val_dataset.dataset_root=e"]).remarks() == []
+    lists = f"{MINIMAL}train_dataset: {DATASET}train_path: a.txt}}\nval_dataset: {DATASET}val_path: a.txt}}"
+    path = write(tmp_path, a=lists)
+    assert load_config(path).remarks()[0].endswith("as both data sets read a.txt")
+    assert load_config(path, ["val_dataset.val_path=b.txt"]).remarks() == []
+
+
+def test_defaults_are_those_of_paddleseg_2_8(tmp_path: Path) -> None:
+    import inspect
+
+    from paddle.optimizer import lr
+
+    theirs = {name: parameter.default for name, parameter in inspect.signature(lr.PolynomialDecay).parameters.items()}
+    config = load_config(write(tmp_path, a=FULL))
+    assert (config.lr_scheduler.end_lr, config.lr_scheduler.power) == (theirs["end_lr"], theirs["power"])
+    assert config.optimizer.momentum == 0  # their SGD has momentum only where it is given
+    assert (config.optimizer.weight_decay, config.test_config.average) == (0, "logits")
+
+
+def test_a_single_scale_may_be_a_number(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, a=MINIMAL + "test_config: {scales: 0.75}")).test_config.scales == [0.75]
+
+
+def all_keys() -> set[str]:
+    return {key for spec in (*OUR_SPECS.values(), Config) for key in spec.model_fields} | {"scale", "momentm", "export"}
+
+
+@pytest.mark.parametrize("name", sorted(OUR_SPECS))
+def test_no_suggestion_is_the_key_itself(tmp_path: Path, name: str) -> None:
+    section, given = {
+        "SGD": ("optimizer", "{type: SGD}"),
+        "AdamW": ("optimizer", "{type: AdamW}"),
+        "PolynomialDecay": ("lr_scheduler", "{type: PolynomialDecay, learning_rate: 1}"),
+        "CityscapesAutolabeling": ("val_dataset", "{type: CityscapesAutolabeling, dataset_root: d}"),
+        "Dataset": ("val_dataset", "{type: Dataset}"),
+        "MscaleOCRNet": ("model", "{type: MscaleOCRNet, num_classes: 19, backbone: {type: STDC1}}"),
+    }.get(name, ("val_dataset.transforms.0", f"{{type: {name}}}"))
+    if "Loss" in name:
+        section = "loss.types.0"
+    base = "val_dataset: {type: Dataset, transforms: [0]}\nloss: {types: [0], coef: {joint: 1}}\n"
+    path = write(tmp_path, a=MINIMAL + base)
+    for key in sorted(all_keys() - set(OUR_SPECS[name].model_fields)):
+        found = f"found {section}.{key}: "
+        lines = refused(path, f"{section}={given}", f"{section}.{key}=1").split("\n")
+        (advice,) = (line.split(found)[1] for line in lines if found in line)
+        assert f"{section}.{key}" not in advice
+        assert not re.search(rf"(mean|or) {key}\b", advice) or key in Config.model_fields
+
+
+def test_a_stray_key_is_sent_where_it_would_be_read(tmp_path: Path) -> None:
+    path = write(tmp_path, a=MINIMAL + "optimizer: {type: AdamW}")
+    assert "did you mean optimizer.beta1?" in refused(path, "beta1=0.8")
+    assert "optimizer.momentum" not in refused(path, "momentum=0.9")
+    assert "did you mean optimizer.momentum?" in refused(path, "optimizer.type=SGD", "momentum=0.9")
+
+
 def test_a_crop_must_leave_the_network_a_pixel(tmp_path: Path) -> None:
     message = refused(write(tmp_path, a=FULL.replace("[256, 128]", "[256, 63]")))
     assert "train_dataset.transforms.0.crop_size" in message
@@ -366,7 +609,7 @@ def test_a_crop_must_leave_the_network_a_pixel(tmp_path: Path) -> None:
 def test_class_counts_must_agree(tmp_path: Path) -> None:
     path = write(tmp_path, a=FULL.replace("num_classes: 19", "num_classes: 20"))
     assert "found 20: set model.num_classes to 19" in refused(path)
-    path = write(tmp_path, b=MINIMAL + "val_dataset: {type: Dataset, num_classes: 3}")
+    path = write(tmp_path, b=MINIMAL + "val_dataset: {type: Dataset, num_classes: 3, transforms: [{type: Normalize}]}")
     assert "3 classes of val_dataset, found 19" in refused(path)
 
 
@@ -422,7 +665,9 @@ def test_what_a_loss_ignores_is_what_the_data_ignores(tmp_path: Path, name: str)
 
 def test_a_data_set_of_lists_says_what_it_ignores(tmp_path: Path) -> None:
     path = write(tmp_path, a=FULL)
-    dataset = "train_dataset={type: Dataset, ignore_index: 250, transforms: [{type: RandomPaddingCrop}]}"
+    dataset = (
+        "train_dataset={type: Dataset, ignore_index: 250, transforms: [{type: RandomPaddingCrop}, {type: Normalize}]}"
+    )
     fitting = ["loss.types.0.ignore_index=250", "train_dataset.transforms.0.label_padding_value=250"]
     assert load_config(path, [dataset, *fitting]).loss.types[0].ignore_index == 250
     lines = refused(path, dataset).splitlines()

@@ -59,6 +59,7 @@ def test_the_two_recipes_of_the_reference() -> None:
     assert (config.train_dataset.coarse_multiple, config.train_dataset.add_val) == (1.0, False)
     dice, cross_entropy = config.loss.types
     assert (dice.smooth, cross_entropy.min_K, cross_entropy.loss_th) == (1.0, 100000, 0.05)
+    assert config.test_config.average == "softmax"
     assert config.loss.coef == {"joint": 1.0, "joint_aux": 0.4, "low": 0.05, "high": 0.05}
 
 

@@ -108,3 +108,21 @@ def test_scores_agree_with_sklearn(arrays):
 def test_values_out_of_range_are_refused(prediction, label, message):
     with pytest.raises(ValueError, match=message):
         confusion_matrix(np.array(prediction), np.array(label), 4)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "ignore_index"), [(257, 255), (300, 255), (0, 255), (4, 256), (4, 300), (4, -1)]
+)
+def test_what_bytes_cannot_hold_is_refused(num_classes, ignore_index):
+    with pytest.raises(ValueError, match=r"1 to 256 classes and an ignore_index of 0 to 255, .*: merge classes"):
+        confusion_matrix(np.zeros(1, np.uint8), np.zeros(1, np.uint8), num_classes, ignore_index)
+
+
+@pytest.mark.parametrize(("num_classes", "ignore_index"), [(255, 255), (256, 255), (256, 0)])
+def test_as_many_classes_as_bytes_hold(num_classes, ignore_index):
+    last = num_classes - 1
+    matrix = confusion_matrix(
+        np.array([last, 1]), np.array([last - (ignore_index == last), 1]), num_classes, ignore_index
+    )
+    assert matrix.shape == (num_classes, num_classes)
+    assert matrix[:, last].sum() == matrix[1, 1] == 1

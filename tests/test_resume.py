@@ -27,7 +27,7 @@ def start(tiny_recipe, capsys):
     """Runs train.py on the tiny recipe in this process -> what it printed."""
 
     def run(save_dir, *arguments):
-        arguments = ["--config", tiny_recipe, "--engine", "eager", "--save_dir", save_dir, *arguments]
+        arguments = ["--config", tiny_recipe, "--save_dir", save_dir, *arguments]
         train.main(train.make_parser().parse_args([str(argument) for argument in arguments]))
         return capsys.readouterr().out
 
@@ -38,7 +38,7 @@ def start(tiny_recipe, capsys):
 def trained(tiny_recipe, tmp_path_factory):
     """A run of two iterations, each with a checkpoint; it has an evaluation of the last one only."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    arguments = ["--config", str(tiny_recipe), "--engine", "eager", "--save_dir", str(folder), "--save_interval", "1"]
+    arguments = ["--config", str(tiny_recipe), "--save_dir", str(folder), "--save_interval", "1"]
     parser = train.make_parser()
     train.main(parser.parse_args([*arguments, "--iters", "1", "--use_vdl"]))
     train.main(parser.parse_args([*arguments, "--iters", "2", "--use_vdl", "--do_eval", "--resume_model", "auto"]))

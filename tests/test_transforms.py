@@ -81,6 +81,46 @@ def test_crop_pads_at_the_bottom_and_right():
     assert (cut["img"][:2] == cut["label"][:2, :, None]).all()
 
 
+def test_crop_is_drawn_again_while_one_class_has_too_much_of_it():
+    label = np.zeros((8, 32), np.uint8)
+    label[:, 24:28], label[:, 28:] = 1, 255  # of windows 8 wide, three quarters are class 0 alone
+    image = np.repeat(label[..., None], 3, axis=2)
+    once = T.RandomPaddingCrop(crop_size=(8, 8))
+    often = T.RandomPaddingCrop(crop_size=(8, 8), category_max_ratio=0.75, loop_times=1000)
+
+    def share(crop: T.RandomPaddingCrop, seed: int) -> float:
+        cut = apply(crop, image, label, seed)
+        assert (cut["img"][..., 0] == cut["label"]).all()
+        counts = np.bincount(cut["label"].ravel(), minlength=256)[:255]
+        return counts.max() / counts.sum()
+
+    assert max(share(once, seed) for seed in range(50)) == 1
+    # A window of class 1 and ignored pixels has one class: it is drawn again, too.
+    assert {share(often, seed) for seed in range(50)} <= {2 / 3, 4 / 7, 0.5, 3 / 5, 5 / 8, 6 / 8 - 1e-9, 5 / 7}
+    seldom = T.RandomPaddingCrop(crop_size=(8, 8), category_max_ratio=0.75, loop_times=1)
+    assert 0 < sum(share(seldom, seed) == 1 for seed in range(50)) < sum(share(once, seed) == 1 for seed in range(50))
+
+
+def test_crop_counts_padding_as_paddleseg_does_and_needs_a_label_to_count():
+    image, label = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)
+    crop = T.RandomPaddingCrop(crop_size=(8, 4), category_max_ratio=0.6, label_padding_value=1)
+    rng = np.random.default_rng(0)
+    crop(sample_of(image, label), rng)
+    assert rng.random() == drawn_before(np.random.default_rng(0), 2)  # half of it is class 1: the first window is taken
+    assert apply(crop, image)["img"].shape == (4, 8, 3)
+
+
+def drawn_before(rng: np.random.Generator, times: int) -> float:
+    for _ in range(times):
+        rng.integers(1)
+    return rng.random()
+
+
+def test_a_crop_that_looks_at_the_label_is_not_fused():
+    pair = (T.ResizeStepScaling(), T.RandomPaddingCrop(category_max_ratio=0.75))
+    assert T.fused(pair) == pair
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
 def test_crop_always_has_its_size(height, width, crop_height, crop_width, seed):
@@ -196,6 +236,7 @@ def test_senseless_options_are_refused(make):
         (T.brightness, ImageEnhance.Brightness, 0),
         (T.contrast, ImageEnhance.Contrast, 1),
         (T.saturation, ImageEnhance.Color, 1),
+        (T.sharpness, ImageEnhance.Sharpness, 0),
     ],
 )
 def test_enhancers_are_those_of_pil(ours, theirs, largest, factor):
@@ -247,6 +288,8 @@ def test_distort_draws_as_paddleseg_does():
         "saturation_prob": 1.0,
         "hue_range": 63,
         "hue_prob": 0.8,
+        "sharpness_range": 0.9,
+        "sharpness_prob": 0.7,
     }
     rng, draws = np.random.default_rng(0), 1500
     ours = np.stack([T.RandomDistort(**options)(sample_of(image), rng)["img"] for _ in range(draws)])
@@ -275,9 +318,14 @@ def test_distort_obeys_probabilities_and_leaves_the_input_alone():
     assert (image == before).all()
 
 
-def test_distort_refuses_what_it_does_not_do():
-    with pytest.raises(TypeError, match="sharpness_prob"):
-        T.RandomDistort(sharpness_prob=0.5)
+def test_sharpness_is_off_and_draws_nothing_unless_asked_for():
+    image = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    rngs = [np.random.default_rng(5) for _ in range(2)]
+    plain, with_range = T.RandomDistort(), T.RandomDistort(sharpness_range=2.0)
+    images = [transform(sample_of(image), rng)["img"] for transform, rng in zip((plain, with_range), rngs)]
+    assert (images[0] == images[1]).all() and rngs[0].random() == rngs[1].random()
+    others = dict.fromkeys(("brightness_prob", "contrast_prob", "saturation_prob", "hue_prob"), 0)
+    assert (apply(T.RandomDistort(sharpness_prob=1, **others), image)["img"] != image).any()
 
 
 def test_normalize_is_paddlesegs():

@@ -22,12 +22,16 @@ def main(args: argparse.Namespace) -> None:
     print(convert_all(fine_jobs(args.cityscapes_path), convert, num_workers=args.num_workers))
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(
         description="Write gtFine/<split>/<city>/X_gtFine_labelTrainIds.png for every X: from "
         "X_gtFine_labelIds.png, or where that is missing from X_gtFine_polygons.json. "
         "Files that are there already are kept."
     )
     parser.add_argument("--cityscapes_path", type=Path, required=True, help="folder that gtFine lies in")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="threads (default: %(default)s)")
-    cli.run(main, parser)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

@@ -22,12 +22,16 @@ def main(args: argparse.Namespace) -> None:
     print(convert_all(coarse_jobs(args.dataset_root), convert, num_workers=args.num_workers))
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(
         description="Convert refinement_final/train_extra/<city>/X_leftImg8bit.png (label ids) to "
         "convert_autolabelled/<city>/X_leftImg8bit.png (train ids with a palette). "
         "Files that are there already are kept, folders named tmp left out."
     )
     parser.add_argument("--dataset_root", type=Path, required=True, help="folder that refinement_final lies in")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="threads (default: %(default)s)")
-    cli.run(main, parser)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

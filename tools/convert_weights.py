@@ -62,8 +62,8 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--input", required=True, help=".pth, .pdparams or .safetensors, or a checkpoint folder")
     parser.add_argument("--output", required=True, help=".pdparams or .safetensors file to write")
     parser.add_argument(
@@ -73,4 +73,8 @@ if __name__ == "__main__":
         help="tensor names to write: this project's (default), those released with PaddleSeg, or the original's",
     )
     parser.add_argument("--config", help="recipe of the network that all the weights must fit, if it is to be checked")
-    cli.run(main, parser)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

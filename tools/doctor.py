@@ -24,6 +24,8 @@ from typing import Callable
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from hmsa import cli  # noqa: E402 (found through the line above)
+
 REQUIRED = "paddleseg numpy opencv-python pillow pydantic pyyaml packaging visualdl rich tqdm matplotlib"
 EXTRAS = {"openvino": "openvino paddle2onnx onnx polygraphy", "onnx": "onnxruntime paddle2onnx onnx polygraphy"}
 FREE_BYTES = 2 * 10**9
@@ -368,13 +370,18 @@ def main(names: list[str]) -> int:
     return min(failed, 1)
 
 
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"only some of: {', '.join(CHECKS)}")
+    parser.add_argument("--here", choices=[*CHECKS, "rank"], help=argparse.SUPPRESS)
+    return parser
+
+
 if __name__ == "__main__":
     from hmsa.errors import show_anything
 
     show_anything()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"only some of: {', '.join(CHECKS)}")
-    parser.add_argument("--here", choices=[*CHECKS, "rank"], help=argparse.SUPPRESS)
+    parser = make_parser()
     args = parser.parse_args()
     unknown = set(args.checks) - set(CHECKS)
     if unknown:

@@ -32,8 +32,8 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def parse() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output", default="data/toy_cityscapes", help="folder to make or to make again")
     parser.add_argument("--size", nargs=2, type=int, default=[256, 128], metavar=("WIDTH", "HEIGHT"), help="in pixels")
     parser.add_argument("--train", type=int, default=48, help="pictures with fine labels to train on")
@@ -45,4 +45,4 @@ def parse() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse())
+    cli.run(main, make_parser())

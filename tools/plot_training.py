@@ -52,8 +52,12 @@ def main(args: argparse.Namespace) -> None:
     print(f"written to {output}{earlier}")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--log_dir", type=Path, required=True, help="--save_dir of a run trained with --use_vdl")
     parser.add_argument("--output", required=True, help="picture to write, e.g. curves.png")
-    cli.run(main, parser)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

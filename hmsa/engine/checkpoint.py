@@ -307,7 +307,7 @@ def is_in(folder: Path, save_dir: Path) -> bool:
 
 
 def prune(save_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints; `best_model` stays."""
+    """Delete all but the newest `keep` checkpoints, none if it is 0; `best_model` stays."""
     for old in list_checkpoints(save_dir)[:-keep]:
         with _writing(old):
             deleted = old.with_name(f".{old.name}.deleted")  # under a name that nobody takes for a checkpoint

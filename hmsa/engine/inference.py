@@ -2,7 +2,8 @@
 """From a picture to class scores and a label map: outer scales, flips, overlapping tiles.
 
 A network here is any function from pictures, float32 [N, 3, H, W], to logits [N, K, H, W] of the same size.
-Averages are over logits, as in PaddleSeg 2.8 (paddleseg/core/infer.py), so that results agree with its own.
+Averages are over logits, as in PaddleSeg 2.8 (paddleseg/core/infer.py), so that results agree with its own; or, over
+scales and flips, over probabilities, as in PaddleSeg 2.0, which the published figures of Cityscapes were made with.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Callable
+from typing import Callable, Literal
 
 import numpy as np
 import paddle
@@ -31,6 +32,7 @@ class InferenceOptions:
     flip_vertical: bool = False
     tile: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None  # None: tiles side by side
+    average: Literal["logits", "softmax"] = "logits"  # of scales and flips; where tiles overlap it is of logits
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
@@ -55,6 +57,7 @@ class InferenceOptions:
         is_slide: bool = False,
         crop_size: Sequence[int] | None = None,
         stride: Sequence[int] | None = None,
+        average: Literal["logits", "softmax"] = "logits",
     ) -> InferenceOptions:
         """Read PaddleSeg's `test_config`, whose sizes are (width, height).
 
@@ -70,6 +73,7 @@ class InferenceOptions:
             flip_vertical=aug_eval and flip_vertical,
             tile=(crop_size[1], crop_size[0]) if is_slide and crop_size else None,
             stride=(stride[1], stride[0]) if is_slide and stride else None,
+            average=average,
         )
 
 
@@ -81,9 +85,10 @@ def joint_logits(model: paddle.nn.Layer) -> Network:
 def class_scores(
     network: Network, image: paddle.Tensor, options: InferenceOptions = InferenceOptions()
 ) -> paddle.Tensor:
-    """Average the network's logits over every scale and flip of a picture.
+    """Average the network's answers over every scale and flip of an image: its logits, or their softmax over classes.
 
-    A scaled picture is int(H * scale + 0.5) x int(W * scale + 0.5). Both flips together mean four pictures.
+    A scaled image is int(H * scale + 0.5) x int(W * scale + 0.5). Both flips together mean four images. Of a single
+    answer there is no average: its logits are returned as they are, whose best classes are those of their softmax.
 
     Args:
         image: float32 [N, 3, H, W], normalised.
@@ -100,14 +105,18 @@ def class_scores(
         for scale in options.scales:
             scaled = _resize(image, (int(H * scale + 0.5), int(W * scale + 0.5)))
             for flip in flips:
-                # An answer is bound to one name only, so that at most two of full size are alive.
+                # An answer is bound to one name only, so that at most two of full size are alive while a network runs.
                 logits = _flip(scaled, flip)
                 logits = _in_tiles(network, logits, options.tile, options.stride) if options.tile else network(logits)
                 logits = _resize(_flip(logits, flip), (H, W)).astype("float32")
                 if count == 1:
                     return logits
-                # Copied before it is added to: a network may hand out a tensor of its own.
-                total = logits.clone() if total is None else total.add_(logits)
+                # A copy, not in place: a network may hand out a tensor of its own.
+                if options.average == "softmax":
+                    logits = F.softmax(logits, axis=1)
+                elif total is None:
+                    logits = logits.clone()
+                total = logits if total is None else total.add_(logits)
                 del logits
         assert total is not None
         return total.scale_(1 / count)
@@ -129,7 +138,12 @@ def restore(logits: paddle.Tensor, trans_info: Iterable[tuple[str, Sequence[int]
 
     Returns:
         uint8 [H, W], the label map at the picture's own size.
+
+    Raises:
+        DataError: more than 256 classes, or a transform that cannot be undone.
     """
+    if logits.shape[1] > 256:
+        raise DataError(f"expected at most 256 classes, which a label map of 8 bits can hold, found {logits.shape[1]}")
     with paddle.no_grad():
         for kind, (height, width) in reversed(list(trans_info)):
             if kind == "resize":

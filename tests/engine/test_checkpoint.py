@@ -81,6 +81,8 @@ def test_best_survives_pruning_and_can_be_resumed(tmp_path):
         if iteration == 1:
             checkpoint.keep_as_best(tmp_path / "iter_1")
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["iter_1", "iter_2", "iter_9", "iter_10"]
+    checkpoint.prune(tmp_path, 0)  # all are kept
+    assert len(checkpoint.list_checkpoints(tmp_path)) == 4
     checkpoint.prune(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best_model", "iter_10", "iter_9"]
     assert checkpoint.newest(tmp_path) == tmp_path / "iter_10"

@@ -58,6 +58,44 @@ def test_class_scores_agree_with_paddleseg(convolution, options):
     assert_allclose(result.numpy(), expected.astype("float32").numpy(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"flip_horizontal": True},
+        {"scales": (0.5, 1.0, 1.5), "flip_vertical": True},
+        {"flip_horizontal": True, "tile": (16, 12), "stride": (10, 7)},
+    ],
+)
+def test_probabilities_are_averaged_as_in_paddleseg_2_0(convolution, options):
+    """The softmax of every answer at the image's size, turned back; tiles are merged before it."""
+    image = 3 * picture(37, 53)
+    plain = {key: options[key] for key in ("tile", "stride") if key in options}
+    total, count = 0, 0
+    for scale in options.get("scales", (1.0,)):
+        scaled = F.interpolate(image, [int(37 * scale + 0.5), int(53 * scale + 0.5)], mode="bilinear")
+        for axis in [[], [3] if "flip_horizontal" in options else [2]]:
+            logits = class_scores(convolution, paddle.flip(scaled, axis), InferenceOptions(**plain))
+            logits = F.interpolate(paddle.flip(logits, axis), [37, 53], mode="bilinear").numpy()
+            exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
+            total, count = total + exponential / exponential.sum(axis=1, keepdims=True), count + 1
+    result = class_scores(convolution, image, InferenceOptions(**options, average="softmax")).numpy()
+    assert_allclose(result, total / count, rtol=1e-4, atol=1e-6)
+    logits = class_scores(convolution, image, InferenceOptions(**options)).numpy()
+    assert (result.argmax(1) != logits.argmax(1)).any()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.floats(0, 1000))
+def test_of_a_single_answer_both_averages_have_the_same_labels(seed, spread):
+    image = picture(11, 9, seed=seed) * spread
+    for options in ({}, {"tile": (8, 8), "stride": (4, 4)}):
+        labels = [
+            restore(class_scores(brighten, image, InferenceOptions(**options, average=average)), [("resize", (30, 20))])
+            for average in ("logits", "softmax")
+        ]
+        assert_array_equal(*labels)
+
+
 def test_plain_inference_is_the_network_itself(convolution):
     image = picture(9, 7)
     assert_array_equal(class_scores(convolution, image).numpy(), convolution(image).numpy())
@@ -130,10 +168,11 @@ def test_tiles_cover_the_axis_and_stay_inside(length, tile, data):
     assert all(start + tile <= length for start in starts) or starts == [0]
 
 
-def test_the_network_keeps_its_tensors():
+@pytest.mark.parametrize("average", ["logits", "softmax"])
+def test_the_network_keeps_its_tensors(average):
     own = picture(4, 4)
     before = own.numpy().copy()
-    class_scores(lambda image: own, picture(4, 4), InferenceOptions(flip_horizontal=True))
+    class_scores(lambda image: own, picture(4, 4), InferenceOptions(flip_horizontal=True, average=average))
     assert_array_equal(own.numpy(), before)
 
 
@@ -163,6 +202,12 @@ def test_restore_of_nothing_is_argmax():
     assert_array_equal(restore(logits, []), logits.numpy()[0].argmax(0))
 
 
+def test_restore_never_wraps():
+    assert restore(F.one_hot(paddle.to_tensor([[[255]]]), 256).transpose([0, 3, 1, 2]), []).tolist() == [[255]]
+    with pytest.raises(DataError, match=r"expected at most 256 classes, .* found 257"):
+        restore(paddle.zeros([1, 257, 1, 1]), [])
+
+
 def test_restore_names_what_it_cannot_undo():
     with pytest.raises(DataError, match="'crop'"):
         restore(picture(3, 4), [("crop", (9, 9))])
@@ -170,9 +215,16 @@ def test_restore_names_what_it_cannot_undo():
 
 def test_options_from_paddleseg_sizes_are_width_height():
     options = InferenceOptions.from_test_config(
-        aug_eval=True, scales=[0.5, 1], flip_horizontal=True, is_slide=True, crop_size=[20, 10], stride=[8, 4]
+        aug_eval=True,
+        scales=[0.5, 1],
+        flip_horizontal=True,
+        is_slide=True,
+        crop_size=[20, 10],
+        stride=[8, 4],
+        average="softmax",
     )
-    assert options == InferenceOptions(scales=(0.5, 1), flip_horizontal=True, tile=(10, 20), stride=(4, 8))
+    sizes = {"tile": (10, 20), "stride": (4, 8)}
+    assert options == InferenceOptions(scales=(0.5, 1), flip_horizontal=True, average="softmax", **sizes)
 
 
 def test_options_count_only_when_switched_on():

@@ -128,8 +128,8 @@ def test_it_learns(tiny_recipe, tmp_path):
 def gradients(recipe, *opts):
     """Gradients of one step, taken from the velocity of an SGD with momentum: v = g after the first."""
     config = load_config(
-        recipe, ["optimizer={type: SGD, weight_decay: 0.0}", "model.dropout=0", "train_dataset.transforms="
-                 "[{type: Normalize, mean: [.5, .5, .5], std: [.5, .5, .5]}]", *opts]
+        recipe, ["optimizer={type: SGD, momentum: 0.9, weight_decay: 0.0}", "model.dropout=0",
+                 "train_dataset.transforms=[{type: Normalize, mean: [.5, .5, .5], std: [.5, .5, .5]}]", *opts]
     )  # fmt: skip
     model = builder.build_model(config)
     for layer in model.sublayers():
