@@ -10,6 +10,8 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, Callable, Literal, Optional
 
+import hmsa.prepared  # noqa: F401
+
 import paddle
 from paddle.optimizer import lr
 
