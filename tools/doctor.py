@@ -24,7 +24,9 @@ from typing import Callable
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-REQUIRED = "paddleseg numpy opencv-python pillow pydantic pyyaml packaging visualdl rich tqdm matplotlib"
+REQUIRED = (
+    "paddleseg numpy opencv-python pillow pydantic pyyaml packaging visualdl rich tqdm matplotlib requests filelock"
+)
 EXTRAS = {"openvino": "openvino paddle2onnx onnx polygraphy", "onnx": "onnxruntime paddle2onnx onnx polygraphy"}
 FREE_BYTES = 2 * 10**9
 """For a checkpoint and the best one of the full recipe, or for its inference programs."""
