@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hierarchical multi-scale attention for semantic segmentation, on PaddlePaddle."""
+"""Hierarchical multi-scale attention for semantic segmentation, on PaddlePaddle.
+
+`import hmsa` changes nothing. The first use of what it offers, and every module that needs Paddle, prepare the process
+as the scripts do, see `hmsa.environment.prepare`: import them before Paddle, as it cannot all be made up for later.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,12 @@ def __getattr__(name: str) -> Any:
     """Import a public function when it is first asked for: `import hmsa` alone does not load Paddle."""
     if name not in _HOMES:
         raise AttributeError(f"module 'hmsa' has no attribute {name!r}")
+    from contextlib import suppress
     from importlib import import_module
 
+    from hmsa.environment import prepare
+    from hmsa.errors import UsageError
+
+    with suppress(UsageError):  # Recipes can be read without Paddle; what needs it says so.
+        prepare()
     return getattr(import_module(_HOMES[name]), name)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Callable, Literal, Optional
 
+import hmsa.prepared  # noqa: F401
+
 import paddle
 from paddle.optimizer import lr
 from paddle.version import full_version as PADDLE_VERSION

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be set before Paddle is loaded. Scripts call `prepare()` first; nothing here runs on import."""
+"""What must be set before Paddle is loaded: scripts call `prepare()` first, and `hmsa.prepared` does for the library.
+
+Nothing here runs on import.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,25 +48,55 @@ def prepare() -> None:
     - Warnings of Paddle's about a compiler cache, batch normalisation and differences from PyTorch say nothing to
       users of scripts; nor do Pillow's about a damaged picture, as it is then refused or read all the same.
 
-    A Paddle that was not tested gets a warning, from the first rank.
+    Where Paddle is loaded already, path and threads still count if nothing was computed. What cannot be made up for:
+    a Paddle 2.6 that was loaded before OpenCV, which gets a warning, and what Paddle has said by then.
+
+    Calling it again does nothing new. A Paddle that was not tested gets a warning, from the first rank.
 
     Raises:
-        UsageError: Paddle is not installed.
+        UsageError: Paddle is not installed; all the rest is done.
     """
-    _check_paddle()
-    warnings.filterwarnings("ignore", message="No ccache found")
-    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
-    warnings.filterwarnings("ignore", message=r"\s*Non compatible API")
-    warnings.filterwarnings("ignore", module="PIL")
+    for message in (
+        "No ccache found",
+        "When training, we now always track global mean",
+        r"\s*Non compatible API",
+    ):
+        # Behind the user's own filters, which win.
+        warnings.filterwarnings("ignore", message=message, append=True)
+    warnings.filterwarnings("ignore", module="PIL", append=True)
     if is_amd_cpu():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
-    if "OMP_NUM_THREADS" not in os.environ:
+    if not _has_omp_setting():
         # OMP_NUM_THREADS would do the same, but with a warning of Paddle's.
         os.environ.setdefault("MKL_NUM_THREADS", str(max(1, _cores() // _processes_here())))
     os.environ.setdefault("GLOG_minloglevel", "2")
+
     import cv2
 
-    cv2.setNumThreads(1)
+    if cv2.getNumThreads() == cv2.getNumberOfCPUs():  # as it comes
+        cv2.setNumThreads(1)
+    if _is_opencv_late() and (paddle_version() or "").startswith("2."):
+        _warn("expected hmsa or cv2 to be imported before Paddle 2, found Paddle loaded: reading PNG files can crash")
+    _check_paddle()
+
+
+def _is_opencv_late() -> bool:
+    """Whether parts of Paddle were loaded before OpenCV, which is loaded."""
+    loaded = list(sys.modules)  # in order; a package comes behind its parts
+    return any(name.startswith("paddle.") for name in loaded[: loaded.index("cv2")])
+
+
+def _has_omp_setting() -> bool:
+    """Whether the user set OMP_NUM_THREADS. Paddle sets it to 1 when it is loaded, here or in its launcher, if not."""
+    setting = os.environ.get("OMP_NUM_THREADS")
+    is_launched = "PADDLE_LOCAL_SIZE" in os.environ
+    if setting != "1" or not (is_launched or "paddle" in sys.modules):
+        return setting is not None
+    process = os.getppid() if is_launched else "self"
+    try:
+        return b"OMP_NUM_THREADS=" in Path(f"/proc/{process}/environ").read_bytes()  # with which it was started
+    except OSError:
+        return True
 
 
 def paddle_version() -> Optional[str]:
@@ -88,12 +122,16 @@ def _check_paddle() -> None:
     found = paddle_version()
     if is_tested(found) or os.environ.get("PADDLE_TRAINER_ID", "0") != "0":
         return
-    print(
-        f"warning: expected Paddle {TESTED_PADDLES[0]} to {TESTED_PADDLES[-1]} (tested with "
-        f"{', '.join(TESTED_PADDLES)}), found {found or 'one of unknown version'}: run tools/doctor.py to see what "
-        "works, or install one of these",
-        file=sys.stderr,
+    _warn(
+        f"expected Paddle {TESTED_PADDLES[0]} to {TESTED_PADDLES[-1]} (tested with {', '.join(TESTED_PADDLES)}), found "
+        f"{found or 'one of unknown version'}: run tools/doctor.py to see what works, or install one of these"
     )
+
+
+@cache
+def _warn(message: str) -> None:
+    """Once."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def is_tested(found: Optional[str]) -> bool:

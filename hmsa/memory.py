@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Optional
 
+import hmsa.prepared  # noqa: F401
+
 import numpy as np
 import paddle
 from paddle import Tensor

@@ -28,7 +28,10 @@ _MOST_SIDES = 32  # of an array
 
 
 class Refused(ValueError):
-    """Why a file is not read, as the end of a sentence."""
+    """Why a file is not read, and what to do, as the end of a sentence."""
+
+    def __init__(self, reason: str, advice: str = "get it again from a place you trust") -> None:
+        super().__init__(f"{reason}; {advice}")
 
 
 def check(good: bool, otherwise: str = DAMAGED) -> None:

@@ -3,19 +3,23 @@
 
 `.pdparams` and `.pth` are pickles (see `hmsa.pickles`); `.safetensors` holds nothing but arrays. Reading executes
 nothing that is in a file, unpacks nothing to the disk, and takes no more memory than twice the file's size and 64 MiB.
+Each may be the only weight file in a `.tar`, `.tar.gz` or `.zip`: what such an archive holds may be four times as large
+as itself (and 16 MiB), and is in memory once more while it is read.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
 import math
 import os
 import pickle
+import tarfile
 import zipfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Callable, Union
 
 import numpy as np
@@ -40,21 +44,33 @@ _SAFETENSORS = {
     "U8": "|u1",
     "BOOL": "|b1",
 }
+SUFFIXES = (".pdparams", ".pth", ".pt", ".safetensors")
+"""Of weight files, in archives."""
+
 _TORCH_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_UNPACKED = 4  # How many times as large as an archive its content may be, besides 16 MiB.
+_GZIP = b"\x1f\x8b"
+_BOMB = f"it is an archive that unpacks to more than {_UNPACKED} times its size"
 _JSON = 40  # Bytes, at most, that Python makes of one byte of JSON.
 _ZIP = 16  # Bytes, at most, that Python makes of one byte of a zip's list of contents.
 
+_SECTIONS = ("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "ema")
+"""Of checkpoints: where training programs put the weights, those of the average last."""
 
-def _named(content: Any) -> dict[str, Any]:
-    """The arrays and tensors in what a pickle held, by name; those of a checkpoint are under `state_dict`."""
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    found = {}
+
+def _named(content: Any, depth: int = 0) -> dict[str, Any]:
+    """The arrays and tensors in what a pickle held, by name; those of a checkpoint are in a section of it."""
+    found, sections = {}, {}
     for name, value in content.items() if isinstance(content, dict) else ():
         if type(value) is tuple and len(value) == 2:  # Paddle's spelling of a tensor
             value = value[1]
         if isinstance(name, str) and isinstance(value, (np.ndarray, Tensor)):
             found[name] = value
+        elif isinstance(value, dict) and name in _SECTIONS and depth < 2:
+            sections[name] = value
+    for name in _SECTIONS[:1] if found else _SECTIONS:
+        if name in sections and (inner := _named(sections[name], depth + 1)):
+            return inner
     return found
 
 
@@ -77,12 +93,14 @@ def _arrays(content: Any, read: Callable[[Storage], bytes], room: Room) -> dict[
     return found
 
 
-def _read_torch_zip(file: IO[bytes], room: Room) -> dict[str, np.ndarray]:
-    """PyTorch's format since 1.6: a zip with the pickle and one file a storage."""
+def _read_zip(file: IO[bytes], room: Room, *, packed: bool) -> dict[str, np.ndarray]:
+    """PyTorch's format since 1.6, a zip with the pickle and one file a storage; unless `packed`, also any other zip."""
     listing = _Listing(file, room)
     with zipfile.ZipFile(listing) as archive:  # type: ignore[arg-type]
         listing.weight = 0  # What is read from here on is counted in `read`.
         roots = [name[: -len("data.pkl")] for name in archive.namelist() if name.endswith("data.pkl")]
+        if not roots and not packed:
+            return _read_from_zip(archive, room)
         check(len(roots) == 1, f"its zip holds {len(roots)} files called data.pkl instead of one")
 
         def read(name: str) -> bytes:
@@ -100,6 +118,79 @@ def _read_torch_zip(file: IO[bytes], room: Room) -> dict[str, np.ndarray]:
         if f"{roots[0]}byteorder" in archive.NameToInfo:
             check(read("byteorder") == b"little", _BIG_ENDIAN)
         return _arrays(Machine(Source(io.BytesIO(read("data.pkl")), room)).run(), read_storage, room)
+
+
+def _read_from_zip(archive: zipfile.ZipFile, room: Room) -> dict[str, np.ndarray]:
+    """The only weight file in a zip."""
+    info = archive.getinfo(_only_weights(archive.namelist()))
+    # The others that zips know can be made to ask for any amount of memory.
+    check(info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    check(info.file_size <= _most_unpacked(room), _BOMB)
+    with archive.open(info) as entry:
+        return _read_packed(info.filename, entry.read(info.file_size))
+
+
+def _read_tar(file: IO[bytes], room: Room) -> dict[str, np.ndarray]:
+    """The only weight file in a tar, which may be compressed with gzip. It is read once, from end to end."""
+    is_gzip = file.read(2) == _GZIP
+    file.seek(0)
+    stream = _Limited(gzip.GzipFile(fileobj=file) if is_gzip else file, _most_unpacked(room))
+    names: list[str] = []
+    data = b""
+
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:  # type: ignore[call-overload]
+        for member in archive:
+            archive.members = []  # which would grow
+            content = archive.extractfile(member) if member.isreg() and not member.issparse() else None
+            if content is not None and _is_weights(member.name):
+                names.append(member.name)
+                _only_weights(names)
+                check(member.size <= _most_unpacked(room), _BOMB)
+                data = content.read(member.size)
+                check(len(data) == member.size, "it ends too early")
+
+    while stream.read(1 << 20):  # gzip's checksum stands at the end
+        pass
+    return _read_packed(_only_weights(names), data)
+
+
+def _read_packed(name: str, data: bytes) -> dict[str, np.ndarray]:
+    """A weight file out of an archive."""
+    return _parse(io.BytesIO(data), PurePosixPath(name).suffix, Room(len(data)), packed=True)
+
+
+def _only_weights(names: Iterable[str]) -> str:
+    """The name of the weight file in an archive. Refused if there is none, or another one."""
+    found = [name for name in names if _is_weights(name)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise Refused(f"it is an archive without a file of this kind ({', '.join(SUFFIXES)})", "give another")
+    shown = " and ".join(name if len(name) <= 120 else f"...{name[-117:]}" for name in found[:2])
+    raise Refused(f"it is an archive with several, {shown}", "unpack it and give the path of the one you want")
+
+
+def _is_weights(name: str) -> bool:
+    path = PurePosixPath(name)
+    # macOS puts a `._name` beside every file.
+    return path.suffix in SUFFIXES and not name.endswith("/") and not path.name.startswith("._")
+
+
+def _most_unpacked(room: Room) -> int:
+    return _UNPACKED * room.file_size + (16 << 20)
+
+
+class _Limited:
+    """A file for `tarfile`, of which no more than `left` bytes are read."""
+
+    def __init__(self, file: Any, left: int) -> None:
+        self._file, self._left = file, left
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._left -= len(data)
+        check(self._left >= 0, _BOMB)
+        return data
 
 
 class _Listing:
@@ -163,14 +254,14 @@ def _read_safetensors(file: IO[bytes], room: Room) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _read(path: Path, read: Callable[[IO[bytes], Room], Any], what: str) -> Any:
+def _read(path: Path, title: str, read: Callable[[IO[bytes], Room], Any], what: str) -> Any:
     try:
         if not path.is_file():
-            raise DataError(f"{path}: expected {what}, but there is no such file; check the path")
+            raise DataError(f"{title}: expected {what}, but there is no such file; check the path")
         file = path.open("rb")
     except OSError as error:
         raise DataError(
-            f"{path}: expected {what}, but it cannot be opened ({error.strerror}); check the path"
+            f"{title}: expected {what}, but it cannot be opened ({error.strerror}); check the path"
         ) from error
     with file:
         try:
@@ -178,13 +269,13 @@ def _read(path: Path, read: Callable[[IO[bytes], Room], Any], what: str) -> Any:
         except Refused as refusal:
             why = str(refusal)
         except MemoryError:
-            why = "there is not enough memory to read it"
+            why = "there is not enough memory to read it; use a machine with more"
         except OSError as error:
-            why = f"{DAMAGED} ({error.strerror})"
-        # A damaged file makes the parsers of pickles, zips and JSON, and NumPy, raise almost anything.
+            why = str(Refused(f"{DAMAGED} ({error.strerror})" if error.strerror else DAMAGED))
+        # A damaged file makes the parsers of pickles, archives and JSON, and NumPy, raise almost anything.
         except Exception:
-            why = DAMAGED
-    raise DataError(f"{path}: expected {what}, but {why}; get it again from a place you trust")
+            why = str(Refused(DAMAGED))
+    raise DataError(f"{title}: expected {what}, but {why}")
 
 
 def read_pickle(path: Path) -> Any:
@@ -193,34 +284,48 @@ def read_pickle(path: Path) -> Any:
     Raises:
         DataError: no such file, damaged, or it asks for anything else.
     """
-    return _read(path, lambda file, room: Machine(Source(file, room)).run(), "a file Paddle saved")
+    return _read(path, str(path), lambda file, room: Machine(Source(file, room)).run(), "a file Paddle saved")
 
 
-def read_weights(path: Union[str, Path]) -> dict[str, np.ndarray]:
-    """Every array of a `.pdparams`, `.pth` or `.safetensors` file by its name.
+def read_weights(path: Union[str, Path], title: str = "") -> dict[str, np.ndarray]:
+    """Every array by its name, of a `.pdparams`, `.pth` or `.safetensors` file or of the only one in an archive.
 
     Bfloat16, which NumPy does not have, comes as uint16, as Paddle spells it; no weights are true uint16. Arrays may
     share memory and are not to be written to.
+
+    Args:
+        path: the file.
+        title: what it is called in messages, if not by its path.
 
     Raises:
         DataError: no such file, not a weight file, damaged, or it asks for code to be run.
     """
     path = Path(path)
+    return _read(
+        path,
+        title or str(path),
+        lambda file, room: _parse(file, path.suffix, room, packed=False),
+        "weights (.pdparams, .pth or .safetensors)",
+    )
 
-    def read(file: IO[bytes], room: Room) -> dict[str, np.ndarray]:
-        if path.suffix == ".safetensors":
-            arrays = _read_safetensors(file, room)
-        else:
-            is_zip = file.read(4) == b"PK\3\4"
-            file.seek(0)
-            arrays = (_read_torch_zip if is_zip else _read_pickles)(file, room)
-        check(bool(arrays), "it holds no arrays by name")
-        # Arrays may share their numbers, and then take no memory until somebody copies them.
-        size = sum(array.nbytes for array in arrays.values())
-        check(size <= room.most, "its arrays share their numbers, and are more than twice as large as the file")
-        return arrays
 
-    return _read(path, read, "weights (.pdparams, .pth or .safetensors)")
+def _parse(file: IO[bytes], suffix: str, room: Room, *, packed: bool) -> dict[str, np.ndarray]:
+    """The arrays of a weight file of any kind; `packed` if it comes out of an archive, and so is none."""
+    head = file.read(tarfile.BLOCKSIZE)
+    file.seek(0)
+    if suffix == ".safetensors":
+        arrays = _read_safetensors(file, room)
+    elif head.startswith(b"PK\3\4"):
+        arrays = _read_zip(file, room, packed=packed)
+    elif not packed and (head.startswith(_GZIP) or head[257:262] == b"ustar"):
+        arrays = _read_tar(file, room)
+    else:
+        arrays = _read_pickles(file, room)
+    check(bool(arrays), "it holds no arrays by name")
+    # Arrays may share their numbers, and then take no memory until somebody copies them.
+    size = sum(array.nbytes for array in arrays.values())
+    check(size <= room.most, "its arrays share their numbers, and are more than twice as large as the file")
+    return arrays
 
 
 def write_weights(path: Union[str, Path], arrays: Mapping[str, np.ndarray]) -> None:

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights under any of the names they go by: loading and translating them.
 
-Three naming schemes are in use: this project's (the original HMSA repository's, without its prefix), the original's
-PyTorch checkpoints, and the Paddle weights released with PaddleSeg. Each scheme is a function from our name to theirs
-and one back. Paddle itself is only needed where a network is.
+Three families of names are in use: this project's, which are those of HRNet's authors and of the original HMSA
+repository; those of the Paddle weights released with PaddleSeg; and PaddleClas'. Each naming scheme is a function from
+our name to theirs and one back, and those of a part alone (a backbone, an OCRNet) follow from that of the whole. What
+a program puts before all names of a network (`module.`, `model.`) is taken off first. Paddle itself is only needed
+where a network is.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union, cast
 
 import numpy as np
 
+from hmsa.downloads import downloaded, web_address
 from hmsa.errors import DataError, printable
 from hmsa.weight_files import read_weights, sha256
 
@@ -81,17 +85,53 @@ _TENSORS = ("weight", "bias", "_mean", "_variance")
 _DIGIT = re.compile(r"\$(\d)(\+?)")
 
 
+def _classification_layers() -> list[tuple[str, str]]:
+    """Our layers and PaddleClas'. There, a module's fusing convolutions are one list, counted row by row."""
+    parts = [
+        ("conv$1", "bn$1", "conv_layer1_$1"),
+        ("layer1.$1.conv$2", "layer1.$1.bn$2", "layer1.$1.conv$2"),
+        ("layer1.$1.downsample.0", "layer1.$1.downsample.1", "layer1.$1.conv_down"),
+        ("transition1.0.0", "transition1.0.1", "tr1_1"),
+        ("transition1.1.0.0", "transition1.1.0.1", "tr1_2"),
+        ("transition2.2.0.0", "transition2.2.0.1", "tr2"),
+        ("transition3.3.0.0", "transition3.3.0.1", "tr3"),
+        (
+            "stage$1.$2.branches.$3.$4.conv$5",
+            "stage$1.$2.branches.$3.$4.bn$5",
+            "st$1.stage_func_list.$2.basic_block_list.$3.$4.conv$5",
+        ),
+    ]
+    for branches in (2, 3, 4):  # which is also the stage's number
+        count = 0
+        for to in range(branches):
+            for source in range(branches):
+                steps = [""] if source > to else [f".{step}" for step in range(to - source)]
+                for step in steps:
+                    ours = f"stage{branches}.$1.fuse_layers.{to}.{source}{step}"
+                    theirs = f"st{branches}.stage_func_list.$1.fuse_func.residual_func_list.{count}"
+                    parts.append((f"{ours}.0", f"{ours}.1", theirs))
+                    count += 1
+    return [
+        *((f"backbone.{convolution}", f"{theirs}._conv") for convolution, _, theirs in parts),
+        *((f"backbone.{normalisation}", f"{theirs}._batch_norm") for _, normalisation, theirs in parts),
+    ]
+
+
 def _renamer(pairs: Iterable[tuple[str, str]]) -> Callable[[str], str]:
     """A function from a tensor's name to the one `pairs` of layer names give it, '' if none does."""
     rules = [(re.compile(_pattern(source)), target) for source, target in pairs]
 
+    @lru_cache(maxsize=4096)
+    def renamed_layer(layer: str) -> str:
+        for pattern, target in rules:
+            if found := pattern.fullmatch(layer):
+                return _filled(target, found.groupdict())
+        return ""
+
     def rename(name: str) -> str:
         layer, _, tensor = name.rpartition(".")
-        for pattern, target in rules:
-            found = pattern.fullmatch(layer)
-            if found and tensor in _TENSORS:
-                return f"{_filled(target, found.groupdict())}.{tensor}"
-        return ""
+        renamed = renamed_layer(layer) if tensor in _TENSORS else ""
+        return f"{renamed}.{tensor}" if renamed else ""
 
     return rename
 
@@ -118,18 +158,15 @@ def _filled(template: str, digits: dict[str, str]) -> str:
 released_name = _renamer(_LAYERS)
 """Our tensor name -> the one in the Paddle weights released with PaddleSeg ('' if they have none)."""
 
-_from_released = _renamer((released, ours) for ours, released in _LAYERS)
+
+def _torch_name(name: str) -> str:
+    """Our tensor name -> the one in a PyTorch network with our layers."""
+    return name.replace("._mean", ".running_mean").replace("._variance", ".running_var")
 
 
 def original_name(name: str) -> str:
     """Our tensor name -> the one in the original's PyTorch checkpoints."""
-    return "module." + name.replace("._mean", ".running_mean").replace("._variance", ".running_var")
-
-
-def _from_original(name: str, prefix: str = "module.") -> str:
-    """'' if the name does not start with `prefix`."""
-    ours = name.replace(".running_mean", "._mean").replace(".running_var", "._variance")
-    return ours[len(prefix) :] if name.startswith(prefix) else ""
+    return f"module.{_torch_name(name)}"
 
 
 class Scheme(NamedTuple):
@@ -139,25 +176,102 @@ class Scheme(NamedTuple):
     ours: Callable[[str], str]  # from their name
 
 
+def _variant(scheme: Scheme, *prefixes: tuple[str, str]) -> Scheme:
+    """A scheme in which names begin otherwise: pairs of a beginning in `scheme` and what it is here, the first wins."""
+
+    def theirs(name: str) -> str:
+        name = scheme.theirs(name)
+        before, after = next((pair for pair in prefixes if name.startswith(pair[0])), ("", ""))
+        return after + name[len(before) :]
+
+    def ours(name: str) -> str:
+        candidates = (
+            scheme.ours(before + name[len(after) :])
+            for before, after in (*prefixes, ("", ""))
+            if name.startswith(after)
+        )
+        return next((candidate for candidate in candidates if released_name(candidate)), "")
+
+    return Scheme(theirs, ours)
+
+
+_HMSA = Scheme(lambda name: name, lambda name: name)
+_PYTORCH = Scheme(
+    _torch_name, lambda name: name.replace(".running_mean", "._mean").replace(".running_var", "._variance")
+)
+_RELEASED = Scheme(released_name, _renamer((released, ours) for ours, released in _LAYERS))
+_CLASSIFICATION = _classification_layers()
+
 SCHEMES = {
-    "hmsa": Scheme(lambda name: name, lambda name: name),
-    "released Paddle": Scheme(released_name, _from_released),
-    "original PyTorch": Scheme(original_name, _from_original),
-    "original PyTorch, unwrapped": Scheme(
-        lambda name: original_name(name)[len("module.") :], lambda name: _from_original(name, prefix="")
+    "hmsa": _HMSA,
+    "hmsa backbone": _variant(_HMSA, ("backbone.", "")),
+    "original PyTorch": _PYTORCH,
+    "HRNet PyTorch": _variant(_PYTORCH, ("backbone.", "")),
+    # Its head stands beside the backbone, and counts another way where it has BatchNorm without a Sequential around it.
+    "HRNet-OCR PyTorch": _variant(
+        _PYTORCH,
+        ("ocr.conv3x3_ocr.1.0.", "conv3x3_ocr.1."),
+        ("ocr.aux_head.1.0.", "aux_head.1."),
+        ("ocr.aux_head.2.", "aux_head.3."),
+        ("ocr.", ""),
+        ("backbone.", ""),
     ),
-    "HRNet backbone": Scheme(
-        lambda name: original_name(name)[len("module.backbone.") :] if name.startswith("backbone.") else "",
-        lambda name: "backbone." + _from_original(name, prefix=""),
+    "released Paddle": _RELEASED,
+    "PaddleSeg OCRNet": _variant(_RELEASED, ("ocrnet.", "")),
+    "PaddleSeg HRNet": _variant(_RELEASED, ("ocrnet.backbone.", "")),
+    "PaddleSeg MscaleOCRNet": _variant(
+        _RELEASED,
+        *(
+            (f"{_RELEASED_OCR}.{part}.{index}.", f"ocr.ocr_distri_head.{part}.conv_bn_relu_{index + 1}.")
+            for part in ("f_pixel", "f_object")
+            for index in (0, 1)
+        ),
+        (f"{_RELEASED_OCR}.", "ocr.ocr_distri_head."),
+        ("ocrnet.head.spatial_ocr.conv1x1.", "ocr.ocr_distri_head.conv_bn_dropout."),
+        ("ocrnet.head.", "ocr."),
+        ("ocrnet.", ""),
+        ("scale_attn.atten_head.2.", "scale_attn.conv2."),
+        ("scale_attn.atten_head.", "scale_attn.conv_bn_re"),
     ),
+    "PaddleClas HRNet": Scheme(_renamer(_CLASSIFICATION), _renamer((theirs, ours) for ours, theirs in _CLASSIFICATION)),
 }
-"""Naming schemes by their name in messages."""
+"""Naming schemes by their name in messages, none with a wrapper's name before it."""
+
+_WRAPPER = re.compile(r"(?:(?:module|model|network|net|student|ema|ema_model|model_ema|_orig_mod|_layers)\.){1,3}")
+
+
+def _unwrapped(names: Iterable[str]) -> list[dict[str, str]]:
+    """The names as they stand, and those under each wrapper without it: as mappings to the names that were given."""
+    found: dict[str, dict[str, str]] = {"": {}}
+    for name in names:
+        found[""][name] = name
+        if wrapper := _WRAPPER.match(name):
+            found.setdefault(wrapper[0], {})[name[wrapper.end() :]] = name
+    return list(found.values())
 
 
 def recognised(names: Iterable[str]) -> list[str]:
-    """Our names of all that `names` can stand for in a network with a backbone of ours, in any scheme."""
-    found = dict.fromkeys(scheme.ours(name) for scheme in SCHEMES.values() for name in names)
-    return [name for name in found if released_name(name)]
+    """Our names of what `names` stand for in a network with a backbone of ours, in the scheme that knows most."""
+    readings = (
+        [ours for name in group if released_name(ours := scheme.ours(name)) and scheme.theirs(ours) == name]
+        for group in _unwrapped(names)
+        for scheme in SCHEMES.values()
+    )
+    return max(readings, key=len)
+
+
+def correspondence(given: Iterable[str], names: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """The scheme that knows most of `given` in a network with the tensors `names`; and given names -> our names."""
+    names = list(names)
+    tables = {
+        key: {theirs: name for name in names if (theirs := scheme.theirs(name))} for key, scheme in SCHEMES.items()
+    }
+    readings = (
+        (key, {original: table[name] for name, original in group.items() if name in table})
+        for group in _unwrapped(given)
+        for key, table in tables.items()
+    )
+    return max(readings, key=lambda reading: len(reading[1]))
 
 
 def translate(arrays: dict[str, np.ndarray], names: Iterable[str]) -> tuple[str, dict[str, np.ndarray], list[str]]:
@@ -165,11 +279,9 @@ def translate(arrays: dict[str, np.ndarray], names: Iterable[str]) -> tuple[str,
 
     Returns the scheme, the arrays by our names, and the names in `arrays` that stand for nothing in `names`.
     """
-    tables = {key: {scheme.theirs(name): name for name in names} for key, scheme in SCHEMES.items()}
-    scheme = max(tables, key=lambda s: sum(name in tables[s] for name in arrays))
-    table = tables[scheme]
-    left = [name for name in arrays if name not in table and not is_counter(name)]
-    return scheme, {table[name]: array for name, array in arrays.items() if name in table}, left
+    scheme, ours = correspondence(arrays, names)
+    left = [name for name in arrays if name not in ours and not is_counter(name)]
+    return scheme, {ours[name]: arrays[name] for name in ours}, left
 
 
 def is_counter(name: str) -> bool:
@@ -203,15 +315,32 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 
 
 def weight_file(path: Union[str, Path]) -> Path:
-    """The file to read: `path` itself, or `model.pdparams` in a checkpoint folder."""
+    """The file to read: `path` itself, `model.pdparams` in a checkpoint folder, or what a web address leads to.
+
+    That is downloaded once, see `hmsa.downloads`.
+
+    Raises:
+        UsageError, DataError: it is an address, and cannot be downloaded.
+    """
+    if (address := web_address(path)) is not None:
+        return downloaded(address)
     path = Path(path)
     return path / "model.pdparams" if path.is_dir() else path
 
 
-def _match(model: nn.Layer, path: Path) -> tuple[dict[str, np.ndarray], list[str], list[str], list[str]]:
+def named_file(path: Union[str, Path]) -> tuple[Path, str]:
+    """The file to read, see `weight_file`, and what it is called in messages."""
+    file = weight_file(path)
+    return file, web_address(path) or str(file)
+
+
+def _match(model: nn.Layer, path: Path, title: str) -> tuple[dict[str, np.ndarray], list[str], list[str], list[str]]:
     """Arrays that fit the model, as float32; what is missing, what is left over, what does not fit and why."""
     state = model.state_dict()
-    _, arrays, left = translate(read_weights(path), state)
+    # A backbone alone is called as it is in a network, where all schemes know it.
+    part = "" if any(name.startswith("backbone.") for name in state) else "backbone."
+    _, arrays, left = translate(read_weights(path, title), [part + name for name in state])
+    arrays = {name[len(part) :]: array for name, array in arrays.items()}
     fits, wrong = {}, []
     for name, array in arrays.items():
         try:
@@ -224,7 +353,7 @@ def _match(model: nn.Layer, path: Path) -> tuple[dict[str, np.ndarray], list[str
 
 
 def load_weights(model: nn.Layer, path: Union[str, Path]) -> str:
-    """Load all of a model's weights, from a file under any naming scheme or from a checkpoint folder.
+    """Load all of a model's weights, from a file under any naming scheme, a checkpoint folder or a web address.
 
     Nothing is loaded unless everything fits.
 
@@ -232,10 +361,11 @@ def load_weights(model: nn.Layer, path: Union[str, Path]) -> str:
         The file's SHA-256.
 
     Raises:
+        UsageError: an address that cannot be one of a weight file.
         DataError: no such file, not weights, or tensors missing, left over, of another shape or not finite numbers.
     """
-    path = weight_file(path)
-    fits, missing, left, wrong = _match(model, path)
+    file, title = named_file(path)
+    fits, missing, left, wrong = _match(model, file, title)
     problems = [
         f"{len(names)} {what} ({listed(names)})"
         for names, what in ((missing, "missing"), (left, "unknown"), (wrong, "that do not fit"))
@@ -243,12 +373,12 @@ def load_weights(model: nn.Layer, path: Union[str, Path]) -> str:
     ]
     if problems:
         raise DataError(
-            f"{path}: expected the {len(missing) + len(fits) + len(wrong)} tensors of this model, found tensors "
+            f"{title}: expected the {len(missing) + len(fits) + len(wrong)} tensors of this model, found tensors "
             f"{', '.join(problems)}; give the weights that belong to the config, or set its backbone, channels and "
             "num_classes to theirs"
         )
     model.set_state_dict(cast(Any, fits))
-    return sha256(path)
+    return sha256(file)
 
 
 def load_pretrained(model: nn.Layer, path: Union[str, Path]) -> str:
@@ -258,17 +388,18 @@ def load_pretrained(model: nn.Layer, path: Union[str, Path]) -> str:
         A sentence that says what was loaded and what was not.
 
     Raises:
+        UsageError: an address that cannot be one of a weight file.
         DataError: no such file, not weights, or nothing in it fits.
     """
-    path = weight_file(path)
-    fits, missing, left, wrong = _match(model, path)
+    file, title = named_file(path)
+    fits, missing, left, wrong = _match(model, file, title)
     if not fits:
         raise DataError(
-            f"{path}: expected weights for this model or its backbone, found none that fit "
+            f"{title}: expected weights for this model or its backbone, found none that fit "
             f"({listed(wrong or left)}); give weights of the backbone named in the config"
         )
     model.set_state_dict(cast(Any, {**model.state_dict(), **fits}))
-    report = f"{path}: loaded {len(fits)} of {len(fits) + len(missing) + len(wrong)} tensors"
+    report = f"{title}: loaded {len(fits)} of {len(fits) + len(missing) + len(wrong)} tensors"
     for names, what in ((wrong, "not fitting"), (missing, "not in the file"), (left, "in the file only")):
         if names:
             report += f"; {what}: {listed(names)}"

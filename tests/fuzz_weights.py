@@ -13,7 +13,9 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -44,6 +46,11 @@ def write_originals(folder: Path) -> list[Path]:
     save_file({name: value.numpy() for name, value in network.state_dict().items()}, folder / "paddle.safetensors")
     for name in ("torch_zip.pth", "torch_legacy.pth"):
         shutil.copy(GOLDEN / name, folder)
+    with zipfile.ZipFile(folder / "packed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(folder / "paddle4.pdparams", "hrnet/model.pdparams")
+    for name, mode in (("packed.tar.gz", "w:gz"), ("packed.tar", "w")):
+        with tarfile.open(folder / name, mode) as archive:
+            archive.add(folder / "paddle4.pdparams", "hrnet/model.pdparams")
     return sorted(folder.iterdir())
 
 

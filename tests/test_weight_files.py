@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -8,6 +9,8 @@ import pickle
 import resource
 import shutil
 import struct
+import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -183,6 +186,35 @@ def of_one_type(shape: list, begin: int, end: int, kind: str = "U8") -> dict:
     return {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
 
 
+def tar(*entries: tuple[str, bytes | int], kind: bytes = tarfile.REGTYPE, mode: str = "w:gz") -> bytes:
+    """A tar of names and contents; a number stands for so many zeros."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as archive:
+        for name, content in entries:
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            member.linkname = "/etc/passwd"
+            member.size = content if isinstance(content, int) else len(content)
+            archive.addfile(member, io.BytesIO(bytes(content)))
+    return file.getvalue()
+
+
+def archived(*entries: tuple[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A zip of names and contents."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def claimed_header() -> bytes:
+    """A tar whose first name is said to be a terabyte long."""
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
+    return gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + bytes(20_000_000))
+
+
 DEEP = b")" + b"\x85" * 200_000  # a tuple in a tuple in a tuple
 MUCH = "more than twice its size in memory"
 SHORT = "it ends too early"
@@ -190,6 +222,8 @@ SHARED = "its arrays share their numbers"
 NONE = "it holds no arrays by name"
 DAMAGED = "it is damaged or of another kind"
 ZEROS = np.zeros(500_000, np.float32)
+UNPACKS = "it is an archive that unpacks to more than 4 times its size"
+PICKLED = pickle.dumps(ARRAYS, 4)
 
 # Small files that would take gigabytes, hours or the whole stack if they were believed.
 BOMBS = {
@@ -285,6 +319,24 @@ BOMBS = {
         "do not have the sizes",
     ),
     "tar.pth": (lambda: b"storages".ljust(100, b"\0") + b"0000644\0" * 3 + bytes(5000), DAMAGED),
+    "bomb.tar.gz": (lambda: tar(("w.pdparams", 20_000_000)), UNPACKS),
+    "bomb_beside.tar.gz": (lambda: tar(("a", 20_000_000), ("w.pdparams", PICKLED)), UNPACKS),
+    "bomb_behind.tar.gz": (lambda: tar(("w.pdparams", PICKLED), ("a", 20_000_000)), UNPACKS),
+    "bomb_at_the_end.tgz": (lambda: tar(("w.pdparams", PICKLED)) + gzip.compress(bytes(20_000_000)), UNPACKS),
+    "name.tar.gz": (claimed_header, UNPACKS),
+    "names.tar.gz": (lambda: gzip.compress(tarfile.TarInfo("a").tobuf() * 36_000), UNPACKS),
+    "bomb.zip": (lambda: archived(("w.pdparams", bytes(20_000_000))), UNPACKS),
+    "lzma.zip": (lambda: archived(("w.pdparams", PICKLED), compression=zipfile.ZIP_LZMA), DAMAGED),
+    "lying.zip": (
+        lambda: archived(("w.pdparams", bytes(15_000_000))).replace(struct.pack("<I", 15_000_000), b"\xff\0\0\0"),
+        DAMAGED,
+    ),
+    "half.tar.gz": (lambda: tar(("w.pdparams", PICKLED))[:-9], DAMAGED),
+    "half.tar": (lambda: tar(("w.pdparams", PICKLED * 99), mode="w")[:5000], DAMAGED),
+    "flipped.tar.gz": (lambda: tar(("w.pdparams", PICKLED))[:-8] + bytes(4) + bytes([0, 40, 0, 0]), DAMAGED),
+    "in_another.tar.gz": (lambda: tar(("w.pdparams", tar(("w.pdparams", PICKLED)))), DAMAGED),
+    "in_another.zip": (lambda: archived(("w.pdparams", archived(("w.pdparams", PICKLED)))), "holds 0 files called"),
+    "calls.tar.gz": (lambda: tar(("w.pdparams", b"cos\nsystem\n.")), "it asks for os.system, which no weights"),
     "length.safetensors": (lambda: b"\xff" * 8 + b"{}", SHORT),
     "deep.safetensors": (lambda: safetensors(b"[" * 500_000), DAMAGED),
     "lists.safetensors": (lambda: safetensors(b'{"a":[' + b"[]," * 2_000_000 + b"[]]}"), MUCH),
@@ -335,6 +387,71 @@ def test_files_that_ask_for_too_much_are_refused_in_a_sentence(outcomes, name):
     assert outcomes[name].endswith("; get it again from a place you trust")
 
 
+ARCHIVES = {
+    "w.tar.gz": lambda *entries: tar(*entries),
+    "w.tar": lambda *entries: tar(*entries, mode="w"),
+    "w.zip": lambda *entries: archived(*entries),
+    "stored.zip": lambda *entries: archived(*entries, compression=zipfile.ZIP_STORED),
+}
+BESIDE = [("hrnet/", b""), ("hrnet/._model.pdparams", b"of macOS"), ("../../escaped", b"a"), ("/escaped.txt", b"b")]
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_the_only_weight_file_of_an_archive(tmp_path, monkeypatch, name):
+    folder = tmp_path / "folder/folder"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    write_weights(tmp_path / "w.safetensors", ARRAYS)
+    for inside, content in {
+        "hrnet/model.pdparams": PICKLED,
+        "../../escaped.pdparams": PICKLED,
+        "w.pth": torch_zip(tensors(1, (2,), (1,), numbers=2), {"archive/data/0": bytes(8)}),
+        "w.safetensors": (tmp_path / "w.safetensors").read_bytes(),
+    }.items():
+        Path(name).write_bytes(ARCHIVES[name](*BESIDE, (inside, content)))
+        assert_equal(read_weights(name), {"t0": np.zeros(2, np.float32)} if inside == "w.pth" else ARRAYS)
+    assert {path.name for path in tmp_path.rglob("*")} == {"folder", name, "w.safetensors"}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives_without_weights_or_with_several(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(ARCHIVES[name](*BESIDE))
+    with pytest.raises(DataError) as caught:
+        read_weights(path)
+    assert "but it is an archive without a file of this kind (.pdparams, .pth, .pt, .safetensors); give another" in str(
+        caught.value
+    )
+    path.write_bytes(ARCHIVES[name](("a/model.pdparams", PICKLED), *BESIDE, ("b/model.pth", PICKLED)))
+    with pytest.raises(DataError) as caught:
+        read_weights(path)
+    several = "but it is an archive with several, a/model.pdparams and b/model.pth; unpack it and give the path of the"
+    assert several in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
+def test_links_and_devices_in_an_archive_are_no_weights(tmp_path, kind):
+    (tmp_path / "w.tar").write_bytes(tar(("w.pdparams", b""), kind=kind, mode="w"))
+    with pytest.raises(DataError, match="an archive without a file of this kind"):
+        read_weights(tmp_path / "w.tar")
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        {"model": ARRAYS, "optimizer": {"a": ZEROS}},
+        {"state_dict": ARRAYS, "a": ZEROS, "ema": {"a": ZEROS}},
+        {"epoch": 3, "model_state": {"module": ARRAYS}},
+        {"net": {"name": "hrnet"}, "ema": {"state_dict": ARRAYS}},
+        {"model_state_dict": ARRAYS},
+    ],
+)
+def test_the_section_of_a_checkpoint_that_holds_the_weights(tmp_path, checkpoint):
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(checkpoint, 4))
+    assert_equal(read_weights(tmp_path / "w.pth"), ARRAYS)
+
+
 def test_damaged_files_are_read_or_refused_in_a_sentence(tmp_path):
     whole, mutants = tmp_path / "whole", tmp_path / "mutants"
     whole.mkdir()
@@ -342,7 +459,7 @@ def test_damaged_files_are_read_or_refused_in_a_sentence(tmp_path):
     originals = fuzz_weights.write_originals(whole)
     found = fuzz_weights.read_all(whole)
     assert set(found.values()) == {fuzz_weights.ARRAYS}
-    assert {path.suffix for path in originals} == {".pdparams", ".pdopt", ".pth", ".safetensors"}
+    assert {path.suffix for path in originals} == {".pdparams", ".pdopt", ".pth", ".safetensors", ".gz", ".tar", ".zip"}
     fuzz_weights.write_mutants(mutants, originals, count=2000, seed=0)
     found = fuzz_weights.read_all(mutants)
     assert len(found) == 2000

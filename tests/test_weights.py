@@ -38,10 +38,16 @@ def assert_equal(model, expected):
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
-@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "HRNet backbone"])
-def test_every_scheme_loads(tmp_path, scheme):
+WHOLE = [name for name in SCHEMES if name != "PaddleClas HRNet"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "wrapper"),
+    [*((scheme, "") for scheme in WHOLE), *zip(WHOLE, ("module.", "model.", "module.model.") * len(WHOLE))],
+)
+def test_every_scheme_loads_also_under_a_wrapper(tmp_path, scheme, wrapper):
     expected = arrays(network(seed=1))
-    state = {SCHEMES[scheme].theirs(name): value for name, value in expected.items()}
+    state = {f"{wrapper}{SCHEMES[scheme].theirs(name)}": value for name, value in expected.items()}
     state["num_batches_tracked"] = np.zeros((), np.int64)
     path = save(state, tmp_path / "w.pdparams")
     model = network(seed=2)
@@ -74,8 +80,10 @@ def test_names_are_recognised_without_the_network(width):
         ours = [name for name in names if scheme.theirs(name)]
         theirs = [scheme.theirs(name) for name in ours]
         assert [scheme.ours(name) for name in theirs] == ours
-        found, arrays, left = translate(dict.fromkeys(theirs, np.zeros(1)), recognised(theirs))
-        assert (found, list(arrays), left) == (title, ours, [])
+        for wrapper in ("", "model.module."):
+            given = [wrapper + name for name in theirs]
+            found, arrays, left = translate(dict.fromkeys(given, np.zeros(1)), recognised(given))
+            assert (found, list(arrays), left) == (title, ours, [])
 
 
 @pytest.mark.parametrize(
@@ -90,11 +98,111 @@ def test_names_are_recognised_without_the_network(width):
         "backbone.conv\u0661.weight",
         "ocrnet.backbone.st2.stage_st2_0.branches_func.bb_st2_0_branch_layer_1_1.conv1._conv.weight",
         "ocrnet.backbone.st2.stage_st3_1.branches_func.bb_st2_1_branch_layer_1_1.conv1._conv.weight",
-        "module.module.backbone.conv1.weight",
+        "somebody.backbone.conv1.weight",
+        "module.module.module.module.backbone.conv1.weight",
+        "st2.stage_func_list.0.fuse_func.residual_func_list.2._conv.weight",
     ],
 )
 def test_other_names_are_not_recognised(name):
     assert recognised([name]) == []
+
+
+@pytest.fixture(scope="module")
+def paddleseg_networks():
+    """PaddleSeg's own networks of this backbone; their tensors take no memory."""
+    from paddleseg.models import MscaleOCRNet, OCRNet
+    from paddleseg.models.backbones import HRNet_W18_Small_V1
+
+    with paddle.LazyGuard():
+        backbone = HRNet_W18_Small_V1()
+        return {
+            "PaddleSeg HRNet": backbone,
+            "PaddleSeg OCRNet": OCRNet(4, backbone, backbone_indices=[0]),
+            "PaddleSeg MscaleOCRNet": MscaleOCRNet(4, backbone),
+        }
+
+
+@pytest.mark.parametrize(
+    ("title", "part", "extra"),
+    [
+        ("PaddleSeg HRNet", "backbone.", []),
+        # Its convolutions have a bias in front of normalisation, which ours leave out.
+        (
+            "PaddleSeg OCRNet",
+            ("backbone.", "ocr."),
+            [
+                *(f"head.spatial_ocr.attention_block.f_{name}._conv.bias" for name in ("pixel.0", "pixel.1")),
+                *(f"head.spatial_ocr.attention_block.f_{name}._conv.bias" for name in ("object.0", "object.1")),
+                *(f"head.spatial_ocr.attention_block.f_{name}._conv.bias" for name in ("down", "up")),
+                "head.spatial_ocr.conv1x1.0._conv.bias",
+            ],
+        ),
+        ("PaddleSeg MscaleOCRNet", "", []),
+    ],
+)
+def test_the_networks_of_paddleseg(paddleseg_networks, title, part, extra):
+    """All of the tensors are known, each stands for one of ours of the same shape, and no other is missing."""
+    with paddle.LazyGuard():
+        ours = MscaleOCRNet(num_classes=4, backbone=BACKBONES["HRNet_W18_NV_Small_V1"]()).state_dict()
+    theirs = paddleseg_networks[title].state_dict()
+    found, translated, left = translate({name: np.array(i) for i, name in enumerate(theirs)}, ours)
+    assert (found, left) == (title, extra)
+    assert sorted(translated) == sorted(name for name in ours if name.startswith(part))
+    shapes = [value.shape for value in theirs.values()]
+    for name, index in translated.items():
+        assert shapes[index] == ours[name].shape, name
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        # PaddleClas; three branches' convolutions: up, up; down, up; down twice, down.
+        ("conv_layer1_2._batch_norm._mean", "bn2._mean"),
+        ("layer1.3.conv3._conv.weight", "layer1.3.conv3.weight"),
+        ("layer1.0.conv_down._batch_norm.bias", "layer1.0.downsample.1.bias"),
+        ("tr1_1._conv.weight", "transition1.0.0.weight"),
+        ("tr1_2._batch_norm.weight", "transition1.1.0.1.weight"),
+        ("tr3._conv.weight", "transition3.3.0.0.weight"),
+        ("st4.stage_func_list.2.basic_block_list.3.1.conv2._conv.weight", "stage4.2.branches.3.1.conv2.weight"),
+        ("st3.stage_func_list.1.fuse_func.residual_func_list.1._conv.weight", "stage3.1.fuse_layers.0.2.0.weight"),
+        ("st3.stage_func_list.1.fuse_func.residual_func_list.2._conv.weight", "stage3.1.fuse_layers.1.0.0.0.weight"),
+        ("st3.stage_func_list.1.fuse_func.residual_func_list.5._batch_norm.bias", "stage3.1.fuse_layers.2.0.1.1.bias"),
+        ("st4.stage_func_list.0.fuse_func.residual_func_list.15._conv.weight", "stage4.0.fuse_layers.3.2.0.0.weight"),
+        # HRNet-Semantic-Segmentation, as it is trained; and mmsegmentation.
+        ("model.bn1.running_var", "bn1._variance"),
+        ("model.conv3x3_ocr.1.running_mean", "ocr.conv3x3_ocr.1.0._mean"),
+        ("model.aux_head.3.bias", "ocr.aux_head.2.bias"),
+        ("model.ocr_distri_head.object_context_block.f_up.1.0.weight",) * 2,
+        ("model.cls_head.weight", "ocr.cls_head.weight"),
+        ("backbone.stage2.0.branches.0.0.conv1.weight",) * 2,
+    ],
+)
+def test_names_as_others_write_them(theirs, ours):
+    ours = ours.replace("model.ocr_", "ocr.ocr_")
+    expected = ours if ours.startswith(("ocr.", "backbone.")) else f"backbone.{ours}"
+    assert recognised([theirs]) == [expected]
+    assert list(translate({theirs: np.zeros(1)}, list(lazily("HRNet_W48_NV").state_dict()))[1]) == [expected]
+
+
+def test_an_average_beside_the_weights_is_left_out(tmp_path):
+    expected = arrays(network(seed=1))
+    state = {f"model.{name}": value for name, value in expected.items()}
+    state |= {f"ema.{name}": value + 1 for name, value in expected.items()}
+    model = network(seed=2)
+    report = load_pretrained(model, save(state, tmp_path / "w.pdparams"))
+    assert_equal(model, expected)
+    assert f"loaded {len(expected)} of {len(expected)} tensors; in the file only: ema.backbone.conv1.weight," in report
+
+
+@pytest.mark.parametrize("scheme", ["hmsa", "PaddleSeg HRNet", "released Paddle", "HRNet PyTorch", "PaddleClas HRNet"])
+def test_a_backbone_by_itself(tmp_path, scheme):
+    """Weights of a whole network, or of a backbone, for a backbone that stands alone."""
+    state = {SCHEMES[scheme].theirs(name): value for name, value in arrays(network(seed=1)).items()}
+    state.pop("", None)
+    backbone = network(seed=2).backbone
+    report = load_pretrained(backbone, save(state, tmp_path / "w.pdparams"))
+    assert "loaded 355 of 355 tensors" in report
+    assert_equal(backbone, arrays(network(seed=1).backbone))
 
 
 def test_checkpoint_folder(tmp_path):

@@ -11,8 +11,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hmsa import cli
 
-NAMES = {"hmsa": "hmsa", "released": "released Paddle", "original": "original PyTorch"}
-
 
 def names_of_network(config_path: str, weights: Path) -> list[str]:
     """The tensors of a recipe's network, once all of `weights` fit it."""
@@ -29,29 +27,32 @@ def names_of_network(config_path: str, weights: Path) -> list[str]:
 
 
 def main(args: argparse.Namespace) -> None:
+    from hmsa import weights
     from hmsa.errors import DataError, printable
     from hmsa.weight_files import read_weights, write_weights
-    from hmsa.weights import SCHEMES, as_float32, is_counter, listed, recognised, translate, weight_file
+    from hmsa.weights import as_float32, correspondence, is_counter, listed, recognised
 
-    source = weight_file(args.input)
-    arrays = read_weights(source)
-    names = names_of_network(args.config, source) if args.config else recognised(arrays)
-    scheme, found, unknown = translate(arrays, names)
-    if unknown or not found:
+    rename = {"hmsa": str, "released": weights.released_name, "original": weights.original_name}[args.names]
+    file, source = weights.named_file(args.input)
+    arrays = read_weights(file, source)
+    names = names_of_network(args.config, file) if args.config else recognised(arrays)
+    scheme, ours = correspondence(arrays, names)
+    unknown = [name for name in arrays if name not in ours and not is_counter(name)]
+    if unknown or not ours:
         raise DataError(
             f"{source}: expected the tensors of an HMSA network or its backbone, found {len(unknown)} others "
             f"({listed(unknown)}); give other weights, or --config if the network has a backbone of PaddleSeg's"
         )
     converted, lines = {}, []
-    for name, array in found.items():
-        before, after = SCHEMES[scheme].theirs(name), SCHEMES[NAMES[args.names]].theirs(name)
+    for before, name in ours.items():
+        after = rename(name)
         if not after:
             raise DataError(f"{source}: {name} has no name among the {args.names} ones; use --names hmsa")
         try:
-            converted[after] = as_float32(array)
+            converted[after] = as_float32(arrays[before])
         except ValueError as error:
             raise DataError(f"{source}: expected weights, found {error} in {before}; give other weights") from error
-        lines.append(f"{before} -> {after} {list(array.shape)}")
+        lines.append(f"{before} -> {after} {list(arrays[before].shape)}")
     lines += [f"{printable(name)} dropped" for name in arrays if is_counter(name)]
     write_weights(args.output, converted)
     print(*lines, sep="\n")
@@ -64,11 +65,11 @@ def main(args: argparse.Namespace) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--input", required=True, help=".pth, .pdparams or .safetensors, or a checkpoint folder")
+    parser.add_argument("--input", required=True, help=".pth, .pdparams or .safetensors, a folder or an address")
     parser.add_argument("--output", required=True, help=".pdparams or .safetensors file to write")
     parser.add_argument(
         "--names",
-        choices=list(NAMES),
+        choices=["hmsa", "released", "original"],
         default="hmsa",
         help="tensor names to write: this project's (default), those released with PaddleSeg, or the original's",
     )

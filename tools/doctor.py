@@ -26,7 +26,9 @@ sys.path.insert(0, str(ROOT))
 
 from hmsa import cli  # noqa: E402 (found through the line above)
 
-REQUIRED = "paddleseg numpy opencv-python pillow pydantic pyyaml packaging visualdl rich tqdm matplotlib"
+REQUIRED = (
+    "paddleseg numpy opencv-python pillow pydantic pyyaml packaging visualdl rich tqdm matplotlib requests filelock"
+)
 EXTRAS = {"openvino": "openvino paddle2onnx onnx polygraphy", "onnx": "onnxruntime paddle2onnx onnx polygraphy"}
 FREE_BYTES = 2 * 10**9
 """For a checkpoint and the best one of the full recipe, or for its inference programs."""

@@ -23,6 +23,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Optional, cast
 
+import hmsa.prepared
+
 import numpy as np
 import paddle
 from paddle import Tensor, nn

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import hmsa.prepared  # noqa: F401
+
 import cv2
 import numpy as np
 import paddle

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, cast
 
+import hmsa.prepared  # noqa: F401
+
 import paddle
 from paddle import Tensor, nn
 from paddle.nn.layer.norm import _BatchNormBase  # BatchNorm2D and SyncBatchNorm

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hmsa.prepared  # noqa: F401
+
 import numpy as np
 import paddle
 import yaml

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses on named outputs."""
 
+import hmsa.prepared  # noqa: F401
+
 from hmsa.losses.bootstrapped_cross_entropy import BootstrappedCrossEntropyLoss
 from hmsa.losses.cross_entropy import CrossEntropyLoss, OhemCrossEntropyLoss
 from hmsa.losses.dice import DiceLoss
