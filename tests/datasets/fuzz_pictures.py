@@ -651,8 +651,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep the files here")
     args = parser.parse_args()
-    warnings.simplefilter("always")
     prepare()
+    warnings.simplefilter("always", append=True)
     import paddle  # noqa: F401 (as in training: its libraries must not get in the way of the decoders)
 
     with tempfile.TemporaryDirectory() as temporary:

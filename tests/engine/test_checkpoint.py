@@ -353,7 +353,7 @@ def test_what_has_changed_in_the_recipe_is_said_key_by_key(tmp_path):
         "seed: 42 -> 7",
         "train_dataset.transforms.0.max_scale_factor: 1.5 -> 1.75",
         "optimizer.type: 'AdamW' -> 'SGD'",
-        "optimizer.momentum: not given -> 0.9",
+        "optimizer.momentum: not given -> 0.0",
         "optimizer.beta1: 0.9 -> not given",
     ):
         assert f"  {change}" in changes

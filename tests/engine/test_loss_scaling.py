@@ -29,8 +29,8 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr("hmsa.engine.train.check_precision", lambda precision: None)
 
 
-def parts_of(recipe, *opts):
-    config = load_config(recipe, ["precision=fp16", "model.dropout=0", *opts])
+def parts_of(recipe, *opts, precision="fp16"):
+    config = load_config(recipe, [f"precision={precision}", "model.dropout=0", *opts])
     model = builder.build_model(config)
     scheduler = builder.build_lr_scheduler(config)
     parts = {
@@ -44,8 +44,8 @@ def parts_of(recipe, *opts):
 class Run:
     """A model whose classifier's gradients are `strength` times as large, and end at fp16's largest number."""
 
-    def __init__(self, recipe, *opts, strength=1.0):
-        config, _, parts = parts_of(recipe, *opts)
+    def __init__(self, recipe, *opts, strength=1.0, precision="fp16"):
+        config, _, parts = parts_of(recipe, *opts, precision=precision)
         accumulation = config.gradient_accumulation
         self.model, self.optimizer = parts["model"], parts["optimizer"]
         self.step = Step(**parts, accumulation=accumulation, precision=config.precision, recompute=False)
@@ -111,7 +111,7 @@ def test_the_scale_rises_after_good_steps(tiny_recipe):
 
 def test_a_scaled_step_is_the_plain_one(tiny_recipe):
     """The scale is a power of two: with it, and the norm that is reported, every number keeps its bits."""
-    scaled, plain = Run(tiny_recipe), Run(tiny_recipe, "precision=fp32")
+    scaled, plain = Run(tiny_recipe), Run(tiny_recipe, precision="fp32")
     assert scaled.step.scaler.is_enable()
     assert not plain.step.scaler.is_enable()
     norms = [float(run.once().terms["grad_norm"]) for run in (scaled, plain)]
