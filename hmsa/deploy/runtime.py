@@ -132,7 +132,16 @@ def open_program(model: Path, params: Path) -> Program:
 
     The function that comes back keeps one set of buffers: call it from one thread at a time.
     """
-    predictor = paddle.inference.create_predictor(_config(model, params))
+    return program_of(open_predictor(model, params))
+
+
+def open_predictor(model: Path, params: Path) -> Any:
+    """Load a program into Paddle Inference, as `open_program` does: its own object, which knows the names."""
+    return paddle.inference.create_predictor(_config(model, params))
+
+
+def program_of(predictor: Any) -> Program:
+    """What `open_program` returns, of a program that is open."""
     source = predictor.get_input_handle(predictor.get_input_names()[0])
     results = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
 
@@ -162,10 +171,12 @@ def _config(model: Path, params: Path) -> Any:
     if device.startswith("gpu"):
         config.enable_use_gpu(256, int(device.partition(":")[2] or 0))
         return config
+    config.disable_gpu()
     config.enable_mkldnn()
     config.set_cpu_math_library_num_threads(threads())  # the default is 1
-    if Version(PADDLE_VERSION).release[:2] == (3, 3):
-        # In 3.3 this pass makes every bilinear resize fail (Paddle issues 77340 and 79749).
+    if model.suffix == ".json" and Version(PADDLE_VERSION).release[:2] == (3, 3):
+        # In 3.3 this pass makes every bilinear resize fail (Paddle issues 77340 and 79749). Programs of the old form
+        # do not pass through it, but need it for others.
         config.delete_pass("onednn_placement_pass")
     return config
 
