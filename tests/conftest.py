@@ -82,7 +82,11 @@ train_dataset:
       std: [0.229, 0.224, 0.225]
 val_dataset:
   dataset_root: {toy_root}
+optimizer:
+  beta2: 0.999
 lr_scheduler:
+  learning_rate: 0.006
+  power: 2.0
   warmup_iters: 0
 """,
         encoding="utf-8",
