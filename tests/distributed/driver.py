@@ -123,9 +123,13 @@ def main():
     from hmsa import environment
 
     prepare = environment.prepare
+    changed = []
 
     def prepare_and_change():
         prepare()
+        if changed:  # Whatever loads Paddle prepares again.
+            return
+        changed.append(True)
         if PLAN.get("freeze"):
             freeze()
         if "record" in PLAN:
