@@ -10,8 +10,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
+import hmsa.prepared  # noqa: F401
+
 import paddle
 from paddle import Tensor, _C_ops, nn
+from paddle.base.framework import convert_np_dtype_to_dtype_
+from paddle.base.layer_helper import LayerHelper
+from paddle.nn.functional import conv
 from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.deploy.fold import fold_batch_norm
@@ -117,29 +122,59 @@ operator's name and its inputs' names."""
 
 def _form(old: bool) -> AbstractContextManager[Any]:
     """The form in which Paddle writes programs; FLAGS_enable_pir_api may have left Paddle 3 with the old one."""
-    if not writes_json():
-        return contextlib.nullcontext()
-    return _old_form() if old else paddle.pir_utils.DygraphPirGuard()
+    return _old_form() if old or not writes_json() else paddle.pir_utils.DygraphPirGuard()
 
 
 @contextlib.contextmanager
 def _old_form() -> Iterator[None]:
-    """Let Paddle 3 trace networks into programs of the old form."""
-    functions = {name: getattr(_C_ops, name) for name in _OLD_OPERATORS}
-    with paddle.pir_utils.DygraphOldIrGuard():
-        try:
+    """Let Paddle trace networks into programs of the old form, put so that they are opened in seconds.
+
+    Paddle Inference looks for what it can fuse by trying all convolutions of a program with each other, and that twice
+    over where an addition has one on its left. For its search to be short, a bias is added to the channels (it does not
+    know the reshaped one that Paddle writes today), and a convolution is never the left one of two terms.
+    """
+    Variable: Any = paddle.static.Variable
+    convolve, add = conv._conv_nd, Variable.__add__
+    convolved: set[str] = set()  # names of variables
+
+    def convolve_then_add_bias(x: Any, weight: Any, bias: Any = None, *rest: Any, **options: Any) -> Any:
+        if "NHWC" in (*rest, *options.values()):
+            return convolve(x, weight, bias, *rest, **options)
+        output = convolve(x, weight, None, *rest, **options)
+        if bias is not None:
+            output = _append("elementwise_add", {"X": output, "Y": bias}, {"axis": 1}, dtype=x.dtype)
+        convolved.add(output.name)
+        return output
+
+    def add_in_order(left: Any, right: Any) -> Any:
+        if not (isinstance(right, Variable) and left.name in convolved and left.shape == right.shape):
+            return add(left, right)
+        if right.name in convolved:
+            return _append("sum", {"X": [left, right]}, {}, dtype=left.dtype)
+        return add(right, left)
+
+    with contextlib.ExitStack() as stack:
+        if writes_json():
+            stack.enter_context(paddle.pir_utils.DygraphOldIrGuard())
             for name, (operator, *slots) in _OLD_OPERATORS.items():
-                setattr(_C_ops, name, _traceable(functions[name], operator, slots))
-            yield
-        finally:
-            for name, function in functions.items():
-                setattr(_C_ops, name, function)
+                stack.enter_context(_replaced(_C_ops, name, _traceable(getattr(_C_ops, name), operator, slots)))
+        stack.enter_context(_replaced(conv, "_conv_nd", convolve_then_add_bias))
+        stack.enter_context(_replaced(Variable, "__add__", add_in_order))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, function: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def _traceable(function: Callable[..., Any], operator: str, slots: list[str]) -> Callable[..., Any]:
     """`function`, which adds an operator to the program that is being written where it is given a variable of one."""
-    from paddle.base.framework import convert_np_dtype_to_dtype_
-    from paddle.base.layer_helper import LayerHelper
 
     def call(*inputs: Any, **attributes: Any) -> Any:
         if not any(isinstance(given, paddle.static.Variable) for given in (*inputs, *attributes.values())):
@@ -150,9 +185,15 @@ def _traceable(function: Callable[..., Any], operator: str, slots: list[str]) ->
             raise TypeError(f"{operator} with these arguments cannot be put into a program of the old form")
         if "dtype" in attributes:
             attributes["dtype"] = convert_np_dtype_to_dtype_(attributes["dtype"])
-        helper = LayerHelper(operator)
-        output = helper.create_variable_for_type_inference(attributes.get("dtype", inputs[0].dtype))
-        helper.append_op(type=operator, inputs=dict(zip(slots, inputs)), outputs={"Out": output}, attrs=attributes)
-        return output
+        dtype = attributes.get("dtype", inputs[0].dtype)
+        return _append(operator, dict(zip(slots, inputs)), attributes, dtype=dtype)
 
     return call
+
+
+def _append(operator: str, inputs: dict[str, Any], attributes: dict[str, Any], *, dtype: Any) -> Any:
+    """The output of an operator of the old form, which is added to the program that is being written."""
+    helper = LayerHelper(operator)
+    output = helper.create_variable_for_type_inference(dtype)
+    helper.append_op(type=operator, inputs=inputs, outputs={"Out": output}, attrs=attributes)
+    return output

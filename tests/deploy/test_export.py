@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
 import re
 
 import numpy as np
@@ -106,6 +107,32 @@ def test_what_is_written_is_folded_and_holds_the_weights_once(model, exported):
     assert b"batch_norm" not in (folder / "model.pdmodel").read_bytes()
     weights = sum(tensor.numpy().nbytes for tensor in model.state_dict().values())
     assert (folder / "model.pdiparams").stat().st_size < 1.05 * weights
+
+
+def test_what_is_written_is_opened_in_seconds(exported):
+    """Paddle Inference, opening a program, tries every convolution with every other where an addition has one on its
+    left, and does not fuse a bias that is reshaped: it took minutes for HRNet-W48."""
+    folder, _ = exported
+    paddle.enable_static()
+    try:
+        with contextlib.nullcontext() if PADDLE_VERSION.startswith("2") else paddle.pir_utils.OldIrGuard():
+            content = (folder / "model.pdmodel").read_bytes()
+            block = paddle.base.framework.Program.parse_from_string(content).global_block()
+    finally:
+        paddle.disable_static()
+    maker = {name: op for op in block.ops for name in op.output_arg_names}
+    terms = [(*op.input("X"), *op.input("Y"), op.attr("axis")) for op in block.ops if op.type == "elementwise_add"]
+    biases = [term for term in terms if block.var(term[1]).persistable]
+    assert len(biases) > 200
+    assert all(maker[left].type == "conv2d" and axis == 1 for left, _, axis in biases)
+    sums = [term for term in terms if term not in biases]
+    convolved = {
+        name
+        for name, op in maker.items()
+        if op.type == "conv2d" or (op.type == "elementwise_add" and block.var(op.input("Y")[0]).persistable)
+    }
+    assert len(sums) > 100
+    assert not [left for left, _, _ in sums if left in convolved]
 
 
 @pytest.mark.parametrize("training", [True, False])
