@@ -17,6 +17,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--save_dir", default="output/inference_model", help="folder the model is written to")
     parser.add_argument("--output_op", choices=["argmax", "softmax", "none"], default="argmax")
+    parser.add_argument(
+        "--program",
+        choices=["pdmodel", "json"],
+        help="form of the program: pdmodel, which every reader of Paddle's models takes, or json, that of Paddle 3 "
+        "(default: pdmodel, where this Paddle can write it)",
+    )
     parser.add_argument("--without_argmax", action="store_true", help="deprecated: --output_op none")
     parser.add_argument("--with_softmax", action="store_true", help="deprecated: --output_op softmax")
     parser.add_argument("--input_shape", nargs=4, type=int, metavar=("N", "C", "H", "W"), help="-1 is any")
@@ -29,8 +35,9 @@ def main(args: argparse.Namespace) -> None:
     prepare()
     from hmsa import builder
     from hmsa.config import arguments, load_config
-    from hmsa.datasets.labels import CLASS_NAMES
-    from hmsa.deploy.export import DYNAMIC_SHAPE, export
+    from hmsa.datasets.labels import CLASS_COLORS, CLASS_NAMES
+    from hmsa.deploy.export import check_target, export
+    from hmsa.deploy.programs import DYNAMIC_SHAPE
     from hmsa.weights import load_weights
 
     output_op = "softmax" if args.with_softmax else "none" if args.without_argmax else args.output_op
@@ -43,9 +50,11 @@ def main(args: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     config = load_config(args.config, args.opts)
+    check_target(args.save_dir)
     model = builder.build_model(config)
     load_weights(model, args.model_path)
-    is_cityscapes = config.val_dataset is not None and config.val_dataset.type == "CityscapesAutolabeling"
+    dataset = config.val_dataset
+    is_cityscapes = dataset is not None and dataset.type == "CityscapesAutolabeling"
     specs = builder.inference_transforms(config)
     measured = export(
         model,
@@ -53,7 +62,10 @@ def main(args: argparse.Namespace) -> None:
         output_op=output_op,
         transforms=[{"type": spec.type, **arguments(spec)} for spec in specs],
         class_names=CLASS_NAMES if is_cityscapes else (),
+        class_colors=CLASS_COLORS if is_cityscapes else (),
+        ignore_index=((dataset and dataset.model_extra) or {}).get("ignore_index", 255),
         input_shape=shape,
+        program=args.program,
     )
     print(f"written to {args.save_dir}; {measured}")
 

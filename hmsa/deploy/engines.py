@@ -31,8 +31,7 @@ from paddle.version import full_version as PADDLE_VERSION
 import hmsa
 from hmsa import distributed
 from hmsa.deploy import cache
-from hmsa.deploy.export import replace_sync_batch_norm
-from hmsa.deploy.fold import fold_batch_norm
+from hmsa.deploy.programs import AtScale, copy_on_cpu, on_cpu, simplified, write_program, writes_json
 from hmsa.deploy.runtime import Program, open_program
 from hmsa.engine.inference import Network, joint_logits
 from hmsa.environment import threads
@@ -40,7 +39,6 @@ from hmsa.errors import DataError, HmsaError, UsageError
 from hmsa.memory import as_tensor, on_gpu
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import FLOAT32_OPS, ScaleNetwork, fuse_scales
-from hmsa.models.layers import ConvOverParts
 
 CHECKED_SHAPES = ((1, 3, 128, 192), (1, 3, 97, 161))
 """Where new programs are compared with the network they were made from: an even and an odd size."""
@@ -128,9 +126,9 @@ class NetworkInTraining:
 
     def _write(self, model: MscaleOCRNet, folder: Path) -> None:
         if self._template is None:
-            plain = simplified(copy.deepcopy(model))
+            plain = copy.deepcopy(model)
             self._template = _Template(plain, lambda place: write_programs(plain, place, _form(self._chosen)))
-        self._template.write(simplified(copy.deepcopy(model)), folder)
+        self._template.write(model, folder)
 
 
 class _Template:
@@ -186,7 +184,7 @@ def choose_engine(engine: str, precision: str = "fp32") -> str:
             raise UsageError(
                 f"--engine {chosen} needs the package {package}, which is not installed: pip install .[{extra}]"
             )
-    if chosen == "onnxruntime" and not _writes_json():
+    if chosen == "onnxruntime" and not writes_json():
         raise UsageError("--engine onnxruntime needs Paddle 3: what Paddle 2 writes cannot be converted to ONNX")
     if precision == "bf16" and not (chosen == "openvino" or (chosen == "eager" and on_gpu())):
         raise UsageError(
@@ -213,44 +211,16 @@ class Programs:
         return logits, weight[0] if weight else None
 
 
-class _AtScale(nn.Layer):
-    """[N, 3, h, w] -> logits [N, K, h', w'], or these and the attention [N, 1, h', w']."""
-
-    def __init__(self, model: MscaleOCRNet, attention: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.attention = attention
-
-    def forward(self, image: Tensor) -> Any:
-        logits, weight = self.model.at_scale(image, self.attention)
-        return (logits, weight) if self.attention else logits
-
-
-def simplified(model: MscaleOCRNet) -> MscaleOCRNet:
-    """The network itself, changed for inference: its normalisation is folded."""
-    replace_sync_batch_norm(model)
-    model.eval()
-    whole = _AtScale(model, attention=True)
-    whole.eval()
-    fold_batch_norm(whole, paddle.zeros([1, 3, 64, 64]))
-    for layer in model.sublayers():
-        if isinstance(layer, ConvOverParts):
-            layer.separate()
-    return model
-
-
 def write_programs(model: MscaleOCRNet, folder: Path, form: str) -> None:
     """Write the two programs of a simplified network to `folder`.
 
     Args:
         form: "paddle" or "onnx".
     """
-    spec = paddle.static.InputSpec([None, 3, None, None], "float32", "x")
     for name, attention in (("logits", False), ("attended", True)):
-        part = _AtScale(model, attention)
+        part = AtScale(model, attention)
         part.eval()
-        paddle.jit.save(paddle.jit.to_static(part, input_spec=[spec], full_graph=True), str(folder / name))
-        (folder / f"{name}.pdiparams.info").unlink(missing_ok=True)
+        write_program(part, folder / name)
         if form == "onnx":
             _convert_to_onnx(folder, name)
 
@@ -267,7 +237,7 @@ def _cached_programs(
         model = build()
         built = True
         write_checked_programs(
-            model, folder, engine, lambda model, folder: write_programs(simplified(model), folder, _form(engine))
+            model, folder, engine, lambda simple, folder: write_programs(simple, folder, _form(engine))
         )
 
     try:
@@ -292,25 +262,28 @@ def _warn_of_eager_mode(error: DataError) -> None:
 def write_checked_programs(
     model: MscaleOCRNet, folder: Path, engine: str, write: Callable[[MscaleOCRNet, Path], None]
 ) -> Programs:
-    """Have `write` write a network's programs, and make sure that they answer as the network did.
+    """Have `write` write the programs of a network that is simplified, and make sure that they answer as it did.
+
+    They are written and compared on the CPU, whatever device runs them later; the network itself is left as it is.
 
     Raises:
         DataError: they do not, or the network cannot be exported.
     """
-    model.eval()
-    images = [paddle.randn(shape) for shape in CHECKED_SHAPES]
-    with paddle.no_grad():
-        expected = [model.at_scale(image, True) for image in images]
-    try:
-        write(model, folder)
-        programs = Programs(folder, engine)
-        check_programs(programs, images, expected)
-    except HmsaError:
-        raise
-    # Paddle and the converter raise whatever comes first, among others where a source file was edited meanwhile.
-    except Exception as error:
-        raise DataError(f"expected a network that --engine {engine} can run, but: {error}") from error
-    return programs
+    with on_cpu():
+        twin = copy_on_cpu(model)
+        images = [paddle.randn(shape) for shape in CHECKED_SHAPES]
+        with paddle.no_grad():
+            expected = [twin.at_scale(image, True) for image in images]
+        try:
+            write(simplified(twin), folder)
+            programs = Programs(folder, engine)
+            check_programs(programs, images, expected)
+        except HmsaError:
+            raise
+        # Paddle and the converter raise whatever comes first, among others where a source file was edited meanwhile.
+        except Exception as error:
+            raise DataError(f"expected a network that --engine {engine} can run, but: {error}") from error
+    return Programs(folder, engine) if on_gpu() else programs
 
 
 def check_programs(programs: ScaleNetwork, images: Sequence[Tensor], expected: Sequence[Any]) -> None:
@@ -344,12 +317,7 @@ def _code_hash() -> str:
 
 def _form(engine: str) -> str:
     """What the engine reads. OpenVINO reads what Paddle 2 writes as it is."""
-    return "onnx" if engine == "onnxruntime" or (engine == "openvino" and _writes_json()) else "paddle"
-
-
-def _writes_json() -> bool:
-    """Whether this is Paddle 3 or later, whose programs can be converted to ONNX."""
-    return int(PADDLE_VERSION.split(".")[0]) >= 3
+    return "onnx" if engine == "onnxruntime" or (engine == "openvino" and writes_json()) else "paddle"
 
 
 def _paddle_program(path: Path) -> Path:

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -11,8 +13,16 @@ from awaken import awaken
 from numpy.testing import assert_array_equal
 from paddle.version import full_version as PADDLE_VERSION
 
+import hmsa
 from hmsa.deploy import engines
-from hmsa.deploy.engines import NetworkInTraining, check_programs, choose_engine, open_network
+from hmsa.deploy.engines import (
+    NetworkInTraining,
+    check_programs,
+    choose_engine,
+    open_network,
+    write_checked_programs,
+    write_programs,
+)
 from hmsa.errors import DataError, UsageError
 
 FORMS = {"inference": (), "onnxruntime": ("onnxruntime", "paddle2onnx"), "openvino": ("openvino", "paddle2onnx")}
@@ -169,6 +179,38 @@ def test_what_auto_means(monkeypatch):
     monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:1")
     assert choose_engine("auto") == "eager"
     assert choose_engine("eager", "bf16") == "eager"
+
+
+def test_a_gpu_does_not_make_the_check_fail(make_tiny_network, tmp_path, pretended_gpu):
+    """GPUs round to TF32: programs are compared with the network on the CPU, and opened anew for the GPU."""
+    network = make_tiny_network()
+    before = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    programs = write_checked_programs(
+        network, tmp_path, "inference", lambda simple, folder: write_programs(simple, folder, "paddle")
+    )
+    assert pretended_gpu == ["gpu:0", "cpu", "gpu:0"]
+    image = picture(1, 3, 64, 96)
+    with paddle.no_grad():
+        rounded = network.at_scale(image, True)
+        pretended_gpu.append("cpu")
+        exact = network.at_scale(image, True)
+        check_programs(programs, [image], [exact])
+        with pytest.raises(DataError, match="should answer as the network does"):
+            check_programs(programs, [image], [rounded])
+    for name, tensor in network.state_dict().items():
+        assert_array_equal(tensor.numpy(), before[name], err_msg=name)
+
+
+@pytest.mark.parametrize("changed", ["deploy/programs.py", "deploy/fold.py", "models/ocr.py"])
+def test_other_code_makes_other_programs(tmp_path, monkeypatch, changed):
+    package = Path(hmsa.__file__).parent
+    for folder in ("deploy", "models"):
+        shutil.copytree(package / folder, tmp_path / folder)
+    monkeypatch.setattr(hmsa, "__file__", str(tmp_path / "__init__.py"))
+    before = engines._code_hash()
+    with (tmp_path / changed).open("a") as file:
+        file.write("# another line")
+    assert engines._code_hash() != before
 
 
 @pytest.mark.parametrize(("spoilt", "attention"), [("logits", True), ("attention", True), ("logits", False)])

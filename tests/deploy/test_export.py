@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
+import re
+
 import numpy as np
 import paddle
 import pytest
@@ -9,27 +12,33 @@ from awaken import awaken
 from numpy.testing import assert_allclose, assert_array_equal
 from paddle.version import full_version as PADDLE_VERSION
 
-from hmsa.deploy.export import check_parity, export, replace_sync_batch_norm
-from hmsa.deploy.runtime import load_predictor
+from hmsa.deploy import programs
+from hmsa.deploy.export import check_parity, export
+from hmsa.deploy.programs import replace_sync_batch_norm
+from hmsa.deploy.runtime import load_predictor, open_predictor, program_of
 from hmsa.engine.inference import joint_logits
 from hmsa.errors import DataError, UsageError
-from hmsa.models import BACKBONES, MscaleOCRNet
+from hmsa.visualize import color_palette
 from hmsa.weight_files import sha256
 
+COLORS = [(i, 2 * i, 255 - i) for i in range(5)]
 NORMALIZE = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
 
+FORMS = ["pdmodel"] if PADDLE_VERSION.startswith("2") else ["pdmodel", "json"]
+
+
 @pytest.fixture(scope="module")
-def model():
-    backbone = BACKBONES["HRNet_W18_NV_Small_V1"]()
-    sizes = {"ocr_mid_channels": 32, "ocr_key_channels": 16, "attention_mid_channels": 16}
-    return awaken(MscaleOCRNet(num_classes=5, backbone=backbone, **sizes))
+def model(make_small_network):
+    return make_small_network()
 
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "model"
-    measured = export(model, folder, output_op="softmax", transforms=[NORMALIZE], class_names="abcde")
+    measured = export(
+        model, folder, output_op="softmax", transforms=[NORMALIZE], class_names="abcde", class_colors=COLORS
+    )
     return folder, measured
 
 
@@ -59,20 +68,120 @@ def test_the_exported_network_answers_at_any_size(model, exported):
 def test_deploy_yaml_names_the_files_and_the_preprocessing(exported):
     folder, _ = exported
     entry = yaml.safe_load((folder / "deploy.yaml").read_text())["Deploy"]
-    program = entry.pop("model")
-    assert program == ("model.pdmodel" if PADDLE_VERSION.startswith("2") else "model.json")
+    output_name = entry.pop("output_name")
     assert entry == {
+        "model": "model.pdmodel",
         "params": "model.pdiparams",
         "transforms": [NORMALIZE],
         "input_shape": [None, 3, None, None],
         "output_op": "softmax",
         "output_dtype": "float32",
-        "paddle_version": PADDLE_VERSION,
-        "sha256": {name: sha256(folder / name) for name in (program, "model.pdiparams")},
+        "input_name": "x",
+        "input_dtype": "float32",
+        "input_layout": "NCHW",
+        "channel_order": "RGB",
+        "pixel_divisor": 255,
+        "output_layout": "NCHW",
         "class_names": list("abcde"),
+        "class_colors": [list(color) for color in COLORS],
+        "ignore_index": 255,
+        "paddle_version": PADDLE_VERSION,
+        "sha256": {name: sha256(folder / name) for name in ("model.pdmodel", "model.pdiparams")},
     }
-    written = {path.name for path in folder.iterdir()} - {"model.pdiparams.info"}
-    assert written == {program, "model.pdiparams", "deploy.yaml"}
+    predictor = open_predictor(folder / "model.pdmodel", folder / "model.pdiparams")
+    assert predictor.get_input_names() == ["x"]
+    assert predictor.get_output_names() == [output_name]
+    assert {path.name for path in folder.iterdir()} == {"model.pdmodel", "model.pdiparams", "deploy.yaml"}
+
+
+def test_classes_without_names_are_numbered_and_have_the_colours_of_predictions(make_tiny_network, tmp_path):
+    export(make_tiny_network(), tmp_path, output_op="argmax", transforms=[], ignore_index=7)
+    entry = yaml.safe_load((tmp_path / "deploy.yaml").read_text())["Deploy"]
+    assert entry["class_names"] == ["class 0", "class 1", "class 2", "class 3", "class 4"]
+    assert [value for color in entry["class_colors"] for value in color] == color_palette()[:15]
+    assert (entry["output_dtype"], entry["output_layout"], entry["ignore_index"]) == ("int32", "NHW", 7)
+
+
+def test_what_is_written_is_folded_and_holds_the_weights_once(model, exported):
+    folder, _ = exported
+    assert b"batch_norm" not in (folder / "model.pdmodel").read_bytes()
+    weights = sum(tensor.numpy().nbytes for tensor in model.state_dict().values())
+    assert (folder / "model.pdiparams").stat().st_size < 1.05 * weights
+
+
+def test_what_is_written_is_opened_in_seconds(exported):
+    """Paddle Inference, opening a program, tries every convolution with every other where an addition has one on its
+    left, and does not fuse a bias that is reshaped: it took minutes for HRNet-W48."""
+    folder, _ = exported
+    paddle.enable_static()
+    try:
+        with contextlib.nullcontext() if PADDLE_VERSION.startswith("2") else paddle.pir_utils.OldIrGuard():
+            content = (folder / "model.pdmodel").read_bytes()
+            block = paddle.base.framework.Program.parse_from_string(content).global_block()
+    finally:
+        paddle.disable_static()
+    maker = {name: op for op in block.ops for name in op.output_arg_names}
+    terms = [(*op.input("X"), *op.input("Y"), op.attr("axis")) for op in block.ops if op.type == "elementwise_add"]
+    biases = [term for term in terms if block.var(term[1]).persistable]
+    assert len(biases) > 200
+    assert all(maker[left].type == "conv2d" and axis == 1 for left, _, axis in biases)
+    sums = [term for term in terms if term not in biases]
+    convolved = {
+        name
+        for name, op in maker.items()
+        if op.type == "conv2d" or (op.type == "elementwise_add" and block.var(op.input("Y")[0]).persistable)
+    }
+    assert len(sums) > 100
+    assert not [left for left, _, _ in sums if left in convolved]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(make_tiny_network, tmp_path, training):
+    network = make_tiny_network()
+    network.backbone.layers = paddle.nn.SyncBatchNorm.convert_sync_batchnorm(network.backbone.layers)
+    network.train() if training else network.eval()
+    kinds = [type(layer) for layer in network.sublayers()]
+    before = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    export(network, tmp_path, output_op="argmax", transforms=[])
+    assert [type(layer) for layer in network.sublayers()] == kinds
+    assert all(layer.training == training for layer in network.sublayers(include_self=True))
+    after = network.state_dict()
+    assert after.keys() == before.keys()
+    for name, value in before.items():
+        assert_array_equal(after[name].numpy(), value, err_msg=name)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_both_forms_give_the_labels_of_the_network(make_tiny_network, tmp_path, form):
+    network, image = make_tiny_network(), np.random.default_rng(1).normal(size=(2, 3, 75, 129)).astype(np.float32)
+    with paddle.no_grad():
+        expected = network(paddle.to_tensor(image))["joint"].numpy().argmax(axis=1)
+    export(network, tmp_path, output_op="argmax", transforms=[], program=form)
+    assert yaml.safe_load((tmp_path / "deploy.yaml").read_text())["Deploy"]["model"] == f"model.{form}"
+    assert len(np.unique(expected)) > 2
+    assert (load_predictor(tmp_path)(image) == expected).mean() >= 0.9999
+    with paddle.no_grad():  # Paddle computes and writes as before.
+        assert_array_equal(network(paddle.to_tensor(image))["joint"].numpy().argmax(axis=1), expected)
+
+
+@pytest.mark.skipif(PADDLE_VERSION.startswith("2"), reason="Paddle 2 has one form")
+def test_a_network_that_cannot_be_written_for_every_reader_is_written_as_json(
+    make_tiny_network, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(programs, "_OLD_OPERATORS", {})  # as if Paddle had more functions like these
+    with pytest.raises(DataError, match=r"Paddle \S+ cannot write this network as pdmodel \(.+\); try another form"):
+        export(make_tiny_network(), tmp_path / "model", output_op="argmax", transforms=[], program="pdmodel")
+    assert list(tmp_path.iterdir()) == []
+    export(make_tiny_network(), tmp_path / "model", output_op="argmax", transforms=[])
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("warning"))
+    assert "cannot write this network as pdmodel" in said and "it is written as json" in said
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.json", "model.pdiparams", "deploy.yaml"}
+
+
+@pytest.mark.skipif(not PADDLE_VERSION.startswith("2"), reason="Paddle 3 has it")
+def test_a_form_that_this_paddle_does_not_have(make_tiny_network, tmp_path):
+    with pytest.raises(UsageError, match="json needs Paddle 3, but this is 2"):
+        export(make_tiny_network(), tmp_path, output_op="argmax", transforms=[], program="json")
 
 
 def test_parity_notices_another_weight_deep_inside(model, exported):
@@ -80,7 +189,7 @@ def test_parity_notices_another_weight_deep_inside(model, exported):
     right = weight.numpy()
     weight.set_value(right * 1.5)
     with pytest.raises(DataError, match=r"does not answer as the network does, at 1x3x64x96"):
-        check_parity(joint_logits(model), exported[0], "softmax", [(1, 3, 64, 96)])
+        check_parity(joint_logits(model), load_predictor(exported[0]), "softmax", [(1, 3, 64, 96)])
     weight.set_value(right)
 
 
@@ -100,7 +209,9 @@ def test_output_operations(tmp_path, output_op):
     assert answer.dtype == (np.int32 if output_op == "argmax" else np.float32)
     # Probabilities and classes of other weights are noticed.
     with pytest.raises(DataError, match="at 1x3x20x30"):
-        check_parity(joint_logits(awaken(Small(), seed=1)), tmp_path / "model", output_op, [(1, 3, 20, 30)])
+        check_parity(
+            joint_logits(awaken(Small(), seed=1)), load_predictor(tmp_path / "model"), output_op, [(1, 3, 20, 30)]
+        )
 
 
 def test_nothing_is_left_of_an_export_that_answers_differently(tmp_path, monkeypatch):
@@ -120,23 +231,140 @@ def test_nothing_is_left_of_an_export_that_answers_differently(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_answer_that_is_not_a_number_is_not_equal(tmp_path):
-    network = awaken(Small())
-    export(network, tmp_path, output_op="argmax", transforms=[])
+def answers(logits, output_op):
+    """What a program answers that computes these logits [N, K, H, W]."""
+    if output_op == "argmax":
+        return logits.argmax(axis=1).astype(np.int32)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True) if output_op == "softmax" else logits
+
+
+def compare(logits, answer, output_op):
+    N, _, H, W = logits.shape
+    return check_parity(lambda image: paddle.to_tensor(logits), lambda image: answer, output_op, [(N, 3, H, W)])
+
+
+def some_logits(spread, around=0.0):
+    rng = np.random.default_rng(0)
+    return (around + spread * rng.normal(size=(1, 5, 20, 30))).astype(np.float32)
+
+
+OPERATIONS = ["argmax", "softmax", "none"]
+
+
+@pytest.mark.parametrize("output_op", OPERATIONS)
+@pytest.mark.parametrize(
+    "logits", [some_logits(3), some_logits(1e-6), some_logits(1e-15), some_logits(1e-6, 8)], ids=range(4)
+)
+def test_what_float32_cannot_tell_apart_is_no_difference(logits, output_op):
+    noise = np.random.default_rng(1).normal(size=logits.shape) * np.abs(logits).max() * 3e-7
+    compare(logits, answers(logits + noise.astype(np.float32), output_op), output_op)
+
+
+WRONG = {
+    "channels swapped": lambda logits: logits[:, [1, 0, 2, 3, 4]],
+    "one class lost": lambda logits: np.where(np.arange(5)[:, None, None] == 2, logits.min(), logits),
+    "a few pixels": lambda logits: np.where(np.arange(30) == 7, -logits, logits),
+    "a shift by a pixel": lambda logits: np.roll(logits, 1, axis=3),
+    "one class a tenth too high": lambda logits: logits + 0.1 * np.ptp(logits) * (np.arange(5)[:, None, None] == 3),
+}
+
+
+@pytest.mark.parametrize("output_op", OPERATIONS)
+@pytest.mark.parametrize("spread", [3, 1e-3])
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_wrong_answers_are_noticed_also_where_all_classes_are_nearly_equal(change, spread, output_op):
+    logits = some_logits(spread)
+    with pytest.raises(DataError, match="does not answer as the network does, at 1x3x20x30"):
+        compare(logits, answers(change(logits), output_op), output_op)
+
+
+@pytest.mark.parametrize(
+    ("output_op", "change"),
+    [
+        ("argmax", lambda label: (label + 1) % 5),
+        ("argmax", lambda label: label + 5),
+        ("argmax", lambda label: label - 5),
+        ("softmax", lambda probabilities: probabilities + 0.01),
+        ("none", lambda logits: logits + 0.1),
+    ],
+)
+def test_a_constant_added_to_the_answer_is_noticed(output_op, change):
+    logits = some_logits(3)
+    with pytest.raises(DataError, match="does not answer as the network does, at 1x3x20x30"):
+        compare(logits, change(answers(logits, output_op)), output_op)
+
+
+@pytest.mark.parametrize("output_op", OPERATIONS)
+def test_a_network_without_training_is_exported(make_tiny_network, tmp_path, output_op):
+    export(make_tiny_network(seed=None), tmp_path, output_op=output_op, transforms=[])
+
+
+@pytest.mark.parametrize("output_op", OPERATIONS)
+def test_no_number_is_not_equal(output_op):
+    logits = some_logits(3)
     with pytest.raises(DataError, match="does not answer"):
-        check_parity(lambda image: network(image)["joint"] * np.nan, tmp_path, "argmax", [(1, 3, 8, 8)])
+        compare(logits * np.nan, answers(logits, output_op), output_op)
+    if output_op != "argmax":  # Classes are always numbers.
+        with pytest.raises(DataError, match="does not answer"):
+            compare(logits, answers(logits, output_op) * np.nan, output_op)
 
 
-def test_a_new_export_replaces_the_old_and_nothing_else(tmp_path):
+class Products(paddle.nn.Layer):
+    """A model whose products Paddle Inference mangles, unless it is told not to: of a matrix that is reshaped, then
+    transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.pixels, self.logits = (paddle.nn.Conv2D(3, channels, 1) for channels in (8, 5))
+
+    def forward(self, image):
+        logits = self.logits(image)
+        pixels = self.pixels(image).reshape([0, 8, -1]).transpose([0, 2, 1])  # [N, HW, 8]
+        regions = paddle.matmul(paddle.nn.functional.softmax(logits.flatten(2), axis=2), pixels)  # [N, 5, 8]
+        answer = paddle.matmul(regions, self.pixels(image).flatten(2))  # [N, 5, HW]
+        return {"joint": answer.reshape([0, 5, paddle.shape(image)[2], paddle.shape(image)[3]])}
+
+
+@pytest.mark.skipif(PADDLE_VERSION.startswith("2"), reason="Paddle 2 mangles other products")
+def test_a_pass_that_mangles_products_is_noticed(tmp_path):
+    network = awaken(Products())
+    export(network, tmp_path, output_op="softmax", transforms=[], program="json")
+    config = paddle.inference.Config(str(tmp_path / "model.json"), str(tmp_path / "model.pdiparams"))
+    config.disable_glog_info()
+    config.enable_mkldnn()
+    run = program_of(paddle.inference.create_predictor(config))
+    with pytest.raises(DataError, match="does not answer as the network does"):
+        check_parity(joint_logits(network), lambda image: run(image)[0], "softmax", [(1, 3, 64, 96)])
+
+
+def test_a_gpu_does_not_make_the_check_fail(make_tiny_network, tmp_path, pretended_gpu):
+    """GPUs round to TF32: both sides are compared on the CPU."""
+    network = make_tiny_network()
+    measured = export(network, tmp_path, output_op="softmax", transforms=[])
+    assert pretended_gpu == ["gpu:0", "cpu", "gpu:0"]
+    assert float(re.search(r"differ by (\S+) at most", measured)[1]) < 1e-5
+    with paddle.no_grad():
+        image = paddle.to_tensor(np.random.default_rng(0).normal(size=(1, 3, 64, 96)).astype(np.float32))
+        rounded = network(image)["joint"].numpy()
+        pretended_gpu.append("cpu")
+        exact = network(image)["joint"].numpy()
+    assert np.abs(rounded - exact).max() > 1e-4 * np.abs(exact).max()
+
+
+def test_a_new_export_replaces_the_old_and_nothing_else_and_says_so(tmp_path):
     (tmp_path / "notes.md").write_text("keep")
-    (tmp_path / "model.pdmodel").write_text("of another Paddle version")
-    export(awaken(Small()), tmp_path, output_op="none", transforms=[])
-    export(awaken(Small(), seed=1), tmp_path, output_op="argmax", transforms=[])
+    first = export(awaken(Small()), tmp_path, output_op="none", transforms=[], program=FORMS[-1])
+    assert "\n" not in first
+    (tmp_path / "model.pdiparams.info").write_text("of another Paddle")
+    second = export(awaken(Small(), seed=1), tmp_path, output_op="argmax", transforms=[])
+    time = r" of \d{4}-\d\d-\d\d \d\d:\d\d"
+    names = ["deploy.yaml", f"model.{FORMS[-1]}", "model.pdiparams", "model.pdiparams.info"]
+    listed = ", ".join(re.escape(name) + time for name in names)
+    assert re.fullmatch(rf"replaced in {re.escape(str(tmp_path))}: {listed}", second.splitlines()[1])
     assert load_predictor(tmp_path)(np.zeros((1, 3, 4, 4), np.float32)).shape == (1, 4, 4)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert "notes.md" in names
-    assert len(names & {"model.json", "model.pdmodel"}) == 1
-    assert not any(name.startswith(".") for name in names)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"notes.md", "deploy.yaml", "model.pdmodel", "model.pdiparams"}
 
 
 def test_a_fixed_shape_is_checked_at_that_shape(tmp_path):
@@ -151,10 +379,25 @@ def test_shapes_that_cannot_be(tmp_path, shape):
         export(Small(), tmp_path, output_op="argmax", transforms=[], input_shape=shape)
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+@pytest.mark.parametrize("target", ["file", "file/model", "link", "taken"])
+def test_a_folder_that_cannot_be_written(tmp_path, target):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match="cannot write to this folder"):
-        export(Small(), tmp_path / "file", output_op="argmax", transforms=[])
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "deep")
+    (tmp_path / "taken" / "model.pdmodel").mkdir(parents=True)
+    (tmp_path / "taken" / "deploy.yaml").write_text("of an earlier export")
+    with pytest.raises(DataError, match=r"cannot write to this folder|found a folder; choose another"):
+        export(Small(), tmp_path / target, output_op="argmax", transforms=[])
+    assert (tmp_path / "taken" / "deploy.yaml").is_file()
+
+
+def test_a_disk_that_is_full_is_a_sentence(tmp_path, monkeypatch):
+    def save(layer, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(paddle.jit, "save", save)
+    with pytest.raises(DataError, match=r"model: cannot be written \(No space left on device\)"):
+        export(awaken(Small()), tmp_path / "model", output_op="argmax", transforms=[])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_synchronised_networks_export(tmp_path):
