@@ -47,8 +47,11 @@ GPU_RESULTS = {
         "_gpuDeviceProperties in paddle/fluid/pybind/pybind.cc",
     ),
 }
-# Names that the code does without where they are missing (getattr, hasattr): the first version that has them.
+# Names that the code does without where they are missing (getattr, hasattr, the version): the first that has them.
 SINCE = {
+    "paddle.inference.Config.enable_new_ir": "3.0",
+    "paddle.pir_utils.DygraphOldIrGuard": "3.0",
+    "paddle.pir_utils.DygraphPirGuard": "3.0",
     "paddle.device.cuda.reset_max_memory_allocated": "3.0",
     "paddle.base.core.is_compiled_with_onednn": "3.2",
 }
@@ -260,7 +263,8 @@ class Reader(ast.NodeVisitor):
         if not hasattr(thing.value, name):
             # What objects have beside the methods of their class is not known, nor what layers are made of.
             unknown = thing.instance and (node not in self._called or issubclass(thing.value, paddle.nn.Layer))
-            return None if unknown or whole in GPU_NAMES else self._fault(node, f"there is no {whole}")
+            later = whole in SINCE and VERSION < Version(SINCE[whole])
+            return None if unknown or later or whole in GPU_NAMES else self._fault(node, f"there is no {whole}")
         value = getattr(thing.value, name)
         if not thing.instance:
             return Thing(whole, value)
