@@ -263,7 +263,7 @@ class Reader(ast.NodeVisitor):
         if not hasattr(thing.value, name):
             # What objects have beside the methods of their class is not known, nor what layers are made of.
             unknown = thing.instance and (node not in self._called or issubclass(thing.value, paddle.nn.Layer))
-            later = whole in SINCE and VERSION < Version(SINCE[whole])
+            later = whole in SINCE and Version(SINCE[whole]) > VERSION
             return None if unknown or later or whole in GPU_NAMES else self._fault(node, f"there is no {whole}")
         value = getattr(thing.value, name)
         if not thing.instance:
