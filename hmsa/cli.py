@@ -45,7 +45,10 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose flags lose nothing when they are given twice: a list goes on, another value is refused."""
+    """A parser whose flags of several values lose none when given twice: a list goes on, another size is refused.
+
+    Of a flag with one value the last counts, as on every command line.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -64,7 +67,7 @@ class _Store(argparse.Action):
             before = getattr(namespace, self.dest)
             if self.nargs in ("+", "*"):
                 values = [*before, *values]
-            elif values != before:
+            elif isinstance(values, list) and values != before:
                 raise argparse.ArgumentError(
                     self, f"expected once, found both {_written(before)} and {_written(values)}: leave one out"
                 )
@@ -72,9 +75,9 @@ class _Store(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def _written(values: Any) -> str:
-    """A flag's value as on a command line."""
-    return " ".join(map(str, values)) if isinstance(values, list) else str(values)
+def _written(values: Sequence[Any]) -> str:
+    """A flag's values as on a command line."""
+    return " ".join(map(str, values))
 
 
 def refuse_idle(args: argparse.Namespace, *flags: str, without: str) -> None:

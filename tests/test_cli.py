@@ -67,6 +67,9 @@ def test_a_flag_given_twice_loses_nothing(name: str, flag: str, capsys: pytest.C
         assert both(name, flag, 0, 1)[0] == [*once, *both(name, flag, 1)[0]]
         return
     assert both(name, flag, 0, 0)[0] == once
+    if nargs is None:
+        assert both(name, flag, 0, 1)[0] == both(name, flag, 1)[0]
+        return
     with pytest.raises(SystemExit) as end:
         both(name, flag, 0, 1)
     assert end.value.code == 2
