@@ -37,7 +37,7 @@ demo: $(VENV)/installed  ## draw a toy data set, train, evaluate, export and pre
 	$(python) tools/convert_cityscapes.py --cityscapes_path $(DATA) --num_workers 2
 	$(python) tools/convert_cityscapes_autolabeling.py --dataset_root $(DATA)
 	$(python) -u -m paddle.distributed.launch --nproc_per_node 2 --log_dir $(RUN)/log train.py --config $(RECIPE) \
-		--batch_size 2 --save_dir $(RUN)/model --resume_model auto --save_interval 160 --do_eval --use_vdl \
+		--batch_size 2 --save_dir $(RUN)/model --resume_model auto --save_interval 225 --do_eval --use_vdl \
 		--num_workers 1 --log_iters 25
 	$(python) val.py --config $(RECIPE) --model_path $(RUN)/model/best_model --aug_eval --flip_horizontal \
 		--num_workers 1 --output $(RUN)/evaluation.json
