@@ -174,7 +174,7 @@ def test_a_device_that_computes_in_float32_all_the_same_is_said(tiny_recipe, tmp
 
 
 def test_the_check_sees_the_type_that_products_come_out_in(monkeypatch):
-    """A CPU has no product in bfloat16: where Paddle would take it for a GPU, the check meets that."""
+    """No CPU has a product in bfloat16, so the type of its result is changed: the check goes by that alone."""
     with pytest.raises(UsageError):
         check_precision("bf16")
     matmul = paddle.matmul
