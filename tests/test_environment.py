@@ -12,17 +12,24 @@ from hmsa import environment
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("amd", [False, True])
-def test_the_matrix_path_is_chosen_on_amd_only(monkeypatch, amd):
+@pytest.mark.parametrize(
+    ("processor", "path"),
+    [
+        ("vendor_id : GenuineIntel\nflags : avx2 avx512f avx512dq avx512bw avx512vl", None),
+        ("vendor_id : AuthenticAMD\nflags : fpu avx2 sha_ni", "5"),
+        ("vendor_id : AuthenticAMD\nflags : avx2 avx512f avx512dq avx512bw avx512vl avx512_bf16", "7"),
+    ],
+)
+def test_the_matrix_path_is_chosen_on_amd_only(monkeypatch, processor, path):
     monkeypatch.delenv("MKL_DEBUG_CPU_TYPE", raising=False)
-    monkeypatch.setattr(environment, "is_amd_cpu", lambda: amd)
+    monkeypatch.setattr(environment.Path, "read_text", lambda *arguments, **options: processor)
     environment.prepare()
-    assert os.environ.pop("MKL_DEBUG_CPU_TYPE", None) == ("5" if amd else None)
+    assert os.environ.pop("MKL_DEBUG_CPU_TYPE", None) == path
 
 
 def test_the_users_setting_wins(monkeypatch):
     monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", "4")
-    monkeypatch.setattr(environment, "is_amd_cpu", lambda: True)
+    monkeypatch.setattr(environment, "amd_matrix_path", lambda: "5")
     environment.prepare()
     assert os.environ["MKL_DEBUG_CPU_TYPE"] == "4"
 
@@ -142,9 +149,9 @@ def run_python(code, *, ways=(), **variables):
 
 SHOW = """
 import os, cv2, numpy as np
-from hmsa.environment import is_amd_cpu, threads
+from hmsa.environment import amd_matrix_path, threads
 print(threads(), os.environ["MKL_NUM_THREADS"], cv2.getNumThreads())
-print(os.environ.get("MKL_DEBUG_CPU_TYPE") == ("5" if is_amd_cpu() else None), os.environ["GLOG_minloglevel"])
+print(os.environ.get("MKL_DEBUG_CPU_TYPE") == amd_matrix_path(), os.environ["GLOG_minloglevel"])
 # Random numbers are what zlib has to work on.
 pattern = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
 print((cv2.imdecode(cv2.imencode(".png", pattern)[1], cv2.IMREAD_COLOR) == pattern).all())
@@ -208,8 +215,8 @@ import os, warnings
 warnings.simplefilter("ignore")
 import paddle, hmsa
 hmsa.build_model
-from hmsa.environment import is_amd_cpu, threads
-print(threads(), os.environ.get("MKL_DEBUG_CPU_TYPE") == ("5" if is_amd_cpu() else None))
+from hmsa.environment import amd_matrix_path, threads
+print(threads(), os.environ.get("MKL_DEBUG_CPU_TYPE") == amd_matrix_path())
 """
     (line,), said = run_python(code, **given)
     assert line == f"{1 if given else environment._cores()} True"

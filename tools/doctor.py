@@ -54,7 +54,7 @@ TRAPS = [
     ("0", "4", "eager mode does not use oneDNN: on a CPU, evaluation and prediction run in Paddle Inference"),
     ("0", "4", "oneDNN cannot run this network in bf16: --precision bf16 is for OpenVINO and GPUs"),
 ]
-AMD_TRAP = "eager mode is slow on AMD processors by default: MKL_DEBUG_CPU_TYPE=5 is set"
+AMD_TRAP = "eager mode is slow on AMD processors by default: MKL_DEBUG_CPU_TYPE={} is set"
 
 
 # --- The checks: each returns what it found, or raises. Heavy packages are imported inside. ---
@@ -85,14 +85,17 @@ def paddle() -> str:
     """Whether Paddle is there and tested, and its traps."""
     from packaging.version import Version
 
-    from hmsa.environment import TESTED_PADDLES, is_amd_cpu, is_tested, paddle_version
+    from hmsa.environment import TESTED_PADDLES, amd_matrix_path, is_tested, paddle_version
 
     found = paddle_version()
     tested = f"tested are {', '.join(TESTED_PADDLES)}"
     if found is None or not is_tested(found):
         raise RuntimeError(f"{found or 'an unknown version'}; {tested}")
     traps = [text for first, end, text in TRAPS if Version(first) <= Version(found) < Version(end)]
-    return "\n".join([f"{found}; {tested}", *(f"known: {text}" for text in traps + [AMD_TRAP] * is_amd_cpu())])
+    path = amd_matrix_path()
+    if path is not None:
+        traps.append(AMD_TRAP.format(path))
+    return "\n".join([f"{found}; {tested}", *(f"known: {text}" for text in traps)])
 
 
 def devices() -> str:
