@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hierarchical multi-scale attention for semantic segmentation, on PaddlePaddle.
 
-`import hmsa` changes nothing. The first use of what it offers, and every module that needs Paddle, prepare the process
-as the scripts do, see `hmsa.environment.prepare`: import them before Paddle, as it cannot all be made up for later.
+`import hmsa` changes nothing. The first use of what it offers, and every module that needs Paddle,
+prepare the process as the scripts do, see `hmsa.environment.prepare`: import them before Paddle, as it
+cannot all be made up for later.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be set before Paddle is loaded: scripts call `prepare()` first, and `hmsa.prepared` does for the library.
+"""What must be set before Paddle is loaded.
+
+Scripts call `prepare()` first, and `hmsa.prepared` does for the library.
 
 Nothing here runs on import.
 """

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading weight files as arrays, whoever wrote them, and writing them.
 
-`.pdparams` and `.pth` are pickles (see `hmsa.pickles`); `.safetensors` holds nothing but arrays. Reading executes
-nothing that is in a file, unpacks nothing to the disk, and takes no more memory than twice the file's size and 64 MiB.
-Each may be the only weight file in a `.tar`, `.tar.gz` or `.zip`: what such an archive holds may be four times as large
-as itself (and 16 MiB), and is in memory once more while it is read.
+`.pdparams` and `.pth` are pickles (see `hmsa.pickles`); `.safetensors` holds nothing but arrays. Reading
+executes nothing that is in a file, unpacks nothing to the disk, and takes no more memory than twice the
+file's size and 64 MiB. Each may be the only weight file in a `.tar`, `.tar.gz` or `.zip`: what such an
+archive holds may be four times as large as itself (and 16 MiB), and is in memory once more while it is
+read.
 """
 
 from __future__ import annotations

@@ -362,9 +362,9 @@ class Failures:
         if not self.files:
             self.iterations_before, self.schedule_before = iteration, copy.deepcopy(scheduler.state_dict())
         values = {name: float(outcome.terms[name]) for name in ("loss", "grad_norm")}
-        ranks = [rank for rank in distributed.gather((outcome.failed, values, outcome.files)) if rank[0]]
-        self.files.append([path for *_, files in ranks for path in files])
-        _, values, _ = ranks[0]
+        failed = [rank for rank in distributed.gather((outcome.failed, values, outcome.files)) if rank[0]]
+        self.files.append([path for *_, files in failed for path in files])
+        _, values, _ = failed[0]
         log.line(
             f"[SKIP] iter {iteration + 1}, loss {values['loss']:g}, grad norm {values['grad_norm']:g}: nothing "
             f"changed; pictures {', '.join(self.files[-1])}"
@@ -433,8 +433,8 @@ class _Run:
         """Print and record the means since the last report: losses over all ranks, the rest of this one."""
         options, iteration = self.options, self.state.iteration
         terms, data_seconds, seconds = meter.report()
-        ranks = distributed.gather(terms)
-        terms = {name: float(np.mean([of_rank[name] for of_rank in ranks])) for name in terms}
+        everywhere = distributed.gather(terms)
+        terms = {name: float(np.mean([of_rank[name] for of_rank in everywhere])) for name in terms}
         skipped = f"skipped {meter.skipped}, " if meter.skipped else ""
         meter.reset()
         samples = iteration * options.batch_size * options.gradient_accumulation * distributed.world_size()
