@@ -30,19 +30,20 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.config import arguments, load_config
+    from hmsa.config.reading import load_config
+    from hmsa.config.schema import arguments
 
     config = load_config(args.config, args.opts)
     output_op = cli.output_op(args)
 
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
     from hmsa import builder
-    from hmsa.datasets.labels import CLASS_COLORS, CLASS_NAMES
+    from hmsa.datasets.cityscapes import CLASS_COLORS, CLASS_NAMES
     from hmsa.deploy.export import check_target, export
-    from hmsa.deploy.programs import DYNAMIC_SHAPE
-    from hmsa.weights import load_weights
+    from hmsa.inference.programs import DYNAMIC_SHAPE
+    from hmsa.weights.loading import load_weights
 
     shape = tuple(None if side == -1 else side for side in args.input_shape or DYNAMIC_SHAPE)
     H, W = shape[2:]

@@ -43,8 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
 def choose_checkpoint(args: argparse.Namespace) -> Optional[Path]:
     """The checkpoint to go on from, None for a new run. A run that would replace what another left is refused."""
     from hmsa.engine import checkpoint
-    from hmsa.files import writable_folder
-    from hmsa.log import import_visualdl
+    from hmsa.engine.log import import_visualdl
+    from hmsa.system.files import writable_folder
 
     save_dir, auto = Path(args.save_dir), args.resume_model == "auto"
     given = Path(args.resume_model) if args.resume_model and not auto else None
@@ -88,7 +88,7 @@ def choose_checkpoint(args: argparse.Namespace) -> Optional[Path]:
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     config = load_config(args.config, [*args.opts, *cli.training_options(args)])
     with_val = args.do_eval or (args.plan_memory and config.val_dataset is not None)
@@ -96,19 +96,20 @@ def main(args: argparse.Namespace) -> None:
     if not with_val:
         cli.refuse_idle(args, "engine", without="--do_eval")
 
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
-    from hmsa import builder, distributed
+    from hmsa import builder
+    from hmsa.distributed import ranks
     from hmsa.engine import checkpoint
-    from hmsa.engine.inference import InferenceOptions
+    from hmsa.engine.log import open_log
     from hmsa.engine.train import TrainOptions, plan_memory, train
-    from hmsa.log import open_log
-    from hmsa.weights import load_pretrained
+    from hmsa.inference.averaging import InferenceOptions
+    from hmsa.weights.loading import load_pretrained
 
     save_dir = Path(args.save_dir)
-    distributed.init()
-    resume_from = distributed.decided_by_main(lambda: choose_checkpoint(args))
+    ranks.init()
+    resume_from = ranks.decided_by_main(lambda: choose_checkpoint(args))
     state = checkpoint.read_state(resume_from) if resume_from else checkpoint.TrainingState()
     still_to_do = args.plan_memory or state.iteration < config.iters or (state.to_evaluate and args.do_eval)
     if not still_to_do:

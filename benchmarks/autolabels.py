@@ -14,12 +14,12 @@ REPETITIONS = 20
 
 
 def ours() -> Run:
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
     import cv2
 
-    from hmsa.datasets.labels import LABEL_ID_TO_TRAIN_ID
+    from hmsa.datasets.cityscapes import LABEL_ID_TO_TRAIN_ID
 
     ids = picture()
 
@@ -49,7 +49,8 @@ def picture() -> Any:
     """Label ids of a drawn street, uint8 [1024, 2048]."""
     import numpy as np
 
-    from hmsa.datasets.toy import label_ids, street
+    from hmsa.toy.cityscapes import label_ids
+    from hmsa.toy.street import street
 
     objects, _ = street(np.random.default_rng(0), 1024, 2048)
     return label_ids(objects, 1024, 2048)

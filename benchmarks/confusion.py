@@ -16,10 +16,10 @@ REPETITIONS = 10
 
 
 def ours() -> Run:
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
-    from hmsa.metrics import confusion_matrix
+    from hmsa.metrics.confusion import confusion_matrix
 
     prediction, truth = pictures()
     return lambda: [confusion_matrix(prediction, truth, 19) for _ in range(REPETITIONS)]
@@ -45,7 +45,8 @@ def pictures() -> Any:
     """A prediction that is wrong at every tenth pixel, and its truth, uint8 [1024, 2048] with values 0..18."""
     import numpy as np
 
-    from hmsa.datasets.toy import label_ids, street
+    from hmsa.toy.cityscapes import label_ids
+    from hmsa.toy.street import street
 
     rng = np.random.default_rng(0)
     objects, _ = street(rng, 1024, 2048)

@@ -16,7 +16,7 @@ SIDE, FLOP = 4096, 850e9
 
 
 def engine(name: str) -> Run:
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
     import paddle

@@ -16,7 +16,7 @@ def five() -> Run:
 
 
 def evaluation(recipe: workplace.Path) -> Run:
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
     import paddle

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from hmsa.datasets.labels import palette
 from hmsa.errors import UsageError
 
 
@@ -40,3 +39,16 @@ def overlay(image: np.ndarray, label: np.ndarray, colors: Sequence[int], image_s
     """
     table = np.asarray(colors, np.uint8).reshape(256, 3)
     return cv2.addWeighted(image, image_share, table[label], 1 - image_share, 0)
+
+
+def palette(n: int) -> list[int]:
+    """PaddleSeg's palette: `n` colours as a flat list [r0, g0, b0, r1, ...] of values 0..255, n <= 256.
+
+    The bits of index + 1 are dealt out to red, green and blue in turn, each channel filled from its highest
+    bit down, so that neighbours differ most.
+    """
+    return [
+        sum((number >> (3 * place + channel) & 1) << (7 - place) for place in range(3))
+        for number in range(1, n + 1)
+        for channel in range(3)
+    ]

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmsa import builder
-from hmsa.config import OUR_SPECS, Config, load_config
+from hmsa.config.reading import load_config
+from hmsa.config.schema import OUR_SPECS, Config
 from hmsa.errors import DataError, UsageError
 
 RECIPE = """

@@ -54,7 +54,7 @@ def workplace(tmp_path_factory):
     import paddle
 
     from hmsa.builder import build_model
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     folder = tmp_path_factory.mktemp("workplace")
     config = {**CONFIG, "val_dataset": {**CONFIG["val_dataset"], "dataset_root": str(folder / "data")}}
@@ -120,7 +120,7 @@ def test_a_second_evaluation_keeps_the_first_and_both_say_where(workplace, tmp_p
 
 def test_scores_are_printed_also_where_they_cannot_be_written(workplace, tmp_path, monkeypatch, capsys):
     """A disk that went away during the evaluation."""
-    from hmsa.engine.evaluate import Evaluation
+    from hmsa.report.result import Evaluation
 
     to_json = Evaluation.to_json
 
@@ -192,7 +192,7 @@ def test_export(workplace):
 
 def test_pictures_are_normalised_also_without_a_data_set(tmp_path):
     from hmsa.builder import build_transforms, inference_transforms
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     (tmp_path / "config.yml").write_text(yaml.safe_dump({"model": CONFIG["model"]}))
     (normalize,) = build_transforms(inference_transforms(load_config(tmp_path / "config.yml")))
@@ -259,7 +259,7 @@ def test_planning_memory_prints_both_peaks_and_saves_nothing(tiny_recipe, tmp_pa
     import paddle
 
     from hmsa.builder import build_model
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     # With weights of the backbone alone, under PaddleSeg's way to ask for them.
     state = build_model(load_config(tiny_recipe)).backbone.state_dict()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from hmsa.engine.log import CURVES_FILE
 from hmsa.errors import DataError, UsageError
-from hmsa.log import CURVES_FILE
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))

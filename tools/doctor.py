@@ -85,7 +85,7 @@ def paddle() -> str:
     """Whether Paddle is there and tested, and its traps."""
     from packaging.version import Version
 
-    from hmsa.environment import TESTED_PADDLES, amd_matrix_path, is_tested, paddle_version
+    from hmsa.system.environment import TESTED_PADDLES, amd_matrix_path, is_tested, paddle_version
 
     found = paddle_version()
     tested = f"tested are {', '.join(TESTED_PADDLES)}"
@@ -103,8 +103,8 @@ def devices() -> str:
     _prepare()
     import paddle
 
-    from hmsa.environment import threads
-    from hmsa.memory import total_memory_bytes
+    from hmsa.system.environment import threads
+    from hmsa.system.memory import total_memory_bytes
 
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
@@ -131,7 +131,7 @@ def pictures() -> str:
     import paddle  # noqa: F401 (what it does to zlib is the point)
     from PIL import Image
 
-    from hmsa.datasets.pictures import read_image, read_label
+    from hmsa.datasets.images import read_image, read_label
 
     pattern = np.random.default_rng(0).integers(0, 19, (70, 90), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
@@ -185,8 +185,9 @@ def engine(name: str) -> str:
     import numpy as np
     import paddle
 
-    from hmsa.deploy.engines import choose_engine, open_network
     from hmsa.errors import UsageError
+    from hmsa.inference.backends import choose_engine
+    from hmsa.inference.network import open_network
 
     try:
         choose_engine(name)
@@ -230,26 +231,25 @@ def rank() -> str:
     _prepare()
     import numpy as np
 
-    from hmsa import distributed
+    from hmsa.distributed import ranks
 
-    distributed.init()
-    total = distributed.all_reduce_sum(np.array([distributed.rank() + 1]))
-    distributed.done()
+    ranks.init()
+    total = ranks.all_reduce_sum(np.array([ranks.rank() + 1]))
+    ranks.done()
     return f"the sum is {total[0]}"
 
 
 def cache() -> str:
     """The folder for inference programs."""
     _prepare()
-    from hmsa.deploy.cache import cache_folder
-    from hmsa.files import writable_folder
+    from hmsa.system.files import cache_folder, writable_folder
 
     return f"{writable_folder(cache_folder())} can be written to"
 
 
 def disk() -> str:
     """Room where checkpoints, temporary files and inference programs go."""
-    from hmsa.deploy.cache import cache_folder
+    from hmsa.system.files import cache_folder
 
     kept = next(folder for folder in (cache_folder(), *cache_folder().parents) if folder.is_dir())
     free = {folder: shutil.disk_usage(folder).free for folder in (Path.cwd(), Path(tempfile.gettempdir()), kept)}
@@ -260,7 +260,7 @@ def disk() -> str:
 
 
 def _prepare() -> None:
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
 
@@ -271,7 +271,7 @@ def _small_network() -> tuple:
     import numpy as np
 
     from hmsa import builder
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     sizes = ["model.ocr_mid_channels=16", "model.ocr_key_channels=8", "model.attention_mid_channels=8"]
     config = load_config(

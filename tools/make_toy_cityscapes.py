@@ -13,7 +13,7 @@ from hmsa import cli
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.datasets.toy import write_toy_cityscapes
+    from hmsa.toy.cityscapes import write_toy_cityscapes
 
     width, height = args.size
     write_toy_cityscapes(

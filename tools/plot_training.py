@@ -21,9 +21,9 @@ def read_curve(reader: object, tag: str) -> tuple[list[int], list[float]]:
 
 
 def main(args: argparse.Namespace) -> None:
+    from hmsa.engine.log import CURVES_FILE, import_visualdl
     from hmsa.errors import DataError, UsageError
-    from hmsa.files import output_file, write_atomically
-    from hmsa.log import CURVES_FILE, import_visualdl
+    from hmsa.system.files import output_file, write_atomically
 
     output = output_file(args.output)
     if output.suffix.lower() not in FORMATS:

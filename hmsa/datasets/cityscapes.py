@@ -7,11 +7,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from cityscapesscripts.helpers.labels import labels as _labels
+
 from hmsa.datasets.dataset import Pair, SegmentationDataset
 from hmsa.datasets.find import search
-from hmsa.datasets.labels import CLASS_NAMES, IGNORE_INDEX
+from hmsa.datasets.transforms import Transform
 from hmsa.errors import DataError, UsageError
-from hmsa.transforms import Transform
+
+IGNORE_INDEX = 255
+
+_classes = sorted((label for label in _labels if 0 <= label.trainId < 255), key=lambda label: label.trainId)
+
+CLASS_NAMES: tuple[str, ...] = tuple(label.name for label in _classes)
+"""Names of the 19 classes, by train id."""
+
+CLASS_COLORS: tuple[tuple[int, int, int], ...] = tuple(label.color for label in _classes)
+"""Cityscapes' own RGB colours of the 19 classes, by train id."""
+
+LABEL_IDS: frozenset[int] = frozenset(label.id % 256 for label in _labels)
+"""Every value a label-id picture may hold."""
+
+LABEL_ID_TO_TRAIN_ID = np.full(256, IGNORE_INDEX, np.uint8)
+"""uint8 [256]: label id -> train id; 255 where the label is no class."""
+
+TRAIN_ID_TO_LABEL_ID = np.zeros(256, np.uint8)
+"""uint8 [256]: train id -> label id; 0 ("unlabeled") where there is no such class."""
+
+for _train_id, _label in enumerate(_classes):
+    LABEL_ID_TO_TRAIN_ID[_label.id] = _train_id
+    TRAIN_ID_TO_LABEL_ID[_train_id] = _label.id
 
 IMAGE_ENDING = "_leftImg8bit.png"
 LABEL_ENDING = "_gtFine_labelTrainIds.png"

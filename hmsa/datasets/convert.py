@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from hmsa.datasets.cityscapes import LABEL_ID_TO_TRAIN_ID, LABEL_IDS
 from hmsa.datasets.find import search
-from hmsa.datasets.labels import LABEL_ID_TO_TRAIN_ID, LABEL_IDS, palette
-from hmsa.datasets.pictures import check_size, read_bytes, read_label, strange_values
+from hmsa.datasets.images import check_size, read_bytes, read_label, strange_values
 from hmsa.errors import DataError
-from hmsa.files import write_atomically
+from hmsa.system.files import write_atomically
+from hmsa.visualize import palette
 
 _LABEL_IDS, _POLYGONS, _TRAIN_IDS = (
     f"_gtFine_{ending}" for ending in ("labelIds.png", "polygons.json", "labelTrainIds.png")

@@ -11,9 +11,9 @@ from typing import Any, Optional
 
 import numpy as np
 
-from hmsa.datasets.pictures import read_label, read_upright, strange_values
+from hmsa.datasets.images import read_label, read_upright, strange_values
+from hmsa.datasets.transforms import Sample, Transform, fused
 from hmsa.errors import DataError, UsageError, printable
-from hmsa.transforms import Sample, Transform, fused
 
 Pair = tuple[str, Optional[str]]
 

@@ -13,8 +13,8 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Optional
 
+from hmsa.datasets.images import IMAGE_SUFFIXES, starts_as_image
 from hmsa.datasets.lists import listed_images
-from hmsa.datasets.pictures import IMAGE_SUFFIXES, starts_as_image
 from hmsa.errors import DataError
 
 OVERLAYS, COLOR_MAPS, LABEL_IDS = "added_prediction", "pseudo_color_prediction", "label_ids"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Optional
 
 from hmsa.datasets.dataset import Pair, SegmentationDataset
-from hmsa.datasets.pictures import IMAGE_FORMATS, read_bytes
+from hmsa.datasets.images import IMAGE_FORMATS, read_bytes
+from hmsa.datasets.transforms import Transform
 from hmsa.errors import DataError, UsageError
-from hmsa.transforms import Transform
 
 MOST_PROBLEMS = 20
 """Bad lines that are told at once."""

@@ -14,8 +14,8 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from hmsa.datasets.dataset import SegmentationDataset
+from hmsa.datasets.transforms import Sample
 from hmsa.errors import DataError
-from hmsa.transforms import Sample
 
 Batch = dict[str, Any]
 _Outcome = tuple[int, Union[Batch, BaseException]]  # number of the batch, and what became of it

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import hmsa.prepared  # noqa: F401
+import hmsa.system.prepared  # noqa: F401
 
 import cv2
 import numpy as np
@@ -21,14 +21,14 @@ import paddle.nn.functional as F
 import yaml
 from paddle.version import full_version as PADDLE_VERSION
 
-from hmsa.datasets.labels import palette
-from hmsa.deploy.programs import DYNAMIC_SHAPE, copy_on_cpu, on_cpu, simplified, write_program, writes_json
-from hmsa.deploy.runtime import DEPLOY_FILE, Predictor, open_predictor, program_of
-from hmsa.engine.inference import Network, joint_logits
+from hmsa.deploy.runtime import DEPLOY_FILE, Predictor
 from hmsa.errors import DataError, UsageError, printable
-from hmsa.files import writable_folder
+from hmsa.inference.backends import open_predictor, program_of, writes_json
+from hmsa.inference.programs import DYNAMIC_SHAPE, copy_on_cpu, on_cpu, simplified, write_program
 from hmsa.models import MscaleOCRNet
-from hmsa.weight_files import sha256
+from hmsa.models.hierarchical import Network, joint_logits
+from hmsa.system.files import sha256, writable_folder
+from hmsa.visualize import palette
 
 CHECKED_SHAPES = ((1, 3, 128, 192), (1, 3, 97, 161), (2, 3, 72, 104))
 """Where a network of any input size is compared: even and odd sizes, one picture and two."""

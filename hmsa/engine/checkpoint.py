@@ -21,12 +21,12 @@ import paddle
 from paddle import nn
 from pydantic import TypeAdapter, ValidationError
 
-from hmsa.config import load_config, shown
-from hmsa.errors import DataError, UsageError, printable
-from hmsa.files import flush_to_disk, free_name, write_atomically
-from hmsa.log import CURVES_FILE
-from hmsa.weight_files import read_pickle
-from hmsa.weights import load_weights
+from hmsa.config.reading import load_config
+from hmsa.engine.log import CURVES_FILE
+from hmsa.errors import DataError, UsageError, printable, shown
+from hmsa.system.files import flush_to_disk, free_name, write_atomically
+from hmsa.weights.files import read_pickle
+from hmsa.weights.loading import load_weights
 
 BEST = "best_model"
 SKIPPED_FILE = "skipped_samples.txt"

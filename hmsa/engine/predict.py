@@ -13,17 +13,18 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hmsa import distributed
+from hmsa.datasets.cityscapes import TRAIN_ID_TO_LABEL_ID
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.find import COLOR_MAPS, LABEL_IDS, OVERLAYS, LeftOut, Picture, search
 from hmsa.datasets.find import find_pictures as find_pictures
-from hmsa.datasets.labels import TRAIN_ID_TO_LABEL_ID
-from hmsa.datasets.pictures import read_image
-from hmsa.engine.inference import InferenceOptions, Network, class_scores, restore
+from hmsa.datasets.images import read_image
+from hmsa.datasets.transforms import Transform
+from hmsa.distributed import ranks
 from hmsa.errors import DataError, printable
-from hmsa.files import write_atomically
-from hmsa.memory import as_tensor
-from hmsa.transforms import Transform
+from hmsa.inference.averaging import InferenceOptions, class_scores, restore
+from hmsa.models.hierarchical import Network
+from hmsa.system.device import as_tensor
+from hmsa.system.files import write_atomically
 from hmsa.visualize import overlay, pseudo_color
 
 
@@ -86,9 +87,9 @@ def predict(
         transforms=transforms,
         max_image_pixels=max_image_pixels,
     )
-    mine = range(distributed.rank(), len(pictures), distributed.world_size())
+    mine = range(ranks.rank(), len(pictures), ranks.world_size())
     failed = np.zeros(len(pictures), np.int64)
-    for index in tqdm(mine, unit="picture", disable=not (progress and distributed.is_main())):
+    for index in tqdm(mine, unit="picture", disable=not (progress and ranks.is_main())):
         picture = pictures[index]
         try:
             sample = loader[index]
@@ -102,7 +103,7 @@ def predict(
             failed[index] = 1
             reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
             tqdm.write(printable(f"failed: {picture.path}: {reason}"), file=sys.stderr)
-    failed = distributed.all_reduce_sum(failed)
+    failed = ranks.all_reduce_sum(failed)
     return [picture.path for picture, count in zip(pictures, failed) if count]
 
 

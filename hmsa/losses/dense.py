@@ -18,8 +18,8 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.utils import dlpack
 
-from hmsa.environment import threads
-from hmsa.memory import as_tensor
+from hmsa.system.device import as_tensor
+from hmsa.system.environment import threads
 
 _BLOCK_PIXELS = 4096
 

@@ -25,7 +25,7 @@ import paddle
 from paddle import Tensor
 
 from hmsa.losses.dense import dense_softmax
-from hmsa.memory import as_tensor
+from hmsa.system.device import as_tensor
 
 
 @dataclass

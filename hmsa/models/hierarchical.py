@@ -208,3 +208,11 @@ class MscaleOCRNet(nn.Layer):
             "low": self._resize(low, size),
             "high": high,
         }
+
+
+Network = Callable[[paddle.Tensor], paddle.Tensor]
+
+
+def joint_logits(model: paddle.nn.Layer) -> Network:
+    """The model as a network: its fused answer alone."""
+    return lambda image: model(image)["joint"]

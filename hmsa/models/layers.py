@@ -14,7 +14,7 @@ from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 from paddle.nn.layer.norm import _BatchNormBase  # BatchNorm2D and SyncBatchNorm
 
-from hmsa.memory import release_unused
+from hmsa.system.memory import release_unused
 
 
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2D:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hmsa.datasets.convert import Job, coarse_jobs, convert_all, fine_jobs, train_ids, write_label
-from hmsa.datasets.labels import palette
 from hmsa.errors import DataError
+from hmsa.visualize import palette
 
 SQUARE = [[1, 1], [5, 1], [5, 4], [1, 4]]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from samples import LABEL, PICTURE, encoded
 
-from hmsa import transforms as T
+from hmsa.datasets import transforms as T
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.errors import DataError, UsageError

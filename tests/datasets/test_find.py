@@ -13,7 +13,7 @@ from samples import PICTURE, encoded
 from hmsa.datasets.cityscapes import CityscapesAutolabeling
 from hmsa.datasets.convert import coarse_jobs, fine_jobs
 from hmsa.datasets.find import LeftOut, _named, find_pictures, search
-from hmsa.datasets.pictures import IMAGE_FORMATS, IMAGE_SUFFIXES, read_image
+from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, read_image
 from hmsa.errors import DataError
 
 

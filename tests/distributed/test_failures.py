@@ -9,7 +9,7 @@ import pytest
 from launcher import Job, launch, paths
 
 from hmsa import builder
-from hmsa.config import load_config
+from hmsa.config.reading import load_config
 
 SECONDS = 60
 HOST = socket.gethostname()

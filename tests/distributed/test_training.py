@@ -10,8 +10,8 @@ import yaml
 from launcher import launch, run
 
 from hmsa import builder
-from hmsa.config import load_config
-from hmsa.weight_files import read_weights
+from hmsa.config.reading import load_config
+from hmsa.weights.files import read_weights
 
 ITERATIONS, PICTURES = 20, 4  # a step, of all processes
 TOLERANCE = 1e-5

@@ -12,7 +12,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from hmsa.config import load_config
+from hmsa.config.reading import load_config
 from hmsa.engine import checkpoint
 from hmsa.engine.checkpoint import TrainingState
 from hmsa.errors import DataError

@@ -9,12 +9,13 @@ import paddle
 import pytest
 from numpy.testing import assert_array_equal
 
-from hmsa import distributed
 from hmsa.datasets.dataset import SegmentationDataset
-from hmsa.engine.evaluate import Evaluation, evaluate
-from hmsa.engine.inference import InferenceOptions
+from hmsa.distributed import ranks
+from hmsa.engine.evaluate import evaluate
 from hmsa.errors import DataError
-from hmsa.metrics import confusion_matrix
+from hmsa.inference.averaging import InferenceOptions
+from hmsa.metrics.confusion import confusion_matrix
+from hmsa.report.result import Evaluation
 
 SIZES = [(12, 16), (9, 7), (10, 10), (5, 20), (8, 8)]
 
@@ -84,10 +85,10 @@ def test_ranks_share_the_pictures(pictures, monkeypatch, world_size):
         seen.append(counts)
         return counts
 
-    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
-    monkeypatch.setattr(distributed, "all_reduce_sum", note)
+    monkeypatch.setattr(ranks, "world_size", lambda: world_size)
+    monkeypatch.setattr(ranks, "all_reduce_sum", note)
     for rank in range(world_size):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         evaluate(red_channel, make_dataset(pairs), InferenceOptions(), progress=False)
     total = sum(seen)
     assert total.dtype == np.int64
@@ -97,10 +98,10 @@ def test_ranks_share_the_pictures(pictures, monkeypatch, world_size):
 
 def test_asked_to_stop_on_one_rank_it_stops_on_all(pictures, monkeypatch):
     _, _, pairs = pictures
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
     for stops in (True, False):
         monkeypatch.setattr(
-            distributed,
+            ranks,
             "all_reduce_sum",
             lambda counts: counts + np.eye(1, len(counts), len(counts) - 1, dtype=np.int64)[0],
         )

@@ -11,11 +11,11 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from hmsa import distributed
 from hmsa.datasets.find import OVERLAY_SUFFIXES, LeftOut
-from hmsa.datasets.pictures import IMAGE_SUFFIXES
-from hmsa.engine.inference import InferenceOptions
+from hmsa.datasets.images import IMAGE_SUFFIXES
+from hmsa.distributed import ranks
 from hmsa.engine.predict import find_pictures, notices, predict
+from hmsa.inference.averaging import InferenceOptions
 from hmsa.visualize import color_palette, overlay
 
 COLORS = color_palette()
@@ -130,11 +130,11 @@ def test_ranks_share_the_pictures(tmp_path, monkeypatch):
     (tmp_path / "in" / "3.png").write_bytes(b"")
     pictures = find_pictures(str(tmp_path / "in"))
     flags = []
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "all_reduce_sum", lambda counts: flags.append(counts) or counts)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "all_reduce_sum", lambda counts: flags.append(counts) or counts)
     written = []
     for rank in range(2):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         save_dir = tmp_path / str(rank)
         predict(
             red_channel,

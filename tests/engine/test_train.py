@@ -7,14 +7,16 @@ import paddle
 import pytest
 
 from hmsa import builder
-from hmsa.config import load_config
-from hmsa.deploy.engines import NetworkInTraining
+from hmsa.config.reading import load_config
 from hmsa.engine import checkpoint
 from hmsa.engine.evaluate import evaluate
-from hmsa.engine.inference import InferenceOptions
-from hmsa.engine.train import Meter, Step, TrainOptions, check_precision, gradient_norm, step_seeds, train
+from hmsa.engine.log import SilentLog
+from hmsa.engine.progress import Meter
+from hmsa.engine.step import Step, check_precision, gradient_norm, step_seeds
+from hmsa.engine.train import TrainOptions, train
 from hmsa.errors import DataError, UsageError
-from hmsa.log import SilentLog
+from hmsa.inference.averaging import InferenceOptions
+from hmsa.inference.network import NetworkInTraining
 
 
 class Lines(SilentLog):

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hmsa.datasets.labels import palette
-from hmsa.datasets.toy import write_toy_cityscapes
+from hmsa.toy.cityscapes import write_toy_cityscapes
+from hmsa.visualize import palette
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa import environment
+from hmsa.system import environment
 
 SCRIPT = Path(__file__).parents[2] / "tools/doctor.py"
 
@@ -184,10 +184,10 @@ def test_a_full_disk_fails(doctor, monkeypatch):
 
 
 def test_a_picture_that_comes_back_different_fails(doctor, monkeypatch):
-    from hmsa.datasets import pictures
+    from hmsa.datasets import images
 
     assert doctor.pictures() == "PNG and JPEG come back as they were written"
-    read = pictures.read_image
-    monkeypatch.setattr(pictures, "read_image", lambda path: read(path) + 1)
+    read = images.read_image
+    monkeypatch.setattr(images, "read_image", lambda path: read(path) + 1)
     with pytest.raises(RuntimeError, match="a png comes back different by 1 levels"):
         doctor.pictures()
