@@ -32,7 +32,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 install: $(VENV)/installed  ## set up .venv
 
-demo: $(VENV)/installed  ## draw a toy data set, train, evaluate, export and predict; pictures in output/demo
+demo: $(VENV)/installed  ## draw a toy data set, train, evaluate, export and predict; images in output/demo
 	$(python) tools/make_toy_cityscapes.py --output $(DATA)
 	$(python) tools/convert_cityscapes.py --cityscapes_path $(DATA) --num_workers 2
 	$(python) tools/convert_cityscapes_autolabeling.py --dataset_root $(DATA)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Export weights for Paddle Inference, with any picture size unless --input_shape fixes it, and check the result."""
+"""Export weights for Paddle Inference, with any image size unless --input_shape fixes it, and check the result."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def main(args: argparse.Namespace) -> None:
     H, W = shape[2:]
     if H and W and H > W:
         print(
-            f"warning: --input_shape is N C H W, so this network takes upright pictures, {W} wide and {H} high; for "
-            f"landscape pictures give {args.input_shape[0]} 3 {W} {H}",
+            f"warning: --input_shape is N C H W, so this network takes upright images, {W} wide and {H} high; for "
+            f"landscape images give {args.input_shape[0]} 3 {W} {H}",
             file=sys.stderr,
         )
     check_target(args.save_dir)

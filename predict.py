@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.datasets.cityscapes import CLASS_NAMES
     from hmsa.datasets.find import LeftOut
     from hmsa.distributed import ranks
-    from hmsa.engine.predict import find_pictures, notices, predict
+    from hmsa.engine.predict import find_images, notices, predict
     from hmsa.errors import DataError, UsageError
     from hmsa.inference.averaging import InferenceOptions
     from hmsa.system.files import writable_folder
@@ -44,10 +44,10 @@ def main(args: argparse.Namespace) -> None:
     options = InferenceOptions.from_test_config(**config.test_config.model_dump())
     colors = color_palette(args.custom_color)
     left_out = LeftOut()
-    pictures = find_pictures(args.image_path, left_out)
+    images = find_images(args.image_path, left_out)
     writable_folder(args.save_dir)
     if ranks.is_main():
-        print(*notices(pictures, left_out, args.save_dir), sep="\n", flush=True)
+        print(*notices(images, left_out, args.save_dir), sep="\n", flush=True)
     ranks.init()
     transforms = builder.build_transforms(builder.inference_transforms(config))
     if args.label_ids and config.model.num_classes != len(CLASS_NAMES):
@@ -58,9 +58,9 @@ def main(args: argparse.Namespace) -> None:
     network, _ = builder.open_network(config, args.model_path, engine=args.engine, precision=args.precision)
 
     results = {"save_dir": args.save_dir, "label_ids": args.label_ids, "max_image_pixels": config.max_image_pixels}
-    failed = predict(network, pictures, transforms=transforms, options=options, colors=colors, **results)
+    failed = predict(network, images, transforms=transforms, options=options, colors=colors, **results)
     if ranks.is_main():
-        done = f"found {len(pictures)}, written {len(pictures) - len(failed)} to {args.save_dir}, failed {len(failed)}"
+        done = f"found {len(images)}, written {len(images) - len(failed)} to {args.save_dir}, failed {len(failed)}"
         if failed:
             raise DataError(f"{done}: {', '.join(map(str, failed))}")
         print(done)

@@ -17,7 +17,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.config_parser(__doc__)
     add = parser.add_argument
     add("--iters", type=int, help="iterations to train, instead of the config's")
-    add("--batch_size", type=int, help="pictures a device and step, instead of the config's")
+    add("--batch_size", type=int, help="images a device and step, instead of the config's")
     add("--learning_rate", type=float, help="highest learning rate, instead of the config's")
     add("--precision", choices=("fp32", "bf16", "fp16"), help="instead of the config's")
     add("--seed", type=int, help="of weights, data order, augmentation and dropout, instead of the config's")
@@ -31,11 +31,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="checkpoints kept besides the best, 0 for all (default: %(default)s)",
     )
     add("--resume_model", help="checkpoint folder to go on from, or 'auto' for the newest in --save_dir, if any")
-    add("--num_workers", type=int, default=0, help="threads that load pictures ahead (default: 0)")
+    add("--num_workers", type=int, default=0, help="threads that load images ahead (default: 0)")
     add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
     cli.add_engine_flag(parser, "eager")
     add("--log_iters", type=cli.count, default=10, help="iterations between lines of progress (default: 10)")
-    add("--plan-memory", action="store_true", help="take two steps, evaluate one picture, print the peaks, and end")
+    add("--plan-memory", action="store_true", help="take two steps, evaluate one image, print the peaks, and end")
     add("--use_vdl", action="store_true", help="record curves for VisualDL in --save_dir")
     return parser
 

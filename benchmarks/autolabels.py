@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Auto-labels of one 2048x1024 picture from label ids to train ids, in memory, on one core.
+"""Auto-labels of one 2048x1024 image from label ids to train ids, in memory, on one core.
 
-The other side is the usual loop over Cityscapes' table: a mask of the picture for every label.
+The other side is the usual loop over Cityscapes' table: a mask of the image for every label.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def picture() -> Any:
 
 def main() -> None:
     measured = measure({"theirs": value_by_value, "ours": ours})
-    row(f"label ids to train ids, {REPETITIONS} pictures 2048x1024, one core", "value by value", *times(measured))
+    row(f"label ids to train ids, {REPETITIONS} images 2048x1024, one core", "value by value", *times(measured))
 
 
 if __name__ == "__main__":

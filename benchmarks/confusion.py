@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The confusion matrix of one picture, 1024x2048, 19 classes, against Cityscapes' own evaluation.
+"""The confusion matrix of one image, 1024x2048, 19 classes, against Cityscapes' own evaluation.
 
 As pip installs it, `cityscapesscripts` comes without its compiled counter and counts in NumPy; where the counter was
-built, it is what is measured. Replaced on their side: the opening of files, as the pictures are in memory here.
+built, it is what is measured. Replaced on their side: the opening of files, as the images are in memory here.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def pictures() -> Any:
 
 def main() -> None:
     measured = measure({"theirs": cityscapes, "ours": ours})
-    what = f"confusion matrix, {REPETITIONS} pictures 2048x1024, 19 classes"
+    what = f"confusion matrix, {REPETITIONS} images 2048x1024, 19 classes"
     row(what, "cityscapesscripts", *times(measured))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""2048x1024 pairs of picture and label from their files through the recipe's training transforms, on one core.
+"""2048x1024 pairs of image and label from their files through the recipe's training transforms, on one core.
 
 Ours are batches of one, as training takes them from one worker; theirs come straight from the transforms.
 """

@@ -14,7 +14,7 @@ WITHOUT_PRETRAINED = "model.pretrained=null"
 
 
 def toy_data(name: str = "toy_cityscapes", **size: Any) -> Path:
-    """A drawn data set with its labels converted; by default, for evaluation, with the pictures of `make demo`."""
+    """A drawn data set with its labels converted; by default, for evaluation, with the images of `make demo`."""
     folder = FOLDER / name
     if not folder.is_dir():
         from hmsa.datasets.convert import convert_all, fine_jobs, train_ids, write_label

@@ -151,7 +151,7 @@ def build_transforms(specs: Sequence[Section], *, where: str = "transforms") -> 
 
 
 def inference_transforms(config: Config) -> list[Any]:
-    """What prepares a picture for the network: `val_dataset.transforms`, or ImageNet's `Normalize` without them."""
+    """What prepares an image for the network: `val_dataset.transforms`, or ImageNet's `Normalize` without them."""
     if config.val_dataset is not None:
         return list(config.val_dataset.transforms)
     return [NormalizeSpec(type="Normalize", mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])]
@@ -176,7 +176,7 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
     for key, default in (("mode", split), ("num_classes", config.model.num_classes)):
         if key in options and options[key] is None:
             options[key] = default
-    # An evaluation that leaves pictures out would be no score.
+    # An evaluation that leaves images out would be no score.
     limit = config.bad_sample_limit if training and config.on_bad_sample == "skip" else None
     common = {"transforms": transforms, "seed": config.seed, "bad_sample_limit": limit}
     common["max_image_pixels"] = config.max_image_pixels

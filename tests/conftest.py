@@ -35,7 +35,7 @@ def make_small_network():
 
 @pytest.fixture(scope="session")
 def toy_root(tmp_path_factory):
-    """A small converted street world: 6 training pictures, 6 coarse ones, 3 for validation, 1 for testing."""
+    """A small converted street world: 6 training images, 6 coarse ones, 3 for validation, 1 for testing."""
     from hmsa.datasets.convert import coarse_jobs, convert_all, fine_jobs, train_ids, write_label
     from hmsa.toy.cityscapes import write_toy_cityscapes
 

@@ -50,7 +50,7 @@ def run(*command, folder) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder with config.yml, model.pdparams and a Cityscapes tree of three pictures in data/."""
+    """A folder with config.yml, model.pdparams and a Cityscapes tree of three images in data/."""
     import paddle
 
     from hmsa.builder import build_model
@@ -182,7 +182,7 @@ def test_export(workplace):
     arguments = ("--config", "config.yml", "--model_path", "model.pdparams", "--save_dir", "exported")
     result = run(ROOT / "export.py", *arguments, "--input_shape", 1, 3, 96, 64, folder=workplace)
     assert result.returncode == 0, result.stderr
-    assert "64 wide and 96 high; for landscape pictures give 1 3 64 96" in result.stderr
+    assert "64 wide and 96 high; for landscape images give 1 3 64 96" in result.stderr
     assert "written to exported; equal to the network at 1x3x96x64: " in result.stdout
     entry = yaml.safe_load((workplace / "exported" / "deploy.yaml").read_text())["Deploy"]
     assert entry["transforms"] == CONFIG["val_dataset"]["transforms"]
@@ -272,5 +272,5 @@ def test_planning_memory_prints_both_peaks_and_saves_nothing(tiny_recipe, tmp_pa
     assert "warning: the scores are of images that are trained on" in result.stdout
     training, evaluating = result.stdout.splitlines()[-2:]
     assert re.fullmatch(r"a training step with batch_size \d+: \d+\.\d\d GiB at most, of \d+\.\d\d GiB", training)
-    assert re.fullmatch(r"evaluating one picture between steps: \d+\.\d\d GiB at most, of \d+\.\d\d GiB", evaluating)
+    assert re.fullmatch(r"evaluating one image between steps: \d+\.\d\d GiB at most, of \d+\.\d\d GiB", evaluating)
     assert not (tmp_path / "out").exists()

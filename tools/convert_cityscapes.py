@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the pictures of train ids that training and evaluation on Cityscapes read."""
+"""Make the images of train ids that training and evaluation on Cityscapes read."""
 
 from __future__ import annotations
 

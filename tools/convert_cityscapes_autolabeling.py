@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make pictures of train ids of the auto-labels of Cityscapes' coarse pictures."""
+"""Make images of train ids of the auto-labels of Cityscapes' coarse images."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def devices() -> str:
     return "\n".join(lines)
 
 
-def pictures() -> str:
+def images() -> str:
     """PNG and JPEG with Paddle loaded."""
     _prepare()
     import cv2
@@ -136,8 +136,8 @@ def pictures() -> str:
     pattern = np.random.default_rng(0).integers(0, 19, (70, 90), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         for ending in ("png", "jpg"):
-            cv2.imwrite(f"{folder}/picture.{ending}", cv2.merge([pattern] * 3))
-            difference = np.abs(read_image(f"{folder}/picture.{ending}")[..., 0].astype(int) - pattern).max()
+            cv2.imwrite(f"{folder}/image.{ending}", cv2.merge([pattern] * 3))
+            difference = np.abs(read_image(f"{folder}/image.{ending}")[..., 0].astype(int) - pattern).max()
             if difference > {"png": 0, "jpg": 40}[ending]:
                 raise RuntimeError(f"a {ending} comes back different by {difference} levels")
         Image.fromarray(pattern).save(f"{folder}/label.png")
@@ -180,7 +180,7 @@ def export() -> str:
 
 
 def engine(name: str) -> str:
-    """A picture through an engine, and through the network itself."""
+    """An image through an engine, and through the network itself."""
     config, model = _small_network()
     import numpy as np
     import paddle
@@ -304,7 +304,7 @@ CHECKS = {
     "packages": Check(packages, "pip install . in the folder of this project"),
     "paddle": Check(paddle, REINSTALL),
     "devices": Check(devices, f"install the Paddle that fits your CUDA version, or the one for CPUs: {PADDLE_PAGE}"),
-    "pictures": Check(pictures, "reinstall opencv-python and pillow, and see that nothing loads Paddle before OpenCV"),
+    "images": Check(images, "reinstall opencv-python and pillow, and see that nothing loads Paddle before OpenCV"),
     "training": Check(training, REINSTALL),
     "export": Check(export, f"{REINSTALL}; until then, evaluate with --engine eager"),
     "inference": Check(lambda: engine("inference"), "evaluate with --engine eager or --engine openvino"),

@@ -22,7 +22,7 @@ from hmsa.config.schema import (
 )
 from hmsa.errors import dotted, shown, suggest
 
-MOST_PROBLEMS = 20
+MAX_PROBLEMS = 20
 """That are told at once."""
 
 

@@ -19,9 +19,9 @@ from pydantic import (
 )
 
 from hmsa.config import dialect
-from hmsa.config.problems import MOST_PROBLEMS, _sentence
+from hmsa.config.problems import MAX_PROBLEMS, _sentence
 from hmsa.config.schema import _KEYS, OUR_SPECS, Config, Origins
-from hmsa.config.text import MOST_CHARACTERS, MOST_LEVELS, _parse
+from hmsa.config.text import MAX_CHARACTERS, MAX_LEVELS, _parse
 from hmsa.errors import UsageError, dotted, shown
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -41,7 +41,7 @@ def load_config(path: PathLike, opts: Iterable[str] = ()) -> Config:
     """
     path = os.fspath(path)
     origins = Origins()
-    tree = _without_flags(_read_with_bases(path, (), [MOST_CHARACTERS], origins), path)
+    tree = _without_flags(_read_with_bases(path, (), [MAX_CHARACTERS], origins), path)
     for option in opts:
         key, value = _set_option(tree, option)
         if origins.options.setdefault(key, value) != value:
@@ -57,9 +57,9 @@ def load_config(path: PathLike, opts: Iterable[str] = ()) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        problems = [_sentence(detail, tree, origins) for detail in details[:MOST_PROBLEMS]]
-        if len(details) > MOST_PROBLEMS:
-            problems.append(f"{path}: expected a recipe, found {len(details) - MOST_PROBLEMS} more problems like these")
+        problems = [_sentence(detail, tree, origins) for detail in details[:MAX_PROBLEMS]]
+        if len(details) > MAX_PROBLEMS:
+            problems.append(f"{path}: expected a recipe, found {len(details) - MAX_PROBLEMS} more problems like these")
         raise UsageError(*problems) from error
     problems = [
         f"{origins.of(key.split('.'))}: expected {key} {problem}" for key, problem in config.problems_between_sections()
@@ -99,7 +99,7 @@ def _read(path: str, room: list[int]) -> dict[str, Any]:
         room[0] -= len(data)
         if room[0] < 0:
             raise UsageError(
-                f"{path}: expected a recipe of at most {MOST_CHARACTERS} bytes with its bases, found more: check that "
+                f"{path}: expected a recipe of at most {MAX_CHARACTERS} bytes with its bases, found more: check that "
                 "it is one"
             )
         tree = _parse(data.decode())
@@ -125,8 +125,8 @@ def _read_with_bases(path: str, above: tuple[str, ...], room: list[int], origins
     if any(os.path.realpath(path) == os.path.realpath(other) for other in above):
         chain = " -> ".join((*above, path))
         raise UsageError(f"{path}: expected _base_ to end at some file, found a circle ({chain}): remove one _base_")
-    if len(above) > MOST_LEVELS:
-        raise UsageError(f"{path}: expected at most {MOST_LEVELS} files on one another, found more: remove some _base_")
+    if len(above) > MAX_LEVELS:
+        raise UsageError(f"{path}: expected at most {MAX_LEVELS} files on one another, found more: remove some _base_")
     tree = _read(path, room)
     bases = tree.pop("_base_", [])
     bases = [bases] if isinstance(bases, str) else bases
@@ -160,7 +160,7 @@ def _set_option(tree: dict[str, Any], option: str) -> tuple[str, Any]:
     """Apply one "key=value" to the tree, in place -> its native dotted key, and the value."""
     key, equals, text = option.partition("=")
     parts = dialect.native_key(key).split(".")
-    if not equals or not all(parts) or not key.isprintable() or len(parts) > MOST_LEVELS:
+    if not equals or not all(parts) or not key.isprintable() or len(parts) > MAX_LEVELS:
         raise UsageError(
             f"--opts: expected key=value such as optimizer.weight_decay=0.001, found {shown(option)}: correct it"
         )

@@ -30,7 +30,7 @@ MIN_SIDE = 64
 MAX_SIDE = 16384
 """Longest side in pixels of a crop or tile."""
 
-MOST_CLASSES = 255
+MAX_CLASSES = 255
 """Of a network: label maps have 8 bits, and one of their values, 255 if nothing else is said, marks ignored pixels."""
 
 NORMALIZE = "{type: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
@@ -43,7 +43,7 @@ NUM_CLASSES = {"CityscapesAutolabeling": 19}
 """Class counts of the data sets that have a fixed one."""
 # Upper ends are far above what makes sense, and below what ends in an overflow or takes all memory.
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Pictures = Annotated[int, Field(ge=1, le=65536)]
+BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Channels = Annotated[int, Field(ge=1, le=4096)]
 Label = Annotated[int, Field(ge=0, le=255)]
 Pixels = Annotated[int, Field(ge=1, le=2**30)]  # of an image; OpenCV decodes no more
@@ -61,8 +61,8 @@ Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
 def _check_classes(count: int) -> int:
     if count < 2:
         raise ValueError("at least 2 (the background is a class too: 0, beside the foreground's 1)")
-    if count > MOST_CLASSES:
-        raise ValueError(f"at most {MOST_CLASSES}, the classes that a label map of 8 bits holds beside ignored pixels")
+    if count > MAX_CLASSES:
+        raise ValueError(f"at most {MAX_CLASSES}, the classes that a label map of 8 bits holds beside ignored pixels")
     return count
 
 
@@ -403,7 +403,7 @@ class LossSpec(Section):
 
 
 class InferenceSpec(Section):
-    """`test_config`: how evaluation and prediction go over a picture; sizes are [width, height]."""
+    """`test_config`: how evaluation and prediction go over an image; sizes are [width, height]."""
 
     aug_eval: bool = False
     scales: Annotated[list[Scale], Field(min_length=1)] = [1.0]
@@ -463,12 +463,12 @@ def _has(tree: Any, key: Sequence[Any]) -> bool:
 class Config(Section):
     """A checked recipe. Equal recipes compare equal wherever they were read from."""
 
-    batch_size: Pictures = 1
+    batch_size: BatchSize = 1
     iters: Count = 65000
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     deterministic: bool = False
-    gradient_accumulation: Pictures = 1
+    gradient_accumulation: BatchSize = 1
     nonfinite_limit: Count = 10
     on_bad_sample: Literal["error", "skip"] = "error"
     bad_sample_limit: Count = 100
@@ -547,10 +547,10 @@ class Config(Section):
         """Class counts, marks of ignored pixels, splits and transforms that this section cannot have."""
         classes = NUM_CLASSES.get(spec.type, getattr(spec, "num_classes", None))
         ignored = getattr(spec, "ignore_index", 255)
-        if classes is not None and not _within(classes, 2, MOST_CLASSES):
+        if classes is not None and not _within(classes, 2, MAX_CLASSES):
             yield (
                 f"{name}.num_classes",
-                f"to be a whole number from 2 to {MOST_CLASSES} (the background is a class too), found "
+                f"to be a whole number from 2 to {MAX_CLASSES} (the background is a class too), found "
                 f"{shown(classes)}: correct it",
             )
         elif classes is not None and classes != self.model.num_classes:

@@ -11,10 +11,10 @@ import yaml
 
 from hmsa.errors import shown
 
-MOST_CHARACTERS = 100_000
+MAX_CHARACTERS = 100_000
 """Of a recipe with its bases, also with every alias written out; real ones have some thousands."""
 
-MOST_LEVELS = 32
+MAX_LEVELS = 32
 """Of mappings and lists in one another, and of files on one another."""
 
 
@@ -27,7 +27,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.deep_construct = True  # Makes an alias to a node inside itself an error.
-        self.room_to_merge = MOST_CHARACTERS
+        self.room_to_merge = MAX_CHARACTERS
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -115,21 +115,21 @@ def _parse(text: str, level: int = 0) -> Any:
     Raises:
         yaml.YAMLError: with what was found in its text.
     """
-    if len(text) > MOST_CHARACTERS:
-        raise yaml.YAMLError(f"more than {MOST_CHARACTERS} characters: write less")
+    if len(text) > MAX_CHARACTERS:
+        raise yaml.YAMLError(f"more than {MAX_CHARACTERS} characters: write less")
     try:
-        return _written_out(yaml.load(text, Loader=_Loader), [MOST_CHARACTERS], level)
+        return _written_out(yaml.load(text, Loader=_Loader), [MAX_CHARACTERS], level)
     except RecursionError as error:
         raise yaml.YAMLError("too many levels of nesting: flatten it") from error
 
 
 def _written_out(value: Any, room: list[int], level: int) -> Any:
     """A copy with every alias written out, as long as there is room: `room[0]` characters and values are left."""
-    if level > MOST_LEVELS:
+    if level > MAX_LEVELS:
         raise yaml.YAMLError("too many levels of nesting: flatten it")
     room[0] -= 1 + (len(value) if isinstance(value, str) else 0)
     if room[0] < 0:
-        raise yaml.YAMLError(f"more than {MOST_CHARACTERS} characters with every alias written out: write less")
+        raise yaml.YAMLError(f"more than {MAX_CHARACTERS} characters with every alias written out: write less")
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
         raise yaml.YAMLError(f"half a character in {shown(value)}: correct it")
     if isinstance(value, list):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cityscapes with finely labelled pictures and, for training, auto-labelled coarse ones."""
+"""Cityscapes with finely labelled images and, for training, auto-labelled coarse ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASS_COLORS: tuple[tuple[int, int, int], ...] = tuple(label.color for label in 
 """Cityscapes' own RGB colours of the 19 classes, by train id."""
 
 LABEL_IDS: frozenset[int] = frozenset(label.id % 256 for label in _labels)
-"""Every value a label-id picture may hold."""
+"""Every value a label-id image may hold."""
 
 LABEL_ID_TO_TRAIN_ID = np.full(256, IGNORE_INDEX, np.uint8)
 """uint8 [256]: label id -> train id; 255 where the label is no class."""
@@ -45,15 +45,15 @@ COARSE_LABELS = Path("convert_autolabelled")
 
 
 class CityscapesAutolabeling(SegmentationDataset):
-    """Cityscapes' pictures under `dataset_root`, paired with their labels by city and name:
+    """Cityscapes' images under `dataset_root`, paired with their labels by city and name:
 
         leftImg8bit/<mode>/<city>/X_leftImg8bit.png    gtFine/<mode>/<city>/X_gtFine_labelTrainIds.png
         leftImg8bit_trainextra/leftImg8bit/train_extra/<city>/X_leftImg8bit.png
                                                        convert_autolabelled/<city>/X_leftImg8bit.png
 
-    In mode "train" an epoch holds every fine picture (with `add_val` those of val too) and `coarse_multiple`
-    times as many coarse ones, whose folders are not needed at 0. Modes "val" and "test" keep the pictures'
-    order and the labels' size; "test" has no labels. DataError lists every picture or label without its
+    In mode "train" an epoch holds every fine image (with `add_val` those of val too) and `coarse_multiple`
+    times as many coarse ones, whose folders are not needed at 0. Modes "val" and "test" keep the images'
+    order and the labels' size; "test" has no labels. DataError lists every image or label without its
     partner.
     """
 
@@ -112,7 +112,7 @@ def fine_pairs(root: Path, split: str) -> list[Pair]:
 
 
 def coarse_pairs(root: Path) -> list[Pair]:
-    """Pairs of the coarse pictures and their converted auto-labels, sorted by city and name."""
+    """Pairs of the coarse images and their converted auto-labels, sorted by city and name."""
     images = _find(root / COARSE_IMAGES, IMAGE_ENDING)
     folder = root / COARSE_LABELS
     labels = _find(folder, IMAGE_ENDING, required=False)

@@ -45,7 +45,7 @@ _PNG_GREY, _PNG_PALETTE = 0, 3
 _chunk_start = struct.Struct(">I4s").unpack_from
 _checksum = struct.Struct(">I").unpack_from
 
-_MOST_JPEG_PIXELS_PER_BYTE = 8 * 64  # a block of 8x8 takes at least a bit; decoders make up the blocks that are missing
+_MAX_JPEG_PIXELS_PER_BYTE = 8 * 64  # a block of 8x8 takes at least a bit; decoders make up the blocks that are missing
 
 
 class Upright(NamedTuple):
@@ -89,16 +89,16 @@ def read_upright(path: str | Path, max_pixels: Optional[int] = None) -> Upright:
     data = read_bytes(path, max_pixels)
     with _decoding(path, "a readable image", "replace or remove it"):
         opened = _open(data, IMAGE_FORMATS, max_pixels)
-        if opened.picture.format == "PNG":
+        if opened.pil.format == "PNG":
             image = _decode_png(opened.data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
             if image.dtype == np.uint16:
                 image = cv2.convertScaleAbs(image, alpha=1 / 257)
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         else:
-            image = _decode_by_pillow(opened.picture, data)
-        if opened.picture.format == "TIFF":
+            image = _decode_by_pillow(opened.pil, data)
+        if opened.pil.format == "TIFF":
             _say_what_is_left_out(path, tiff.bands_beside_rgb(data))
-        orientation = _orientation(opened.picture)
+        orientation = _orientation(opened.pil)
         return Upright(_turned(image, orientation), orientation)
 
 
@@ -110,8 +110,8 @@ def read_label(path: str | Path, max_pixels: Optional[int] = None) -> np.ndarray
     """
     data = read_bytes(path, max_pixels)
     with _decoding(path, "a label image with one channel of class numbers", "save it as a grey or a palette PNG"):
-        picture, data, animated = _open(data, LABEL_FORMATS, max_pixels)
-        if animated or _orientation(picture) != 1:
+        pil, data, animated = _open(data, LABEL_FORMATS, max_pixels)
+        if animated or _orientation(pil) != 1:
             raise ValueError("it is animated" if animated else "its EXIF data ask for a turn")
         depth, color = data[24:26]
         if color not in (_PNG_GREY, _PNG_PALETTE):
@@ -159,7 +159,7 @@ def check_size(width: int, height: int, max_pixels: Optional[int] = None) -> Non
 
 
 class _Opened(NamedTuple):
-    picture: Image.Image  # its header is read, its pixels are not
+    pil: Image.Image  # its header is read, its pixels are not
     data: bytes  # of a PNG, the chunks that make its pixels
     animated: bool  # as far as a PNG says so
 
@@ -169,11 +169,11 @@ def _open(data: bytes, formats: tuple[str, ...], max_pixels: Optional[int]) -> _
     is_png = data.startswith(_PNG_SIGNATURE)
     if is_png:
         data, extras = _checked_png(data)
-    picture = _recognised(data, formats)
-    check_size(*picture.size, max_pixels)
+    pil = _recognised(data, formats)
+    check_size(*pil.size, max_pixels)
     if is_png:
-        picture.info["exif"] = extras.get(b"eXIf", b"")  # where Pillow looks for it
-    return _Opened(picture, data, b"acTL" in extras)
+        pil.info["exif"] = extras.get(b"eXIf", b"")  # where Pillow looks for it
+    return _Opened(pil, data, b"acTL" in extras)
 
 
 def _recognised(data: bytes, formats: tuple[str, ...]) -> Image.Image:
@@ -197,18 +197,18 @@ def _accepts(form: str, start: bytes) -> bool:
     return bool(answer) and not isinstance(answer, str)  # a text says that a library is missing
 
 
-def _decode_by_pillow(picture: Image.Image, data: bytes) -> np.ndarray:
+def _decode_by_pillow(pil: Image.Image, data: bytes) -> np.ndarray:
     """The colours that are stored, uint8 [H, W, 3] RGB."""
-    if picture.mode.startswith(("I", "F")):
+    if pil.mode.startswith(("I", "F")):
         raise ValueError("its channels have more than 8 bits, the range of which only PNG defines")
-    if picture.format == "JPEG" and picture.width * picture.height > _MOST_JPEG_PIXELS_PER_BYTE * len(data):
-        raise ValueError(f"its {len(data)} bytes are too few for {picture.width}x{picture.height} pixels")
-    if picture.format == "TIFF" and picture.width * picture.height > _limit(None):
+    if pil.format == "JPEG" and pil.width * pil.height > _MAX_JPEG_PIXELS_PER_BYTE * len(data):
+        raise ValueError(f"its {len(data)} bytes are too few for {pil.width}x{pil.height} pixels")
+    if pil.format == "TIFF" and pil.width * pil.height > _limit(None):
         # What `load` would do, had it no limit of its own.
-        picture.im = Image.core.new(picture.mode, getattr(picture, "_tile_size", picture.size))
-    picture.load()
-    picture.info.pop("transparency", None)
-    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        pil.im = Image.core.new(pil.mode, getattr(pil, "_tile_size", pil.size))
+    pil.load()
+    pil.info.pop("transparency", None)
+    return np.array(pil if pil.mode == "RGB" else pil.convert("RGB"))
 
 
 _said: set[str] = set()
@@ -270,10 +270,10 @@ def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(image[::rows, ::columns])
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(pil: Image.Image) -> int:
     """EXIF's orientation, 1 (upright) where there is none or the EXIF data cannot be read."""
     try:
-        value: Any = picture.getexif().get(ExifTags.Base.Orientation)
+        value: Any = pil.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # as in `_decoding`
         return 1
     return value if value in range(1, 9) else 1

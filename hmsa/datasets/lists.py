@@ -14,7 +14,7 @@ from hmsa.datasets.images import IMAGE_FORMATS, read_bytes
 from hmsa.datasets.transforms import Transform
 from hmsa.errors import DataError, UsageError
 
-MOST_PROBLEMS = 20
+MAX_PROBLEMS = 20
 """Bad lines that are told at once."""
 
 _BLANKS = " \t\v\f\r"
@@ -82,9 +82,9 @@ def listed_pairs(path: Path, root: Path, *, separator: Optional[str], labelled: 
         except ValueError as error:
             problems.append(f"{path}, line {line.number}: expected {error}, in {_shown(line.text)}")
     if problems:
-        more = len(problems) - MOST_PROBLEMS
+        more = len(problems) - MAX_PROBLEMS
         rest = [f"{path}: expected a list of pairs, found {more} more lines like these"] if more > 0 else []
-        raise DataError(*problems[:MOST_PROBLEMS], *rest)
+        raise DataError(*problems[:MAX_PROBLEMS], *rest)
     if not pairs:
         raise DataError(f"{path} should name an image{' and its label' * labelled} on each line, but names none")
     return pairs

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms of pictures and labels, under PaddleSeg's names and in its distribution.
+"""Transforms of images and labels, under PaddleSeg's names and in its distribution.
 
 A transform is a callable `(sample, rng) -> sample`. The sample is a dict: `img` [H, W, 3] RGB, uint8 0..255
-(float32 after `Normalize`), and, listed in `gt_fields`, the label pictures [H, W] that move with it.
-`trans_info` collects what has to be undone for a prediction at the picture's own size: ("resize" | "padding",
+(float32 after `Normalize`), and, listed in `gt_fields`, the label images [H, W] that move with it.
+`trans_info` collects what has to be undone for a prediction at the image's own size: ("resize" | "padding",
 (height, width) before). Sizes in the constructors are (width, height), as in PaddleSeg's YAML.
 
-PaddleSeg carries pictures as float32 from the first transform on; here they stay uint8, which is several
+PaddleSeg carries images as float32 from the first transform on; here they stay uint8, which is several
 times faster. A resized value is therefore rounded at once, where PaddleSeg drops its fraction in
 `RandomDistort`.
 """
@@ -30,7 +30,7 @@ Transform = Callable[[Sample, np.random.Generator], Sample]
 
 
 def _apply(sample: Sample, on_image: Callable, on_label: Callable) -> Sample:
-    """Change the picture and every label that moves with it."""
+    """Change the image and every label that moves with it."""
     sample["img"] = on_image(sample["img"])
     for key in sample.get("gt_fields", ()):
         sample[key] = on_label(sample[key])
@@ -38,7 +38,7 @@ def _apply(sample: Sample, on_image: Callable, on_label: Callable) -> Sample:
 
 
 def _resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Resize to `size` (height, width): bilinear for the picture, nearest for labels."""
+    """Resize to `size` (height, width): bilinear for the image, nearest for labels."""
     width_height = size[::-1]
     return _apply(
         sample,
@@ -72,7 +72,7 @@ def _pad(sample: Sample, size: tuple[int, int], image_value: float, label_value:
     bottom, right = max(size[0] - height, 0), max(size[1] - width, 0)
     if not bottom and not right:
         return sample
-    # uint8 pictures cannot hold PaddleSeg's 127.5; it becomes 127 there too, once colours are distorted.
+    # uint8 images cannot hold PaddleSeg's 127.5; it becomes 127 there too, once colours are distorted.
     value = int(image_value) if sample["img"].dtype == np.uint8 else image_value
     return _apply(
         sample,
@@ -89,7 +89,7 @@ def _height_width(name: str, width_height: Sequence[int]) -> tuple[int, int]:
 
 
 class ResizeStepScaling:
-    """Scale picture and label by one random factor, drawn evenly from min, min + step, ..., max.
+    """Scale image and label by one random factor, drawn evenly from min, min + step, ..., max.
 
     A step of 0 draws from the whole interval.
     """
@@ -113,7 +113,7 @@ class ResizeStepScaling:
         return _resize(sample, self.draw_size(sample["img"].shape[:2], rng))
 
     def draw_size(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-        """The new (height, width) of a picture of `size`."""
+        """The new (height, width) of an image of `size`."""
         factor = float(rng.uniform(*self.range) if self.factors is None else rng.choice(self.factors))
         return max(round(factor * size[0]), 1), max(round(factor * size[1]), 1)
 
@@ -158,7 +158,7 @@ class RandomPaddingCrop:
         return _pad(_apply(sample, crop, crop), self.size, *self.padding_values)
 
     def draw_corner(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-        """Top and left of the window in a picture of `size` (height, width)."""
+        """Top and left of the window in an image of `size` (height, width)."""
         top, left = (int(rng.integers(max(there - wanted, 0) + 1)) for there, wanted in zip(size, self.size))
         return top, left
 
@@ -227,7 +227,7 @@ def brightness(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Scale the distance from the picture's mean grey by `factor`. uint8 [H, W, 3] in and out."""
+    """Scale the distance from the image's mean grey by `factor`. uint8 [H, W, 3] in and out."""
     grey = math.floor(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] + 0.5)
     return _weighted_sum(image, factor, image, 0, grey * (1 - factor))
 
@@ -337,7 +337,7 @@ class Normalize:
 
 
 class Padding:
-    """Pad at the bottom and on the right to `target_size` (width, height); a larger picture is an error."""
+    """Pad at the bottom and on the right to `target_size` (width, height); a larger image is an error."""
 
     def __init__(
         self, *, target_size: Sequence[int], im_padding_value: float = 127.5, label_padding_value: int = 255
@@ -349,7 +349,7 @@ class Padding:
         height, width = sample["img"].shape[:2]
         if height > self.size[0] or width > self.size[1]:
             raise DataError(
-                f"{sample.get('image_path', 'a picture')} should be at most {self.size[1]}x{self.size[0]} (width x "
+                f"{sample.get('image_path', 'an image')} should be at most {self.size[1]}x{self.size[0]} (width x "
                 f"height) for Padding, but it is {width}x{height}: enlarge target_size or put a Resize before it"
             )
         sample["trans_info"].append(("padding", (height, width)))
@@ -359,7 +359,7 @@ class Padding:
 class Resize:
     """Resize to `target_size` (width, height), bilinear (labels: nearest).
 
-    `keep_ratio` fits the picture inside that box instead; `size_divisor` rounds both sides up to multiples.
+    `keep_ratio` fits the image inside that box instead; `size_divisor` rounds both sides up to multiples.
     """
 
     def __init__(
@@ -377,7 +377,7 @@ class Resize:
         before = sample["img"].shape[:2]
         height, width = self.size
         if self.keep_ratio:
-            # As PaddleSeg: the box may be turned, its long side bounds the picture's long side.
+            # As PaddleSeg: the box may be turned, its long side bounds the image's long side.
             ratio = min(max(self.size) / max(before), min(self.size) / min(before))
             height, width = max(round(before[0] * ratio), 1), max(round(before[1] * ratio), 1)
         height, width = (math.ceil(side / self.size_divisor) * self.size_divisor for side in (height, width))

@@ -31,7 +31,7 @@ class Deployment:
 
     model: Path
     params: Path
-    transforms: list[dict[str, Any]]  # {type, **arguments} of what prepares a picture
+    transforms: list[dict[str, Any]]  # {type, **arguments} of what prepares an image
     input_shape: tuple[int | None, ...]  # N, C, H, W; None is any size
     output_op: str  # argmax, softmax or none
     paddle_version: str | None  # that wrote the model; None if not recorded
@@ -51,9 +51,9 @@ def read_deployment(folder: str | Path) -> Deployment:
     path = Path(folder) / DEPLOY_FILE
     try:
         with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"it is longer than {_MAX_BYTES} bytes")
         entry = yaml.load(text, _Loader)["Deploy"]
         deployment = Deployment(
             model=_beside(path, entry["model"]),
@@ -78,7 +78,7 @@ def read_deployment(folder: str | Path) -> Deployment:
     return deployment
 
 
-_MOST_BYTES = 1 << 16
+_MAX_BYTES = 1 << 16
 _Kind = TypeVar("_Kind")
 
 

@@ -60,7 +60,7 @@ class Lifeline:
         self._deadline = time.monotonic() + START_SECONDS
         self._selector = selectors.DefaultSelector()
         self._peers: list[_Connection] = []
-        self._here = 0  # ranks that wait in `meet`, on the main one
+        self._here = 0  # ranks that wait in `barrier`, on the main one
         self._sending = threading.Lock()  # also of `_peers` and `_here`
         self._over = False  # this process ends by itself
         self._reason = ""  # why all end once all have started
@@ -68,7 +68,7 @@ class Lifeline:
         self._all_here = threading.Event()
         threading.Thread(target=self._serve if rank == 0 else self._follow, name="lifeline", daemon=True).start()
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all ranks have called this once more, however long some of them take."""
         self._all_started.wait()
         if self._rank:

@@ -63,20 +63,20 @@ def init() -> None:
         join()
         assert _lifeline is not None
         if not dist.is_initialized():
-            meet()  # then the next call takes a moment, in which Paddle holds the interpreter's lock and no thread runs
+            barrier()  # the next call takes a moment, in which Paddle holds the lock of the interpreter: no thread runs
             # With GPUs, NCCL connects them all in it, which can take long on many machines.
             faulthandler.dump_traceback_later(600 if on_gpu() else START_SECONDS, exit=True)
             dist.init_parallel_env()
             faulthandler.cancel_dump_traceback_later()
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait until every process is here, as long as need be.
 
     Comes before every collective operation: gloo, which does them on CPUs, gives up on a process that is 30 s late.
     """
     if _lifeline is not None:
-        _lifeline.meet()
+        _lifeline.barrier()
 
 
 def done() -> None:
@@ -99,7 +99,7 @@ def all_reduce_sum(values: np.ndarray) -> np.ndarray:
 
     from hmsa.system.device import as_tensor
 
-    meet()
+    barrier()
     total = as_tensor(values)
     dist.all_reduce(total)
     return total.numpy()
@@ -112,13 +112,13 @@ def any_rank(*flags: bool) -> list[bool]:
     return [bool(count) for count in all_reduce_sum(np.array(flags, np.int64))]
 
 
-def gather(thing: Any) -> list[Any]:
+def all_gather(thing: Any) -> list[Any]:
     """What every process gives, in order of rank; every process gets it."""
     if world_size() == 1:
         return [thing]
     import paddle.distributed as dist
 
-    meet()
+    barrier()
     things: list[Any] = []
     dist.all_gather_object(things, thing)
     return things
@@ -132,18 +132,18 @@ def decided_by_main(decide: Callable[[], Decided]) -> Decided:
             outcome = decide()
         except HmsaError as error:
             outcome = error
-    outcome = gather(outcome)[0]
+    outcome = all_gather(outcome)[0]
     if isinstance(outcome, HmsaError):
         done()  # each ends by itself, with this error's status
         raise outcome
     return outcome
 
 
-def broadcast_from_main(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every process the main one's values, in place."""
     if world_size() > 1:
         import paddle.distributed as dist
 
-        meet()
+        barrier()
         for tensor in tensors:
             dist.broadcast(tensor, src=0)

@@ -33,7 +33,7 @@ SKIPPED_FILE = "skipped_samples.txt"
 FILES = ("model.pdparams", "model.pdopt", "state.json", "config.yml")
 """Of a checkpoint; what else lies in its folder is a user's own."""
 
-MOST_CHANGES = 20
+MAX_CHANGES = 20
 """Of a recipe that are told."""
 
 # What is ours in a save folder. Names that only look like these are a user's own.
@@ -370,8 +370,8 @@ def notes(folder: Path, recipe: dict[str, Any]) -> list[str]:
     ]
     if changes:
         lines.append(f"the recipe is not that of {folder} ({len(changes)} {'keys' if len(changes) > 1 else 'key'}):")
-    if len(changes) > MOST_CHANGES:
-        changes[MOST_CHANGES:] = [f"  and {len(changes) - MOST_CHANGES} more"]
+    if len(changes) > MAX_CHANGES:
+        changes[MAX_CHANGES:] = [f"  and {len(changes) - MAX_CHANGES} more"]
     return lines + changes
 
 

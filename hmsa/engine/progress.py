@@ -62,7 +62,7 @@ class Failures:
     def __init__(self) -> None:
         self.iterations_before = 0
         self.schedule_before: Any = {}
-        self.files: list[list[str]] = []  # pictures an iteration, of the ranks on which it failed
+        self.files: list[list[str]] = []  # images an iteration, of the ranks on which it failed
 
     def __len__(self) -> int:
         return len(self.files)
@@ -72,10 +72,10 @@ class Failures:
         if not self.files:
             self.iterations_before, self.schedule_before = iteration, copy.deepcopy(scheduler.state_dict())
         values = {name: float(outcome.terms[name]) for name in ("loss", "grad_norm")}
-        failed = [rank for rank in ranks.gather((outcome.failed, values, outcome.files)) if rank[0]]
+        failed = [rank for rank in ranks.all_gather((outcome.failed, values, outcome.files)) if rank[0]]
         self.files.append([path for *_, files in failed for path in files])
         _, values, _ = failed[0]
         log.line(
             f"[SKIP] iter {iteration + 1}, loss {values['loss']:g}, grad norm {values['grad_norm']:g}: nothing "
-            f"changed; pictures {', '.join(self.files[-1])}"
+            f"changed; images {', '.join(self.files[-1])}"
         )

@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
     terms: dict[str, Tensor]  # means of the total "loss", every term of it, and "grad_norm"
     finite: bool  # whether loss and gradient are numbers, so that the step can be taken
     failed: bool  # not finite, and loss scaling is no excuse
-    files: list[str]  # pictures of the batch
+    files: list[str]  # images of the batch
 
 
 class Step:
@@ -56,7 +56,7 @@ class Step:
         self._parameters = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
         self._statistics = statistics(model)
         self._autocast = autocast_options(precision)
-        ranks.meet()  # DataParallel hands out the main rank's parameters
+        ranks.barrier()  # DataParallel hands out the main rank's parameters
         self._network = paddle.DataParallel(model) if ranks.world_size() > 1 else model
         # Gradients are summed after the backward pass where DataParallel cannot do it during the pass: recomputed parts
         # hand theirs in one by one, which it does not expect, and on CPUs gloo gives up on a rank that is 30 s late.
@@ -85,7 +85,7 @@ class Step:
         if self._reduce_at_end:
             from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
-            ranks.meet()
+            ranks.barrier()
             fused_allreduce_gradients(self._parameters, None)
         # The gradients are still scaled: the scaler unscales them in its `step`, whether that changes anything or not.
         terms["grad_norm"] = gradient_norm(self._parameters) / self.scaler.scale(paddle.ones([1])).squeeze()

@@ -83,7 +83,7 @@ def train(
 ) -> TrainingState:
     """Train to `options.iters`, saving a checkpoint every `save_interval` iterations and at the end.
 
-    With `val_dataset`, each checkpoint is evaluated and the best one by mean IoU is kept as `best_model`; one picture
+    With `val_dataset`, each checkpoint is evaluated and the best one by mean IoU is kept as `best_model`; one image
     is evaluated before the first iteration, so that an evaluation that does not fit into memory fails at once.
 
     An iteration whose loss or gradient is not finite changes nothing. SIGTERM and Ctrl-C, on any rank, end the run
@@ -107,7 +107,7 @@ def train(
     network = NetworkInTraining(model, options.engine)
     if val_dataset is not None and state.iteration < options.iters:
         with network() as now:
-            evaluate(now, val_dataset, inference, most=1, progress=False)
+            evaluate(now, val_dataset, inference, max_images=1, progress=False)
     model.train()
 
     indices = training_indices(
@@ -199,7 +199,7 @@ class _Run:
         """Print and record the means since the last report: losses over all ranks, the rest of this one."""
         options, iteration = self.options, self.state.iteration
         terms, data_seconds, seconds = meter.report()
-        everywhere = ranks.gather(terms)
+        everywhere = ranks.all_gather(terms)
         terms = {name: float(np.mean([of_rank[name] for of_rank in everywhere])) for name in terms}
         skipped = f"skipped {meter.skipped}, " if meter.skipped else ""
         meter.reset()
@@ -218,10 +218,12 @@ class _Run:
 
     def save(self) -> None:
         """Write this iteration's checkpoint and delete the oldest ones."""
-        ranks.broadcast_from_main(statistics(self.model))
+        ranks.broadcast(statistics(self.model))
         self.log.flush()
         self.state.scaler = cast(Any, self.step.scaler.state_dict()) or None
-        skipped = {path: why for of_rank in ranks.gather(dict(self.dataset.skipped)) for path, why in of_rank.items()}
+        skipped = {
+            path: why for of_rank in ranks.all_gather(dict(self.dataset.skipped)) for path, why in of_rank.items()
+        }
         if ranks.is_main():
             checkpoint.save(
                 self.folder(self.state.iteration),
@@ -233,7 +235,7 @@ class _Run:
             checkpoint.prune(self.options.save_dir, self.options.keep_checkpoint_max)
             if skipped:
                 checkpoint.list_skipped(self.options.save_dir, skipped)
-        ranks.meet()
+        ranks.barrier()
 
     def score(self) -> None:
         """Evaluate the checkpoint just saved, note the best mean IoU, and keep the checkpoint if it is the best.
@@ -257,7 +259,7 @@ class _Run:
         if state.best_score is None or scores.mean_iou > state.best_score:
             state.best_score, state.best_iteration = scores.mean_iou, state.iteration
         self.log.line(
-            f"[EVAL] iter {state.iteration}, {found.pictures} pictures in {found.seconds:.1f} s, "
+            f"[EVAL] iter {state.iteration}, {found.images} images in {found.seconds:.1f} s, "
             f"mIoU {scores.mean_iou:.4f}, over classes present {scores.mean_iou_present:.4f}, "
             f"accuracy {scores.pixel_accuracy:.4f}, best mIoU {state.best_score:.4f} at iter {state.best_iteration}"
         )
@@ -269,7 +271,7 @@ class _Run:
             checkpoint.write_state(self.folder(state.iteration), state)
             if state.best_iteration == state.iteration:
                 checkpoint.keep_as_best(self.folder(state.iteration))
-        ranks.meet()
+        ranks.barrier()
 
     def interrupted(self) -> Interrupted:
         """The end of the run by a signal, which may have reached another rank only."""
@@ -292,7 +294,7 @@ class _Run:
         again = f"resume from {self.folder(iteration)}, which is from before them," if iteration else "start again"
         raise DataError(
             f"expected a finite loss, found none in {len(failures)} iterations in a row from iteration {iteration + 1} "
-            f"on, with the pictures {', '.join(files[:8])}{more}; look at them, and {again} with a lower "
+            f"on, with the images {', '.join(files[:8])}{more}; look at them, and {again} with a lower "
             "--learning_rate or with optimizer.clip_grad_norm"
         )
 
@@ -307,7 +309,7 @@ def plan_memory(
     val_dataset: Optional[SegmentationDataset] = None,
     inference: Optional[InferenceOptions] = None,
 ) -> str:
-    """Take two training steps (the second has the optimizer's state too) and evaluate one picture; nothing is saved.
+    """Take two training steps (the second has the optimizer's state too) and evaluate one image; nothing is saved.
 
     Returns:
         A line each: the peak of this process, and what it is a peak of.
@@ -326,8 +328,8 @@ def plan_memory(
         release_unused()
         alone = reset_peak()
         with NetworkInTraining(model, options.engine)() as network:
-            evaluate(network, val_dataset, inference or InferenceOptions(), most=1, progress=False)
-        what = "evaluating one picture between steps" if alone else "steps, and evaluating one picture between them"
+            evaluate(network, val_dataset, inference or InferenceOptions(), max_images=1, progress=False)
+        what = "evaluating one image between steps" if alone else "steps, and evaluating one image between them"
         lines.append(f"{what}: {_share_of_memory()}")
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a picture to class scores and a label map: outer scales, flips, overlapping tiles.
+"""From an image to class scores and a label map: outer scales, flips, overlapping tiles.
 
-A network here is any function from pictures, float32 [N, 3, H, W], to logits [N, K, H, W] of the same size.
+A network here is any function from images, float32 [N, 3, H, W], to logits [N, K, H, W] of the same size.
 Averages are over logits, as in PaddleSeg 2.8 (paddleseg/core/infer.py), so that results agree with its own; or, over
 scales and flips, over probabilities, as in PaddleSeg 2.0, which the published figures of Cityscapes were made with.
 """
@@ -24,7 +24,7 @@ from hmsa.system.device import as_tensor
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """What is averaged over for one picture. Sizes are (height, width) in pixels."""
+    """What is averaged over for one image. Sizes are (height, width) in pixels."""
 
     scales: tuple[float, ...] = (1.0,)
     flip_horizontal: bool = False
@@ -117,21 +117,21 @@ def class_scores(
 
 
 def tile_starts(length: int, tile: int, stride: int) -> list[int]:
-    """Where tiles start along one axis. All lie within the picture: the last is moved back to end with it."""
+    """Where tiles start along one axis. All lie within the image: the last is moved back to end with it."""
     if length <= tile:
         return [0]
     return [*range(0, length - tile, stride), length - tile]
 
 
-def restore(logits: paddle.Tensor, trans_info: Iterable[tuple[str, Sequence[int]]]) -> np.ndarray:
-    """Undo padding and resizing of one picture, then take the best class of every pixel.
+def undo_transforms(logits: paddle.Tensor, trans_info: Iterable[tuple[str, Sequence[int]]]) -> np.ndarray:
+    """Undo padding and resizing of one image, then take the best class of every pixel.
 
     Args:
         logits: [1, K, h, w], K at most 256.
         trans_info: ("resize" or "padding", (height, width) before it), in the order the transforms ran.
 
     Returns:
-        uint8 [H, W], the label map at the picture's own size.
+        uint8 [H, W], the label map at the image's own size.
 
     Raises:
         DataError: more than 256 classes, or a transform that cannot be undone.
@@ -152,7 +152,7 @@ def restore(logits: paddle.Tensor, trans_info: Iterable[tuple[str, Sequence[int]
 def _in_tiles(
     network: Network, image: paddle.Tensor, tile: tuple[int, int], stride: tuple[int, int] | None
 ) -> paddle.Tensor:
-    """Run the network tile by tile and average where tiles overlap. A picture within a tile runs whole."""
+    """Run the network tile by tile and average where tiles overlap. An image within a tile runs whole."""
     H, W = image.shape[-2:]
     (tile_h, tile_w), (stride_h, stride_w) = tile, stride or tile
     tops, lefts = tile_starts(H, tile_h, stride_h), tile_starts(W, tile_w, stride_w)

@@ -23,7 +23,7 @@ from typing import Any, Callable
 from hmsa.errors import DataError, printable
 from hmsa.system.files import _ADVICE, cache_folder, sha256
 
-MOST_KEPT = 8
+MAX_KEPT = 8
 """Entries; the one not used for longest goes first. One of HRNet-W48 takes 0.3 GB."""
 _INDEX = "entry.json"
 _ENTRY = re.compile("[0-9a-f]{32}")
@@ -93,7 +93,7 @@ def _tidy(cache: Path) -> None:
     used = {path: path.stat().st_mtime for path in cache.iterdir()}
     unfinished = [path for path in used if _UNFINISHED.fullmatch(path.name) and time.time() - used[path] > _ABANDONED]
     entries = [path for path in used if _ENTRY.fullmatch(path.name)]
-    for path in [*unfinished, *sorted(entries, key=used.__getitem__)[:-MOST_KEPT]]:
+    for path in [*unfinished, *sorted(entries, key=used.__getitem__)[:-MAX_KEPT]]:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -59,7 +59,7 @@ def open_network(
         scales, align_corners: those of the network.
         engine: "eager", "inference" (Paddle Inference with oneDNN), "openvino", "onnxruntime", or "auto": "eager" on a
             GPU, else "inference".
-        precision: "fp32", or "bf16" where the engine has it; then the first picture is run in both, and the share of
+        precision: "fp32", or "bf16" where the engine has it; then the first image is run in both, and the share of
             pixels that get the same class is printed.
 
     Raises:
@@ -184,12 +184,12 @@ def _cached_programs(
 
     try:
         if not ranks.is_main():
-            ranks.meet()  # The first rank fills the cache, the others find it full.
+            ranks.barrier()  # The first rank fills the cache, the others find it full.
             return cache.entry(depends_on, write)
         try:
             return cache.entry(depends_on, write)
         finally:
-            ranks.meet()
+            ranks.barrier()
     except DataError as error:
         if not (fall_back and built):  # Weights that do not fit do not fit in eager mode either.
             raise
@@ -229,15 +229,15 @@ def _in_bf16(at_scale: ScaleNetwork) -> ScaleNetwork:
 
 def _with_agreement(fast: Network, exact: Network) -> Network:
     """`fast`; its first answer is compared with that of `exact`, which is then dropped."""
-    yardstick = [exact]
+    reference = [exact]
 
     def run(image: Tensor) -> Tensor:
         logits = fast(image)
-        if yardstick:
-            same = paddle.argmax(logits, axis=1) == paddle.argmax(yardstick.pop()(image), axis=1)
+        if reference:
+            same = paddle.argmax(logits, axis=1) == paddle.argmax(reference.pop()(image), axis=1)
             share = 100 * float(same.astype("float32").mean())
             if ranks.is_main():
-                print(f"bf16: {share:.2f} % of the pixels of the first picture get the class they get in fp32")
+                print(f"bf16: {share:.2f} % of the pixels of the first image get the class they get in fp32")
         return logits
 
     return run

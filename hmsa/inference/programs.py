@@ -30,7 +30,7 @@ from hmsa.system.device import as_tensor, on_gpu
 CHECKED_SHAPES = ((1, 3, 128, 192), (1, 3, 97, 161))
 """Where new programs are compared with the network they were made from: an even and an odd size."""
 
-MOST_DIFFERENCE = 1e-4
+MAX_DIFFERENCE = 1e-4
 """Of logits and attention, relative to the largest."""
 
 
@@ -94,13 +94,13 @@ def write_checked_programs(
 
 
 def check_programs(programs: ScaleNetwork, images: Sequence[Tensor], expected: Sequence[Any]) -> None:
-    """DataError if an engine's logits or attention differ from the network's own by more than `MOST_DIFFERENCE`."""
+    """DataError if an engine's logits or attention differ from the network's own by more than `MAX_DIFFERENCE`."""
     for image, answers in zip(images, expected):
         found = [programs(image, False)[0], *programs(image, True)]
         for ours, right in zip(cast(Any, found), [answers[0], *answers]):
             # In NumPy, as Paddle 2.6's maximum leaves out NaN.
             difference = float(np.abs((ours - right).numpy()).max() / np.abs(right.numpy()).max())
-            if not difference <= MOST_DIFFERENCE:
+            if not difference <= MAX_DIFFERENCE:
                 raise DataError(
                     f"the inference engine should answer as the network does, but at {image.shape} it differs by "
                     f"{difference:.2g} of the largest value: use --engine eager with Paddle {PADDLE_VERSION}"

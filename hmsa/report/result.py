@@ -28,7 +28,7 @@ class Evaluation:
 
     confusion: np.ndarray  # int64 [K, K], rows are the truth
     class_names: Sequence[str]
-    pictures: int
+    images: int
     seconds: float
     peak_memory_bytes: int  # of this process: the device's memory on a GPU, the resident set elsewhere
 
@@ -58,7 +58,7 @@ class Evaluation:
         width = max(len(name) for name, _ in lines)
         summary = "\n".join(f"{name:<{width}}  {value:>6}" for name, value in lines)
         cost = f"{self.seconds:.1f} s, peak memory {self.peak_memory_bytes / 2**30:.2f} GiB"
-        return f"{text.getvalue()}{summary}\n{self.pictures} pictures in {cost}"
+        return f"{text.getvalue()}{summary}\n{self.images} images in {cost}"
 
     def to_json(self, *, config: dict[str, Any], weights_sha256: str) -> dict[str, Any]:
         """Everything for a program to read; scores are fractions, null where nothing can be said.
@@ -74,7 +74,7 @@ class Evaluation:
         }
         overall = ("mean_iou", "mean_iou_present", "mean_dice", "pixel_accuracy", "kappa")
         return {
-            "pictures": self.pictures,
+            "pictures": self.images,
             **{name: _number(getattr(found, name)) for name in overall},
             "classes_present": int(found.present.sum()),
             **per_class,

@@ -54,7 +54,7 @@ def prepare() -> None:
     - OpenCV must be loaded before Paddle: Paddle 2.6 exports zlib symbols that break PNG decoding otherwise.
     - OpenCV's own threads compete with the loader's: one each.
     - Warnings of Paddle's about a compiler cache, batch normalisation and differences from PyTorch say nothing to
-      users of scripts; nor do Pillow's about a damaged picture, as it is then refused or read all the same.
+      users of scripts; nor do Pillow's about a damaged image, as it is then refused or read all the same.
 
     Where Paddle is loaded already, path and threads still count if nothing was computed. What cannot be made up for:
     a Paddle 2.6 that was loaded before OpenCV, which gets a warning, and what Paddle has said by then.

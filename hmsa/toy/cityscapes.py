@@ -41,7 +41,7 @@ def label_ids(objects: Sequence[dict[str, Any]], height: int, width: int) -> np.
 
 def auto_labels(rng: np.random.Generator, objects: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
     """Label ids, uint8 [height, width], as a network might have made them: two in five of the small objects (up to
-    a tenth of the picture's height) are overlooked, and both sides of every border are unlabeled."""
+    a tenth of the image's height) are overlooked, and both sides of every border are unlabeled."""
 
     def is_seen(thing: dict[str, Any]) -> bool:
         return np.ptp(thing["polygon"], axis=0).max() > 0.1 * height or rng.random() < 0.6
@@ -67,9 +67,9 @@ def write_toy_cityscapes(
     test: int = 4,
     seed: int = 42,
 ) -> None:
-    """Write the data set under `root`; `size` is (height, width), the others count pictures.
+    """Write the data set under `root`; `size` is (height, width), the others count images.
 
-    The same arguments give the same bytes, and a picture depends on the seed, its split and its index only. The
+    The same arguments give the same bytes, and an image depends on the seed, its split and its index only. The
     labels of the test split are withheld: they hold no object. Raises UsageError for sizes below 64 pixels or
     counts below 0, DataError where `root` holds anything else than this very toy set.
     """
@@ -106,15 +106,15 @@ def _write_street(root: Path, split: str, index: int, size: tuple[int, int], rng
     cities = CITIES[split]
     city = cities[index % len(cities)]
     name = f"{city}/{city}_{index // len(cities):06d}_000000"
-    objects, picture = street(rng, *size)
+    objects, image = street(rng, *size)
     if split == "train_extra":
-        _write_png(root / f"leftImg8bit_trainextra/leftImg8bit/{split}/{name}_leftImg8bit.png", picture)
+        _write_png(root / f"leftImg8bit_trainextra/leftImg8bit/{split}/{name}_leftImg8bit.png", image)
         _write_png(root / f"refinement_final/{split}/{name}_leftImg8bit.png", auto_labels(rng, objects, *size))
         return
     if split == "test":
         objects = []
     annotation = {"imgHeight": size[0], "imgWidth": size[1], "objects": objects}
-    _write_png(root / f"leftImg8bit/{split}/{name}_leftImg8bit.png", picture)
+    _write_png(root / f"leftImg8bit/{split}/{name}_leftImg8bit.png", image)
     _write_png(root / f"gtFine/{split}/{name}_gtFine_labelIds.png", label_ids(objects, *size))
     write_atomically(root / f"gtFine/{split}/{name}_gtFine_polygons.json", json.dumps(annotation).encode())
 

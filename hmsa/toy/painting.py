@@ -68,10 +68,10 @@ class Camera:
         return np.stack([x, y], axis=1)
 
     def sees(self, outline: np.ndarray) -> bool:
-        """Whether an outline is in the picture, at least in part, and large enough to be drawn."""
+        """Whether an outline is in the image, at least in part, and large enough to be drawn."""
         left, top, right, bottom = box(outline)
-        in_picture = right > 0 and left < self.width and bottom > 0 and top < self.height
-        return in_picture and max(right - left, bottom - top) >= 3.5
+        in_image = right > 0 and left < self.width and bottom > 0 and top < self.height
+        return in_image and max(right - left, bottom - top) >= 3.5
 
     def locate(self, face: Face, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pixels of a face -> the two coordinates its pattern takes, and the distance; in metres."""
@@ -166,9 +166,9 @@ def cast_shadow(canvas: np.ndarray, thing: Thing) -> None:
 
 
 def develop(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Canvas -> picture, uint8 RGB [H, W, 3]: the light of the day, then the noise of the sensor."""
+    """Canvas -> image, uint8 RGB [H, W, 3]: the light of the day, then the noise of the sensor."""
     height, width = canvas.shape[0] // SUPERSAMPLING, canvas.shape[1] // SUPERSAMPLING
-    picture = canvas.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, 3).mean((1, 3))
-    picture = picture * rng.uniform(0.82, 1.1) * rng.uniform(0.95, 1.05, 3)
-    picture += rng.normal(0, rng.uniform(2, 5), picture.shape)
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    image = canvas.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, 3).mean((1, 3))
+    image = image * rng.uniform(0.82, 1.1) * rng.uniform(0.95, 1.05, 3)
+    image += rng.normal(0, rng.uniform(2, 5), image.shape)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)

@@ -320,7 +320,7 @@ def bonnet(camera: Camera, rng: np.random.Generator) -> Thing:
 
 def street(rng: np.random.Generator, height: int, width: int) -> tuple[list[dict[str, Any]], np.ndarray]:
     """One street: its objects as Cityscapes lists them (`label`, `polygon` of whole pixels (x, y)), first drawn
-    first, and its picture, uint8 RGB [height, width, 3]."""
+    first, and its image, uint8 RGB [height, width, 3]."""
     focal, horizon = rng.uniform(1.3, 1.6) * height, rng.uniform(0.44, 0.5) * height
     camera = Camera(height, width, focal, horizon, centre=rng.uniform(0.44, 0.56) * width)
     kerb = rng.uniform(3.4, 5)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS, SILENT_SECONDS = 15, 60
 """How long a server may take to answer at all, and between two pieces of a file."""
 
-MOST_REDIRECTIONS = 10
+MAX_REDIRECTIONS = 10
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//|/(?!/))")
 _BY_HAND = "download the file by hand and give its path instead"
@@ -149,7 +149,7 @@ def _open(address: str) -> requests.Response:
 
     url = address.partition("#")[0]
     with requests.Session() as session:
-        for _ in range(MOST_REDIRECTIONS):
+        for _ in range(MAX_REDIRECTIONS):
             request = session.prepare_request(requests.Request("GET", url, headers={"Accept-Encoding": "identity"}))
             settings = session.merge_environment_settings(url, {}, True, None, None)
             # Not `get`, which reads whatever comes with a redirection, however much.
@@ -166,7 +166,7 @@ def _open(address: str) -> requests.Response:
                     f"no web address; {_BY_HAND}"
                 )
             url = following
-    raise requests.TooManyRedirects(f"more than {MOST_REDIRECTIONS} redirections")
+    raise requests.TooManyRedirects(f"more than {MAX_REDIRECTIONS} redirections")
 
 
 def _reason(error: Exception) -> str:

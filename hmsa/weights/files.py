@@ -125,7 +125,7 @@ def _read_from_zip(archive: zipfile.ZipFile, room: Room) -> dict[str, np.ndarray
     info = archive.getinfo(_only_weights(archive.namelist()))
     # The others that zips know can be made to ask for any amount of memory.
     check(info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-    check(info.file_size <= _most_unpacked(room), _BOMB)
+    check(info.file_size <= _max_unpacked(room), _BOMB)
     with archive.open(info) as entry:
         return _read_packed(info.filename, entry.read(info.file_size))
 
@@ -134,7 +134,7 @@ def _read_tar(file: IO[bytes], room: Room) -> dict[str, np.ndarray]:
     """The only weight file in a tar, which may be compressed with gzip. It is read once, from end to end."""
     is_gzip = file.read(2) == _GZIP
     file.seek(0)
-    stream = _Limited(gzip.GzipFile(fileobj=file) if is_gzip else file, _most_unpacked(room))
+    stream = _Limited(gzip.GzipFile(fileobj=file) if is_gzip else file, _max_unpacked(room))
     names: list[str] = []
     data = b""
 
@@ -145,7 +145,7 @@ def _read_tar(file: IO[bytes], room: Room) -> dict[str, np.ndarray]:
             if content is not None and _is_weights(member.name):
                 names.append(member.name)
                 _only_weights(names)
-                check(member.size <= _most_unpacked(room), _BOMB)
+                check(member.size <= _max_unpacked(room), _BOMB)
                 data = content.read(member.size)
                 check(len(data) == member.size, "it ends too early")
 
@@ -176,7 +176,7 @@ def _is_weights(name: str) -> bool:
     return path.suffix in SUFFIXES and not name.endswith("/") and not path.name.startswith("._")
 
 
-def _most_unpacked(room: Room) -> int:
+def _max_unpacked(room: Room) -> int:
     return _UNPACKED * room.file_size + (16 << 20)
 
 

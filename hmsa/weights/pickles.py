@@ -24,7 +24,7 @@ WRONG_SIZE = "its arrays do not have the sizes it claims"
 
 _OBJECT = 256  # Bytes, at most, of what an instruction makes besides texts and numbers.
 _LONGEST_NAME = 256  # of a module and a function
-_MOST_SIDES = 32  # of an array
+_MAX_SIDES = 32  # of an array
 
 
 class Refused(ValueError):
@@ -42,7 +42,7 @@ def check(good: bool, otherwise: str = DAMAGED) -> None:
 
 def is_shape(value: Any) -> bool:
     """Whether this is the shape of an array: a tuple of numbers, none negative and not too many."""
-    return type(value) is tuple and len(value) <= _MOST_SIDES and all(type(n) is int and n >= 0 for n in value)
+    return type(value) is tuple and len(value) <= _MAX_SIDES and all(type(n) is int and n >= 0 for n in value)
 
 
 class Room:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from hmsa.config.reading import load_config, merge
 from hmsa.config.schema import OUR_SPECS, Config
-from hmsa.config.text import MOST_CHARACTERS, MOST_LEVELS, _Dumper
+from hmsa.config.text import MAX_CHARACTERS, MAX_LEVELS, _Dumper
 from hmsa.errors import UsageError, suggest
 
 MINIMAL = """
@@ -769,7 +769,7 @@ def test_problems_of_options(tmp_path: Path, option: str, sentence: str) -> None
         ("a: {<<: 5}", "<< on line 1 with something else than mappings to merge"),
         ("a: {<<: [5]}", "<< on line 1 with something else than mappings to merge"),
         ("a: " + "[" * 10000, "too many levels of nesting"),
-        ("a: " + "[" * (MOST_LEVELS + 1) + "]" * (MOST_LEVELS + 1), "too many levels of nesting"),
+        ("a: " + "[" * (MAX_LEVELS + 1) + "]" * (MAX_LEVELS + 1), "too many levels of nesting"),
         ("a: 1\n---\nb: 1", "expected a single document"),
         ("a:\n\t- 1", "found character '\\t'"),
         ("_base_: 5", "expected _base_ to be a file name or a list of them, found 5"),
@@ -830,7 +830,7 @@ BOMBS = {
         LAUGHS.replace("[ha]", "{ha: 1}").replace("[*", "{<<: [*").replace("]\n", "]}\n"),
         "more problems like these",
     ),
-    "length": (f"# {'x' * MOST_CHARACTERS}", "at most 100000 bytes"),
+    "length": (f"# {'x' * MAX_CHARACTERS}", "at most 100000 bytes"),
     "keys": ("".join(f"k{i}: 1\n" for i in range(9000)), "more problems like these"),
     "wrong values": (f"{MINIMAL}  scales: [{'x, ' * 30000}]", "more problems like these"),
     "a number": (f"iters: {'9' * 90000}", "on line 1"),
@@ -869,9 +869,9 @@ def test_bases_that_call_each_other_very_often(tmp_path: Path) -> None:
 
 
 def test_bases_that_go_on_and_on(tmp_path: Path) -> None:
-    for i in range(MOST_LEVELS):
+    for i in range(MAX_LEVELS):
         write(tmp_path, **{f"b{i}": f"_base_: b{i + 1}.yml"})
-    write(tmp_path, **{f"b{MOST_LEVELS}": MINIMAL})
+    write(tmp_path, **{f"b{MAX_LEVELS}": MINIMAL})
     assert load_config(tmp_path / "b0.yml").model.num_classes == 19
     assert "expected at most 32 files on one another" in refused(write(tmp_path, b="_base_: b0.yml"))
 

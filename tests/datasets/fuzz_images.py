@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged, odd and hostile picture files: each is read as the picture and as the label of a sample.
+"""Damaged, odd and hostile image files: each is read as the image and as the label of a sample.
 
     python tests/datasets/fuzz_images.py --count 5000 --seed 7
 
@@ -57,7 +57,7 @@ class Case(NamedTuple):
     picture: Array = None  # uint8 [H, W, 3] RGB; None: it has to be refused
     label: Array = None  # integers [H, W] as stored; None: it has to be refused
     may_fail: bool = False  # refusing is right, too
-    tolerance: int = 0  # levels that decoders of the picture may differ by
+    tolerance: int = 0  # levels that decoders of the image may differ by
     ending: str = ".png"
 
 
@@ -146,7 +146,7 @@ def by_pillow(image: np.ndarray | Image.Image, form: str, **options) -> bytes:
 
 
 def read_png(data: bytes) -> tuple[Array, Array]:
-    """(picture, label) that a PNG holds; (None, None) if anything is wrong with it."""
+    """(image, label) that a PNG holds; (None, None) if anything is wrong with it."""
     try:
         return _read_png(data)
     except (struct.error, zlib.error, ValueError, KeyError, IndexError):
@@ -545,7 +545,7 @@ def damaged(whole: Case, rng: np.random.Generator) -> Case:
         return case._replace(picture=picture, label=label)
     if damage is truncated and whole.ending != ".tif":  # a TIFF may lose tags at its end and still be one
         return case
-    # Without checksums nobody can tell: a picture of what is left must be the one that others see.
+    # Without checksums nobody can tell: an image of what is left must be the one that others see.
     return case._replace(picture=read_by_pillow(data))
 
 
@@ -642,7 +642,7 @@ def run(folder: Path, count: int, seed: int) -> int:
 
 def expected_line(line: str) -> bool:
     """Ours about what stands in, and libpng's about pixels that are wrong although their checksum is right."""
-    return line.startswith(("warning: another picture stands in for", "libpng error: ", "libpng warning: "))
+    return line.startswith(("warning: another image stands in for", "libpng error: ", "libpng warning: "))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_damaged_pictures_are_read_or_named(tmp_path_factory, form, damage):
         assert image.dtype == np.uint8 and image.shape[2] == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture"])
+@pytest.mark.parametrize("content", [b"", b"not an image"])
 def test_other_files_are_no_pictures(tmp_path, content):
     path = tmp_path / "a.png"
     path.write_bytes(content)

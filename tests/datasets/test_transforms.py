@@ -18,7 +18,7 @@ from hmsa.errors import DataError, UsageError
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A smooth coloured picture with every level, uint8 [H, W, 3]."""
+    """A smooth coloured image with every level, uint8 [H, W, 3]."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
@@ -34,11 +34,11 @@ def apply(transform: T.Transform, image: np.ndarray, label: np.ndarray | None = 
     return transform(sample_of(image.copy(), label), np.random.default_rng(seed))
 
 
-# Geometry: picture and label must move together.
+# Geometry: image and label must move together.
 
 
 def coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture and a label that both say where each pixel came from."""
+    """An image and a label that both say where each pixel came from."""
     label = np.arange(height * width, dtype=np.uint8).reshape(height, width)
     return np.repeat(label[..., None], 3, axis=2), label
 
@@ -208,7 +208,7 @@ def test_resize_options(options, expected):
 
 
 def test_padding_refuses_larger_pictures():
-    with pytest.raises(DataError, match=r"a picture should be at most 8x8.*is 9x6"):
+    with pytest.raises(DataError, match=r"an image should be at most 8x8.*is 9x6"):
         apply(T.Padding(target_size=(8, 8)), picture(6, 9))
 
 

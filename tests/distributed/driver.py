@@ -3,7 +3,7 @@
 
 PLAN is JSON. Keys that are none of these are passed over:
     freeze: true has batch normalisation use its running statistics.
-    record: folder for lists of the training pictures that each rank loads and of the pictures that it writes.
+    record: folder for lists of the training images that each rank loads and of the images that it writes.
     faults: rank -> [moment, deed], what that rank does, and when.
     once: a file that comes with the first fault, after which there is no other.
 """
@@ -92,7 +92,7 @@ def freeze():
 
 
 def record(folder):
-    """Have this rank write down every training picture that it loads, and every file that `predict.py` writes."""
+    """Have this rank write down every training image that it loads, and every file that `predict.py` writes."""
     from hmsa.engine import predict, train
 
     def note(kind, lines):

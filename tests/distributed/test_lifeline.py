@@ -29,9 +29,9 @@ secret = os.environ.get("TEST_SECRET", "job")
 line = lifeline.Lifeline(rank=rank, world_size=world_size, address=("127.0.0.1", port), secret=secret)
 exec(then)
 """
-MEET = "line.meet(); line.meet();"
+MEET = "line.barrier(); line.barrier();"
 WORK = "time.sleep(60)"
-FAIL = "line.fail('picture.png is empty', certain=True); sys.exit(1)"
+FAIL = "line.fail('image.png is empty', certain=True); sys.exit(1)"
 FOLLOWS = "line.fail('connection reset', certain=False); sys.exit(1)"
 DIE = "os.kill(os.getpid(), 9)"
 DONE = "line.done()"
@@ -94,7 +94,7 @@ def run(*deeds):
 def test_a_failing_rank_ends_all_with_its_reason(others):
     status, said = run(others, others, FAIL)
     assert status == [1, 1, 1]
-    reason = f"error: rank 2 on {socket.gethostname()}: picture.png is empty\n"
+    reason = f"error: rank 2 on {socket.gethostname()}: image.png is empty\n"
     assert said == [reason, reason, ""]
 
 
@@ -106,7 +106,7 @@ def test_a_killed_rank_ends_all():
 
 
 @pytest.mark.parametrize(
-    ("deed", "said"), [(FAIL, "rank 0: picture.png is empty"), (MEET + DIE, "rank 0 ended without a word")]
+    ("deed", "said"), [(FAIL, "rank 0: image.png is empty"), (MEET + DIE, "rank 0 ended without a word")]
 )
 def test_the_main_rank_ends_all(deed, said):
     status, errors = run(deed, MEET + WORK, MEET + WORK)
@@ -159,7 +159,7 @@ def test_ranks_end_with_their_launcher():
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (b"\x20\0\0\0F", "rank 2 on {host}: picture.png is empty"),  # no more of it ever comes
+        (b"\x20\0\0\0F", "rank 2 on {host}: image.png is empty"),  # no more of it ever comes
         (b"\xff\xff\xff\xff", "rank 1 on {host} announced a message of 4294967295 bytes, more than any rank sends"),
     ],
     ids=["half", "huge"],
@@ -232,7 +232,7 @@ def test_ranks_with_another_secret_are_strangers(monkeypatch):
     assert main.communicate(timeout=30)[1].startswith("error: rank 1 has not started within 2 s")
     said = other.communicate(timeout=30)[1]
     assert "(closed by the other side); did it start, with the same HMSA_JOB_KEY" in said
-    assert "picture.png" not in said
+    assert "image.png" not in said
 
 
 def test_what_does_not_know_the_secret_is_no_main_rank(monkeypatch):

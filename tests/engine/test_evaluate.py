@@ -27,7 +27,7 @@ def red_channel(image):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Pictures whose red channel is a guess of the label; (guesses, labels, pairs of paths)."""
+    """Images whose red channel is a guess of the label; (guesses, labels, pairs of paths)."""
     rng = np.random.default_rng(0)
     guesses, labels, pairs = [], [], []
     for index, size in enumerate(SIZES):
@@ -64,15 +64,15 @@ def test_evaluate_counts_every_pixel_once(pictures, num_workers):
     result = evaluate(red_channel, make_dataset(pairs), InferenceOptions(), num_workers=num_workers, progress=False)
     assert_array_equal(result.confusion, expected_confusion(guesses, labels))
     assert result.confusion.dtype == np.int64
-    assert result.pictures == len(pairs)
+    assert result.images == len(pairs)
     assert result.seconds > 0
     assert result.peak_memory_bytes > 2**20
 
 
 def test_only_the_first_pictures(pictures):
     guesses, labels, pairs = pictures
-    result = evaluate(red_channel, make_dataset(pairs), InferenceOptions(), most=2, progress=False)
-    assert result.pictures == 2
+    result = evaluate(red_channel, make_dataset(pairs), InferenceOptions(), max_images=2, progress=False)
+    assert result.images == 2
     assert_array_equal(result.confusion, expected_confusion(guesses[:2], labels[:2]))
 
 
@@ -155,7 +155,7 @@ def test_table_has_every_class_and_both_means(evaluation):
     assert ends["mean IoU, all classes"] == "51.67"
     assert ends["mean IoU, the 2 of 3 classes present"] == "77.50"
     assert ends["pixel accuracy"] == "87.50"
-    assert evaluation.table().endswith("4 pictures in 12.3 s, peak memory 3.00 GiB")
+    assert evaluation.table().endswith("4 images in 12.3 s, peak memory 3.00 GiB")
 
 
 def test_json_holds_everything_behind_the_table(evaluation):

@@ -296,7 +296,7 @@ def test_evaluation_leaves_no_trace(tiny_recipe):
     before = {name: value.numpy() for name, value in model.state_dict().items()}
     with NetworkInTraining(model)() as network:
         assert not model.training
-        evaluate(network, builder.build_dataset(config, "val"), InferenceOptions(), most=1, progress=False)
+        evaluate(network, builder.build_dataset(config, "val"), InferenceOptions(), max_images=1, progress=False)
     assert model.training
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name])

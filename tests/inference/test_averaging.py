@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from paddle.nn import functional as F
 
 from hmsa.errors import DataError, UsageError
-from hmsa.inference.averaging import InferenceOptions, class_scores, restore, tile_starts
+from hmsa.inference.averaging import InferenceOptions, class_scores, tile_starts, undo_transforms
 from hmsa.models.hierarchical import joint_logits
 
 
@@ -91,7 +91,9 @@ def test_of_a_single_answer_both_averages_have_the_same_labels(seed, spread):
     image = picture(11, 9, seed=seed) * spread
     for options in ({}, {"tile": (8, 8), "stride": (4, 4)}):
         labels = [
-            restore(class_scores(brighten, image, InferenceOptions(**options, average=average)), [("resize", (30, 20))])
+            undo_transforms(
+                class_scores(brighten, image, InferenceOptions(**options, average=average)), [("resize", (30, 20))]
+            )
             for average in ("logits", "softmax")
         ]
         assert_array_equal(*labels)
@@ -191,8 +193,8 @@ def test_joint_logits_takes_the_fused_answer():
 
 def test_restore_undoes_the_last_transform_first():
     logits = picture(8, 12, channels=5)
-    # A 3x4 picture was resized to 6x9, then padded to 8x12.
-    result = restore(logits, [("resize", (3, 4)), ("padding", (6, 9))])
+    # A 3x4 image was resized to 6x9, then padded to 8x12.
+    result = undo_transforms(logits, [("resize", (3, 4)), ("padding", (6, 9))])
     expected = F.interpolate(logits[:, :, :6, :9], [3, 4], mode="bilinear").numpy()[0].argmax(0)
     assert_array_equal(result, expected)
     assert result.dtype == np.uint8
@@ -200,18 +202,18 @@ def test_restore_undoes_the_last_transform_first():
 
 def test_restore_of_nothing_is_argmax():
     logits = picture(3, 4, channels=200)
-    assert_array_equal(restore(logits, []), logits.numpy()[0].argmax(0))
+    assert_array_equal(undo_transforms(logits, []), logits.numpy()[0].argmax(0))
 
 
 def test_restore_never_wraps():
-    assert restore(F.one_hot(paddle.to_tensor([[[255]]]), 256).transpose([0, 3, 1, 2]), []).tolist() == [[255]]
+    assert undo_transforms(F.one_hot(paddle.to_tensor([[[255]]]), 256).transpose([0, 3, 1, 2]), []).tolist() == [[255]]
     with pytest.raises(DataError, match=r"expected at most 256 classes, .* found 257"):
-        restore(paddle.zeros([1, 257, 1, 1]), [])
+        undo_transforms(paddle.zeros([1, 257, 1, 1]), [])
 
 
 def test_restore_names_what_it_cannot_undo():
     with pytest.raises(DataError, match="'crop'"):
-        restore(picture(3, 4), [("crop", (9, 9))])
+        undo_transforms(picture(3, 4), [("crop", (9, 9))])
 
 
 def test_options_from_paddleseg_sizes_are_width_height():

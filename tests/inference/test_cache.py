@@ -118,7 +118,7 @@ def test_other_data_are_another_entry(other):
 
 
 def test_the_entry_not_used_for_longest_goes_first(folder, monkeypatch):
-    monkeypatch.setattr(cache, "MOST_KEPT", 3)
+    monkeypatch.setattr(cache, "MAX_KEPT", 3)
     made = {}
     for age, name in enumerate("abc"):
         made[name] = cache.entry(name, Writer())

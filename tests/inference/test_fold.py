@@ -37,7 +37,7 @@ def norms_left(network):
 
 
 def check(network, left):
-    """Folding leaves so many normalisations, and the answer to another picture as it was."""
+    """Folding leaves so many normalisations, and the answer to another image as it was."""
     image = paddle.to_tensor(np.random.default_rng(1).normal(size=(2, 3, 11, 14)).astype(np.float32))
     with paddle.no_grad():
         before = network(image).numpy()

@@ -49,7 +49,7 @@ def model(make_small_network):
 
 @pytest.fixture(scope="module")
 def eager(model):
-    """scales, shape -> the network's own logits for a picture of that shape; each computed once."""
+    """scales, shape -> the network's own logits for an image of that shape; each computed once."""
     known = {}
 
     def logits(scales, shape):
@@ -287,7 +287,7 @@ def test_bf16_says_once_how_far_it_agrees(make_small_network, eager, capsys):
     said = capsys.readouterr().out
     network(picture(*shape))
     assert capsys.readouterr().out == ""
-    sentence = r"bf16: (\d+\.\d\d) % of the pixels of the first picture get the class they get in fp32\n"
+    sentence = r"bf16: (\d+\.\d\d) % of the pixels of the first image get the class they get in fp32\n"
     share = re.fullmatch(sentence, said)[1]
     same = (found.argmax(axis=1) == eager(SERIES, shape).argmax(axis=1)).mean()
     assert float(share) == pytest.approx(100 * same, abs=0.05)
@@ -344,7 +344,7 @@ def test_the_network_trains_on_after_an_evaluation_that_failed(make_small_networ
     network = make_small_network()
     network.train()
     with pytest.raises(DataError, match="broken"), NetworkInTraining(network)():
-        raise DataError("a broken picture")
+        raise DataError("a broken image")
     assert network.training
 
 

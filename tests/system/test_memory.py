@@ -47,7 +47,7 @@ def test_a_peak_that_could_not_start_anew_is_said_to_be_of_both(monkeypatch, tin
         val_dataset=builder.build_dataset(config, "val"),
         options=train.TrainOptions(**options),
     )
-    assert re.search("^steps, and evaluating one picture between them: .* GiB at most", said, re.MULTILINE)
+    assert re.search("^steps, and evaluating one image between them: .* GiB at most", said, re.MULTILINE)
 
 
 @linux

@@ -186,8 +186,8 @@ def test_a_full_disk_fails(doctor, monkeypatch):
 def test_a_picture_that_comes_back_different_fails(doctor, monkeypatch):
     from hmsa.datasets import images
 
-    assert doctor.pictures() == "PNG and JPEG come back as they were written"
+    assert doctor.images() == "PNG and JPEG come back as they were written"
     read = images.read_image
     monkeypatch.setattr(images, "read_image", lambda path: read(path) + 1)
     with pytest.raises(RuntimeError, match="a png comes back different by 1 levels"):
-        doctor.pictures()
+        doctor.images()

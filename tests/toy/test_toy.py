@@ -77,7 +77,7 @@ def test_tree_and_pairs_are_those_of_cityscapes(root: Path):
     names += [path.name[: -len("_leftImg8bit.png")] for path in coarse]
     assert len(set(names)) == len(names) == 9
     assert len({path.parent.name for path in root.glob("leftImg8bit/train/*/*")}) == 3
-    # A picture and two labels for each of train, val and test, two files for each coarse picture, and the marker.
+    # An image and two labels for each of train, val and test, two files for each coarse image, and the marker.
     assert len(contents(root)) == 3 * 6 + 2 * 3 + 1
 
 

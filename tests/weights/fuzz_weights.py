@@ -23,7 +23,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden"
-MOST_SECONDS = 20
+MAX_SECONDS = 20
 ARRAYS = "arrays"
 
 
@@ -130,7 +130,7 @@ def read_here(folder: Path, first: str) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + 2 * path.stat().st_size + (64 << 20)
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
-        signal.alarm(MOST_SECONDS)
+        signal.alarm(MAX_SECONDS)
         try:
             (read_pickle if path.suffix == ".pdopt" else read_weights)(path)
             outcome = ARRAYS

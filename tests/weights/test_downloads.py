@@ -352,7 +352,7 @@ def test_new_inference_programs_leave_downloads_alone(server):
     server.answers["/w.pdparams"] = weights()
     path = downloaded(f"{server.address}/w.pdparams")
     os.utime(path.parent, (0, 0))
-    for index in range(cache.MOST_KEPT + 2):
+    for index in range(cache.MAX_KEPT + 2):
         cache.entry(index, lambda folder: (folder / "program").touch())
     assert path.read_bytes() == weights()
 
