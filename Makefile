@@ -7,9 +7,9 @@ USUAL := 3.2.2
 OTHERS := 2.6.2 3.3.1
 # What depends on the Paddle: network, losses, gradients, files, inference, and the commands of the README.
 SHORT := tests/models/test_golden.py tests/models/test_hierarchical.py tests/losses tests/test_builder.py \
-	tests/test_config.py tests/test_environment.py tests/test_weights.py tests/test_weight_files.py \
-	tests/engine/test_checkpoint.py tests/engine/test_inference.py tests/deploy/test_fold.py tests/deploy/test_export.py \
-	tests/deploy/test_runtime.py tests/deploy/test_deployment.py tests/engine/test_loss_scaling.py tests/test_paddle_calls.py tests/test_memory.py \
+	tests/config/test_reading.py tests/system/test_environment.py tests/weights/test_loading.py tests/weights/test_weight_files.py \
+	tests/engine/test_checkpoint.py tests/inference/test_averaging.py tests/inference/test_fold.py tests/deploy/test_export.py \
+	tests/deploy/test_runtime.py tests/deploy/test_deployment.py tests/engine/test_step.py tests/test_paddle_calls.py tests/system/test_memory.py \
 	tests/engine/test_train.py::test_a_resumed_run_equals_an_uninterrupted_one \
 	tests/test_readme.py
 DATA := data/toy_cityscapes
@@ -32,7 +32,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 install: $(VENV)/installed  ## set up .venv
 
-demo: $(VENV)/installed  ## draw a toy data set, train, evaluate, export and predict; pictures in output/demo
+demo: $(VENV)/installed  ## draw a toy data set, train, evaluate, export and predict; images in output/demo
 	$(python) tools/make_toy_cityscapes.py --output $(DATA)
 	$(python) tools/convert_cityscapes.py --cityscapes_path $(DATA) --num_workers 2
 	$(python) tools/convert_cityscapes_autolabeling.py --dataset_root $(DATA)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Export weights for Paddle Inference, with any picture size unless --input_shape fixes it, and check the result."""
+"""Export weights for Paddle Inference, with any image size unless --input_shape fixes it, and check the result."""
 
 from __future__ import annotations
 
@@ -30,26 +30,27 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.config import arguments, load_config
+    from hmsa.config.reading import load_config
+    from hmsa.config.schema import arguments
 
     config = load_config(args.config, args.opts)
     output_op = cli.output_op(args)
 
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
     from hmsa import builder
-    from hmsa.datasets.labels import CLASS_COLORS, CLASS_NAMES
+    from hmsa.datasets.cityscapes import CLASS_COLORS, CLASS_NAMES
     from hmsa.deploy.export import check_target, export
-    from hmsa.deploy.programs import DYNAMIC_SHAPE
-    from hmsa.weights import load_weights
+    from hmsa.inference.programs import DYNAMIC_SHAPE
+    from hmsa.weights.loading import load_weights
 
     shape = tuple(None if side == -1 else side for side in args.input_shape or DYNAMIC_SHAPE)
     H, W = shape[2:]
     if H and W and H > W:
         print(
-            f"warning: --input_shape is N C H W, so this network takes upright pictures, {W} wide and {H} high; for "
-            f"landscape pictures give {args.input_shape[0]} 3 {W} {H}",
+            f"warning: --input_shape is N C H W, so this network takes upright images, {W} wide and {H} high; for "
+            f"landscape images give {args.input_shape[0]} 3 {W} {H}",
             file=sys.stderr,
         )
     check_target(args.save_dir)

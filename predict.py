@@ -23,31 +23,32 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_pred)])
     cli.check_inference_flags(args, "--aug_pred", config.test_config)
 
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
-    from hmsa import builder, distributed
+    from hmsa import builder
+    from hmsa.datasets.cityscapes import CLASS_NAMES
     from hmsa.datasets.find import LeftOut
-    from hmsa.datasets.labels import CLASS_NAMES
-    from hmsa.engine.inference import InferenceOptions
-    from hmsa.engine.predict import find_pictures, notices, predict
+    from hmsa.distributed import ranks
+    from hmsa.engine.predict import find_images, notices, predict
     from hmsa.errors import DataError, UsageError
-    from hmsa.files import writable_folder
+    from hmsa.inference.averaging import InferenceOptions
+    from hmsa.system.files import writable_folder
     from hmsa.visualize import color_palette
 
     options = InferenceOptions.from_test_config(**config.test_config.model_dump())
     colors = color_palette(args.custom_color)
     left_out = LeftOut()
-    pictures = find_pictures(args.image_path, left_out)
+    images = find_images(args.image_path, left_out)
     writable_folder(args.save_dir)
-    if distributed.is_main():
-        print(*notices(pictures, left_out, args.save_dir), sep="\n", flush=True)
-    distributed.init()
+    if ranks.is_main():
+        print(*notices(images, left_out, args.save_dir), sep="\n", flush=True)
+    ranks.init()
     transforms = builder.build_transforms(builder.inference_transforms(config))
     if args.label_ids and config.model.num_classes != len(CLASS_NAMES):
         raise UsageError(
@@ -57,9 +58,9 @@ def main(args: argparse.Namespace) -> None:
     network, _ = builder.open_network(config, args.model_path, engine=args.engine, precision=args.precision)
 
     results = {"save_dir": args.save_dir, "label_ids": args.label_ids, "max_image_pixels": config.max_image_pixels}
-    failed = predict(network, pictures, transforms=transforms, options=options, colors=colors, **results)
-    if distributed.is_main():
-        done = f"found {len(pictures)}, written {len(pictures) - len(failed)} to {args.save_dir}, failed {len(failed)}"
+    failed = predict(network, images, transforms=transforms, options=options, colors=colors, **results)
+    if ranks.is_main():
+        done = f"found {len(images)}, written {len(images) - len(failed)} to {args.save_dir}, failed {len(failed)}"
         if failed:
             raise DataError(f"{done}: {', '.join(map(str, failed))}")
         print(done)

@@ -17,7 +17,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.config_parser(__doc__)
     add = parser.add_argument
     add("--iters", type=int, help="iterations to train, instead of the config's")
-    add("--batch_size", type=int, help="pictures a device and step, instead of the config's")
+    add("--batch_size", type=int, help="images a device and step, instead of the config's")
     add("--learning_rate", type=float, help="highest learning rate, instead of the config's")
     add("--precision", choices=("fp32", "bf16", "fp16"), help="instead of the config's")
     add("--seed", type=int, help="of weights, data order, augmentation and dropout, instead of the config's")
@@ -31,11 +31,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="checkpoints kept besides the best, 0 for all (default: %(default)s)",
     )
     add("--resume_model", help="checkpoint folder to go on from, or 'auto' for the newest in --save_dir, if any")
-    add("--num_workers", type=cli.count_or_none, default=0, help="threads that load pictures ahead (default: 0)")
+    add("--num_workers", type=cli.count_or_none, default=0, help="threads that load images ahead (default: 0)")
     add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
     cli.add_engine_flag(parser, "eager")
     add("--log_iters", type=cli.count, default=10, help="iterations between lines of progress (default: 10)")
-    add("--plan-memory", action="store_true", help="take two steps, evaluate one picture, print the peaks, and end")
+    add("--plan-memory", action="store_true", help="take two steps, evaluate one image, print the peaks, and end")
     add("--use_vdl", action="store_true", help="record curves for VisualDL in --save_dir")
     return parser
 
@@ -43,8 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
 def choose_checkpoint(args: argparse.Namespace) -> Optional[Path]:
     """The checkpoint to go on from, None for a new run. A run that would replace what another left is refused."""
     from hmsa.engine import checkpoint
-    from hmsa.files import writable_folder
-    from hmsa.log import import_visualdl
+    from hmsa.engine.log import import_visualdl
+    from hmsa.system.files import writable_folder
 
     save_dir, auto = Path(args.save_dir), args.resume_model == "auto"
     given = Path(args.resume_model) if args.resume_model and not auto else None
@@ -88,7 +88,7 @@ def choose_checkpoint(args: argparse.Namespace) -> Optional[Path]:
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     config = load_config(args.config, [*args.opts, *cli.training_options(args)])
     with_val = args.do_eval or (args.plan_memory and config.val_dataset is not None)
@@ -96,19 +96,20 @@ def main(args: argparse.Namespace) -> None:
     if not with_val:
         cli.refuse_idle(args, "engine", without="--do_eval")
 
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
-    from hmsa import builder, distributed
+    from hmsa import builder
+    from hmsa.distributed import ranks
     from hmsa.engine import checkpoint
-    from hmsa.engine.inference import InferenceOptions
+    from hmsa.engine.log import open_log
     from hmsa.engine.train import TrainOptions, plan_memory, train
-    from hmsa.log import open_log
-    from hmsa.weights import load_pretrained
+    from hmsa.inference.averaging import InferenceOptions
+    from hmsa.weights.loading import load_pretrained
 
     save_dir = Path(args.save_dir)
-    distributed.init()
-    resume_from = distributed.decided_by_main(lambda: choose_checkpoint(args))
+    ranks.init()
+    resume_from = ranks.decided_by_main(lambda: choose_checkpoint(args))
     state = checkpoint.read_state(resume_from) if resume_from else checkpoint.TrainingState()
     still_to_do = args.plan_memory or state.iteration < config.iters or (state.to_evaluate and args.do_eval)
     if not still_to_do:

@@ -16,7 +16,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model_path", required=True, help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder"
     )
-    parser.add_argument("--num_workers", type=cli.count_or_none, default=0, help="threads that load pictures ahead")
+    parser.add_argument("--num_workers", type=cli.count_or_none, default=0, help="threads that load images ahead")
     parser.add_argument(
         "--output", default="output/evaluation.json", help="where the JSON goes; an earlier one is kept, as NAME.1.json"
     )
@@ -25,30 +25,31 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_eval)])
     cli.check_inference_flags(args, "--aug_eval", config.test_config)
     config.require("val_dataset")
 
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
-    from hmsa import builder, distributed
+    from hmsa import builder
+    from hmsa.distributed import ranks
     from hmsa.engine.evaluate import evaluate
-    from hmsa.engine.inference import InferenceOptions
-    from hmsa.files import output_file, write_atomically
+    from hmsa.inference.averaging import InferenceOptions
+    from hmsa.system.files import output_file, write_atomically
 
     options = InferenceOptions.from_test_config(**config.test_config.model_dump())
-    distributed.init()
-    output = distributed.decided_by_main(lambda: output_file(args.output))
+    ranks.init()
+    output = ranks.decided_by_main(lambda: output_file(args.output))
     dataset = builder.build_dataset(config, "val")
     network, weights_sha256 = builder.open_network(
         config, args.model_path, engine=args.engine, precision=args.precision
     )
 
     evaluation = evaluate(network, dataset, options, num_workers=args.num_workers)
-    if distributed.is_main():
+    if ranks.is_main():
         result = evaluation.to_json(config=config.model_dump(mode="json"), weights_sha256=weights_sha256)
         try:
             print(evaluation.table(), flush=True)

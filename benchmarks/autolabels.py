@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Auto-labels of one 2048x1024 picture from label ids to train ids, in memory, on one core.
+"""Auto-labels of one 2048x1024 image from label ids to train ids, in memory, on one core.
 
-The other side is the usual loop over Cityscapes' table: a mask of the picture for every label.
+The other side is the usual loop over Cityscapes' table: a mask of the image for every label.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ REPETITIONS = 20
 
 
 def ours() -> Run:
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
     import cv2
 
-    from hmsa.datasets.labels import LABEL_ID_TO_TRAIN_ID
+    from hmsa.datasets.cityscapes import LABEL_ID_TO_TRAIN_ID
 
     ids = picture()
 
@@ -49,7 +49,8 @@ def picture() -> Any:
     """Label ids of a drawn street, uint8 [1024, 2048]."""
     import numpy as np
 
-    from hmsa.datasets.toy import label_ids, street
+    from hmsa.toy.cityscapes import label_ids
+    from hmsa.toy.street import street
 
     objects, _ = street(np.random.default_rng(0), 1024, 2048)
     return label_ids(objects, 1024, 2048)
@@ -57,7 +58,7 @@ def picture() -> Any:
 
 def main() -> None:
     measured = measure({"theirs": value_by_value, "ours": ours})
-    row(f"label ids to train ids, {REPETITIONS} pictures 2048x1024, one core", "value by value", *times(measured))
+    row(f"label ids to train ids, {REPETITIONS} images 2048x1024, one core", "value by value", *times(measured))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The confusion matrix of one picture, 1024x2048, 19 classes, against Cityscapes' own evaluation.
+"""The confusion matrix of one image, 1024x2048, 19 classes, against Cityscapes' own evaluation.
 
 As pip installs it, `cityscapesscripts` comes without its compiled counter and counts in NumPy; where the counter was
-built, it is what is measured. Replaced on their side: the opening of files, as the pictures are in memory here.
+built, it is what is measured. Replaced on their side: the opening of files, as the images are in memory here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ REPETITIONS = 10
 
 
 def ours() -> Run:
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
-    from hmsa.metrics import confusion_matrix
+    from hmsa.metrics.confusion import confusion_matrix
 
     prediction, truth = pictures()
     return lambda: [confusion_matrix(prediction, truth, 19) for _ in range(REPETITIONS)]
@@ -45,7 +45,8 @@ def pictures() -> Any:
     """A prediction that is wrong at every tenth pixel, and its truth, uint8 [1024, 2048] with values 0..18."""
     import numpy as np
 
-    from hmsa.datasets.toy import label_ids, street
+    from hmsa.toy.cityscapes import label_ids
+    from hmsa.toy.street import street
 
     rng = np.random.default_rng(0)
     objects, _ = street(rng, 1024, 2048)
@@ -56,7 +57,7 @@ def pictures() -> Any:
 
 def main() -> None:
     measured = measure({"theirs": cityscapes, "ours": ours})
-    what = f"confusion matrix, {REPETITIONS} pictures 2048x1024, 19 classes"
+    what = f"confusion matrix, {REPETITIONS} images 2048x1024, 19 classes"
     row(what, "cityscapesscripts", *times(measured))
 
 

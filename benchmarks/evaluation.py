@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluating one 256x512 picture with HRNet-W48 at scales 0.5, 1 and 2, on the CPU.
+"""Evaluating one 256x512 image with HRNet-W48 at scales 0.5, 1 and 2, on the CPU.
 
 Beside PaddleSeg's network stand two yardsticks: the same network in OpenVINO, and the time NumPy takes to multiply
 matrices of as many operations as the network had when every scale computed everything (850 GFLOP).
@@ -16,7 +16,7 @@ SIDE, FLOP = 4096, 850e9
 
 
 def engine(name: str) -> Run:
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
     import paddle

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The most memory a process needs that evaluates 1024x2048 pictures with HRNet-W48, at three and at five scales."""
+"""The most memory a process needs that evaluates 1024x2048 images with HRNet-W48, at three and at five scales."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def five() -> Run:
 
 
 def evaluation(recipe: workplace.Path) -> Run:
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
     import paddle
@@ -31,7 +31,7 @@ def main() -> None:
     for name, scales in (("three", "0.5 1 2"), ("five", "0.5 1 1.5 2 2.5")):
         found = measured[name]
         row(
-            f"evaluating one 1024x2048 picture, HRNet-W48, scales {scales}: memory, first picture",
+            f"evaluating one 1024x2048 image, HRNet-W48, scales {scales}: memory, first image",
             "-",
             "-",
             f"{found.peak_gb:.2f} GB, {found.median:.0f} s",

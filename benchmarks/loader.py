@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""2048x1024 pairs of picture and label from their files through the recipe's training transforms, on one core.
+"""2048x1024 pairs of image and label from their files through the recipe's training transforms, on one core.
 
 Ours are batches of one, as training takes them from one worker; theirs come straight from the transforms.
 """
@@ -46,7 +46,7 @@ def paddleseg() -> Run:
     folder, image, label, transforms = prepared()
     from paddleseg import transforms as theirs
 
-    from hmsa.config import arguments
+    from hmsa.config.schema import arguments
 
     pipeline = theirs.Compose([getattr(theirs, spec.type)(**arguments(spec)) for spec in transforms])
 
@@ -60,7 +60,7 @@ def paddleseg() -> Run:
 
 def prepared() -> tuple[tempfile.TemporaryDirectory[str], str, str, Any]:
     """A folder, to be kept as long as its files, the files of a drawn street, and the recipe's transforms."""
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -69,7 +69,8 @@ def prepared() -> tuple[tempfile.TemporaryDirectory[str], str, str, Any]:
     import numpy as np
 
     from hmsa import load_config
-    from hmsa.datasets.toy import label_ids, street
+    from hmsa.toy.cityscapes import label_ids
+    from hmsa.toy.street import street
 
     folder = tempfile.TemporaryDirectory()
     image, label = f"{folder.name}/image.png", f"{folder.name}/label.png"

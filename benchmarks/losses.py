@@ -12,7 +12,7 @@ SHAPE = (1, 19, 1024, 2048)
 
 
 def ours() -> Run:
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
     from hmsa.losses import BootstrappedCrossEntropyLoss, DiceLoss, WeightedLoss

@@ -21,7 +21,7 @@ def total_loss(logits: list[Any], labels: Any) -> Any:
     """The eight losses of the recipe.
 
     Repaired: DiceLoss writes to its labels, so that each loss gets labels of its own; the bootstrapped cross-entropy
-    fails on pictures of no more than min_K pixels, so that small ones need a smaller min_K.
+    fails on images of no more than min_K pixels, so that small ones need a smaller min_K.
     """
     import paddle
     from paddleseg.models.losses import BootstrappedCrossEntropyLoss, DiceLoss

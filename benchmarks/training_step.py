@@ -9,13 +9,13 @@ from timing import Run, measure, memory, row, times
 
 
 def step(recompute: bool, height: int, width: int) -> Run:
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
     import numpy as np
 
     from hmsa import builder, load_config
-    from hmsa.engine.train import Step
+    from hmsa.engine.step import Step
 
     config = load_config(workplace.RECIPE, [f"model.recompute={str(recompute).lower()}", workplace.WITHOUT_PRETRAINED])
     model = builder.build_model(config)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`val.py` as a whole, from start to result: the 16 pictures (256x128) of the toy validation set, HRNet-W48."""
+"""`val.py` as a whole, from start to result: the 16 images (256x128) of the toy validation set, HRNet-W48."""
 
 from __future__ import annotations
 

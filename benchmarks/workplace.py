@@ -14,11 +14,11 @@ WITHOUT_PRETRAINED = "model.pretrained=null"
 
 
 def toy_data(name: str = "toy_cityscapes", **size: Any) -> Path:
-    """A drawn data set with its labels converted; by default, for evaluation, with the pictures of `make demo`."""
+    """A drawn data set with its labels converted; by default, for evaluation, with the images of `make demo`."""
     folder = FOLDER / name
     if not folder.is_dir():
         from hmsa.datasets.convert import convert_all, fine_jobs, train_ids, write_label
-        from hmsa.datasets.toy import write_toy_cityscapes
+        from hmsa.toy.cityscapes import write_toy_cityscapes
 
         write_toy_cityscapes(
             folder, **{"size": (128, 256), "train": 1, "coarse": 1, "val": 16, "test": 1, **size}, seed=42

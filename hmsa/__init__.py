@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hierarchical multi-scale attention for semantic segmentation, on PaddlePaddle.
 
-`import hmsa` changes nothing. The first use of what it offers, and every module that needs Paddle, prepare the process
-as the scripts do, see `hmsa.environment.prepare`: import them before Paddle, as it cannot all be made up for later.
+`import hmsa` changes nothing. The first use of what it offers, and every module that needs Paddle,
+prepare the process as the scripts do, see `hmsa.system.environment.prepare`: import them before Paddle, as it
+cannot all be made up for later.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hmsa.system.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from hmsa.builder import build_model as build_model
-    from hmsa.config import load_config as load_config
-    from hmsa.weights import load_weights as load_weights
+    from hmsa.config.reading import load_config as load_config
+    from hmsa.weights.loading import load_weights as load_weights
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "build_model", "load_config", "load_weights"]
 
-_HOMES = {"load_config": "hmsa.config", "build_model": "hmsa.builder", "load_weights": "hmsa.weights"}
+_HOMES = {"load_config": "hmsa.config.reading", "build_model": "hmsa.builder", "load_weights": "hmsa.weights.loading"}
 
 
 def __getattr__(name: str) -> Any:
@@ -27,8 +29,8 @@ def __getattr__(name: str) -> Any:
     from contextlib import suppress
     from importlib import import_module
 
-    from hmsa.environment import prepare
     from hmsa.errors import UsageError
+    from hmsa.system.environment import prepare
 
     with suppress(UsageError):  # Recipes can be read without Paddle; what needs it says so.
         prepare()

@@ -9,33 +9,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, Callable, Literal, Optional
+from typing import Any, Callable, Literal
 
-import hmsa.prepared  # noqa: F401
+import hmsa.system.prepared  # noqa: F401
 
 import paddle
 from paddle.optimizer import lr
 from paddle.version import full_version as PADDLE_VERSION
 
-from hmsa.config import Config, MixedLossSpec, NormalizeSpec, Section, arguments, dotted, shown, suggest
+from hmsa.config.dialect import folded
+from hmsa.config.schema import Config, MixedLossSpec, NormalizeSpec, Section, arguments
 from hmsa.datasets.cityscapes import CityscapesAutolabeling
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.lists import ListDataset
-from hmsa.dialect import folded
-from hmsa.distributed import world_size
-from hmsa.engine.inference import Network
-from hmsa.errors import DataError, HmsaError, UsageError
-from hmsa.losses import (
-    BootstrappedCrossEntropyLoss,
-    CrossEntropyLoss,
-    DiceLoss,
-    ForeignLoss,
-    MixedLoss,
-    OhemCrossEntropyLoss,
-    WeightedLoss,
-)
-from hmsa.models import BACKBONES, MscaleOCRNet
-from hmsa.transforms import (
+from hmsa.datasets.transforms import (
     Normalize,
     Padding,
     PaddleSegTransform,
@@ -46,50 +33,24 @@ from hmsa.transforms import (
     ResizeStepScaling,
     Transform,
 )
-from hmsa.weight_files import sha256
-from hmsa.weights import load_weights, weight_file
+from hmsa.distributed.ranks import world_size
+from hmsa.errors import DataError, HmsaError, UsageError, dotted, shown, suggest
+from hmsa.losses import (
+    BootstrappedCrossEntropyLoss,
+    CrossEntropyLoss,
+    DiceLoss,
+    ForeignLoss,
+    MixedLoss,
+    OhemCrossEntropyLoss,
+    WeightedLoss,
+)
+from hmsa.models import BACKBONES, MscaleOCRNet
+from hmsa.models.hierarchical import Network
+from hmsa.optim import adamw, sgd
+from hmsa.system.files import sha256
+from hmsa.weights.loading import load_weights, weight_file
 
 Table = dict[str, Callable[..., Any]]
-
-
-def sgd(
-    *,
-    learning_rate: lr.LRScheduler,
-    parameters: Sequence[paddle.Tensor],
-    momentum: float,
-    weight_decay: float,
-    clip_grad_norm: Optional[float],
-) -> paddle.optimizer.Optimizer:
-    """Gradient descent with (heavy-ball) momentum; the decay is added to the gradient of every parameter."""
-    options = _common_options(learning_rate, parameters, weight_decay or None, clip_grad_norm)
-    if momentum > 0:
-        return paddle.optimizer.Momentum(momentum=momentum, **options)
-    return paddle.optimizer.SGD(**options)
-
-
-def adamw(
-    *,
-    learning_rate: lr.LRScheduler,
-    parameters: Sequence[paddle.Tensor],
-    beta1: float,
-    beta2: float,
-    weight_decay: float,
-    clip_grad_norm: Optional[float],
-) -> paddle.optimizer.Optimizer:
-    """Adam with decoupled decay, of every parameter."""
-    options = _common_options(learning_rate, parameters, weight_decay, clip_grad_norm)
-    return paddle.optimizer.AdamW(beta1=beta1, beta2=beta2, **options)
-
-
-def _common_options(
-    learning_rate: Any, parameters: Any, weight_decay: Optional[float], clip_norm: Optional[float]
-) -> Any:
-    return {
-        "learning_rate": learning_rate,
-        "parameters": parameters,
-        "weight_decay": weight_decay,
-        "grad_clip": paddle.nn.ClipGradByGlobalNorm(clip_norm) if clip_norm else None,
-    }
 
 
 MODELS: Table = {"MscaleOCRNet": MscaleOCRNet}
@@ -131,7 +92,7 @@ def build_model(config: Config) -> MscaleOCRNet:
 
 
 def open_network(config: Config, weights: str, *, engine: str, precision: str) -> tuple[Network, str]:
-    """The network of a recipe with its weights, run by an engine (see `hmsa.deploy.engines`).
+    """The network of a recipe with its weights, run by an engine (see `hmsa.inference.network`).
 
     Where the engine's programs are in its cache, neither the network nor its weights need to be loaded.
 
@@ -141,9 +102,10 @@ def open_network(config: Config, weights: str, *, engine: str, precision: str) -
     Raises:
         DataError: weights that do not fit, see `load_weights`.
     """
-    from hmsa.deploy import engines
+    from hmsa.inference import backends
+    from hmsa.inference import network as network_module
 
-    engines.choose_engine(engine, precision)
+    backends.choose_engine(engine, precision)
     path = weight_file(weights)
     if not path.is_file():
         raise DataError(f"{path}: expected a weight file, found none; check the path")
@@ -158,7 +120,7 @@ def open_network(config: Config, weights: str, *, engine: str, precision: str) -
     unimportant = {"pretrained": True, "scales": True, "backbone": {"pretrained"}}
     identity = {"model": spec.model_dump(mode="json", exclude=unimportant), "weights": digest}
     options = {"scales": spec.scales, "align_corners": spec.align_corners, "engine": engine, "precision": precision}
-    return engines.open_network(build, identity=identity, **options), digest
+    return network_module.open_network(build, identity=identity, **options), digest
 
 
 def _build_backbone(config: Config) -> paddle.nn.Layer:
@@ -189,7 +151,7 @@ def build_transforms(specs: Sequence[Section], *, where: str = "transforms") -> 
 
 
 def inference_transforms(config: Config) -> list[Any]:
-    """What prepares a picture for the network: `val_dataset.transforms`, or ImageNet's `Normalize` without them."""
+    """What prepares an image for the network: `val_dataset.transforms`, or ImageNet's `Normalize` without them."""
     if config.val_dataset is not None:
         return list(config.val_dataset.transforms)
     return [NormalizeSpec(type="Normalize", mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])]
@@ -214,7 +176,7 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
     for key, default in (("mode", split), ("num_classes", config.model.num_classes)):
         if key in options and options[key] is None:
             options[key] = default
-    # An evaluation that leaves pictures out would be no score.
+    # An evaluation that leaves images out would be no score.
     limit = config.bad_sample_limit if training and config.on_bad_sample == "skip" else None
     common = {"transforms": transforms, "seed": config.seed, "bad_sample_limit": limit}
     common["max_image_pixels"] = config.max_image_pixels

@@ -8,18 +8,18 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Callable, NoReturn
 
-from hmsa import distributed
+from hmsa.distributed import ranks
 from hmsa.errors import HmsaError, Interrupted, UsageError, show_anything
 
 if TYPE_CHECKING:
-    from hmsa.config import InferenceSpec
+    from hmsa.config.schema import InferenceSpec
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
     """Parse, call `main`, and leave: 0 done, 1 bad data, 2 bad command line or config, 128 + number of a signal."""
     status = 0
     show_anything()
-    distributed.join()
+    ranks.join()
     try:
         main(parser.parse_args())
     except Interrupted as interruption:
@@ -27,20 +27,20 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         status = interruption.status
     except HmsaError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        distributed.fail(str(error), certain=True)
+        ranks.fail(str(error), certain=True)
         sys.exit(error.status)
     except SystemExit as end:  # of argparse: a wrong flag, on this machine perhaps alone
         if end.code:
-            distributed.fail(f"ended with status {end.code}; its own log says why", certain=True)
+            ranks.fail(f"ended with status {end.code}; its own log says why", certain=True)
         raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        distributed.fail("interrupted", certain=True)
+        ranks.fail("interrupted", certain=True)
         sys.exit(130)
     except Exception as error:
-        distributed.fail(f"{type(error).__name__}: {error}", certain=False)
+        ranks.fail(f"{type(error).__name__}: {error}", certain=False)
         raise
-    distributed.done()
+    ranks.done()
     sys.exit(status)
 
 
@@ -108,7 +108,7 @@ def config_parser(description: str) -> Parser:
 
 
 def add_engine_flag(parser: argparse.ArgumentParser, default: str) -> None:
-    """What runs the network in evaluation and prediction; the names are those of `hmsa.deploy.engines`."""
+    """What runs the network in evaluation and prediction; the names are those of `hmsa.inference.network`."""
     parser.add_argument(
         "--engine",
         choices=["auto", "eager", "inference", "openvino", "onnxruntime"],

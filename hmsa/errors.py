@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import difflib
 import io
+import re
+import reprlib
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -53,3 +58,32 @@ class Interrupted(HmsaError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.status = 128 + signal_number
+
+
+# --- Saying what is wrong. ---
+
+
+def shown(value: Any) -> str:
+    """A value of a recipe for a message: as Python writes it, on one line, and shortened if it is long."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 80
+_SHORT.maxlevel = 3
+
+
+def dotted(parts: Iterable[Any]) -> str:
+    """Parts of a key as in `--opts`; what would not be read as a key there is shown as a value."""
+    return ".".join(str(part) if re.fullmatch(r"[^\W.]{1,60}", str(part)) else shown(part) for part in parts)
+
+
+def suggest(name: str, candidates: Iterable[str]) -> str:
+    """The candidate nearest to a misspelt name, as a question; the first twenty of them if none is near."""
+    by_folded = {candidate.lower(): candidate for candidate in candidates}
+    near = difflib.get_close_matches(name.lower(), by_folded, n=1)
+    if near:
+        return f"did you mean {by_folded[near[0]]}?"
+    names = list(by_folded.values())
+    return f"choose from {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"

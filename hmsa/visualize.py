@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label maps as pictures: PaddleSeg's palette, pseudo-colour pictures and overlays.
+"""Label maps as images: PaddleSeg's palette, pseudo-colour images and overlays.
 
 A palette is a flat list [r0, g0, b0, r1, ...] of 256 colours, values 0-255.
 """
@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from hmsa.datasets.labels import palette
 from hmsa.errors import UsageError
 
 
@@ -27,16 +26,29 @@ def color_palette(custom_color: Sequence[int] = ()) -> list[int]:
 
 
 def pseudo_color(label: np.ndarray, colors: Sequence[int]) -> Image.Image:
-    """A label map, uint8 [H, W], as a palette picture: its pixels are the classes, its colours the palette."""
-    picture = Image.fromarray(label, mode="P")
-    picture.putpalette(list(colors))
-    return picture
+    """A label map, uint8 [H, W], as a palette image: its pixels are the classes, its colours the palette."""
+    colored = Image.fromarray(label, mode="P")
+    colored.putpalette(list(colors))
+    return colored
 
 
 def overlay(image: np.ndarray, label: np.ndarray, colors: Sequence[int], image_share: float = 0.6) -> np.ndarray:
-    """Mix a picture, uint8 [H, W, 3] RGB, with the colours of its label map, uint8 [H, W].
+    """Mix an image, uint8 [H, W, 3] RGB, with the colours of its label map, uint8 [H, W].
 
-    Returns uint8 [H, W, 3] RGB: `image_share` of the picture, the rest colour.
+    Returns uint8 [H, W, 3] RGB: `image_share` of the image, the rest colour.
     """
     table = np.asarray(colors, np.uint8).reshape(256, 3)
     return cv2.addWeighted(image, image_share, table[label], 1 - image_share, 0)
+
+
+def palette(n: int) -> list[int]:
+    """PaddleSeg's palette: `n` colours as a flat list [r0, g0, b0, r1, ...] of values 0..255, n <= 256.
+
+    The bits of index + 1 are dealt out to red, green and blue in turn, each channel filled from its highest
+    bit down, so that neighbours differ most.
+    """
+    return [
+        sum((number >> (3 * place + channel) & 1) << (7 - place) for place in range(3))
+        for number in range(1, n + 1)
+        for channel in range(3)
+    ]

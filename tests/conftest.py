@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa.environment import prepare
+from hmsa.system.environment import prepare
 
 prepare()
 
@@ -35,9 +35,9 @@ def make_small_network():
 
 @pytest.fixture(scope="session")
 def toy_root(tmp_path_factory):
-    """A small converted street world: 6 training pictures, 6 coarse ones, 3 for validation, 1 for testing."""
+    """A small converted street world: 6 training images, 6 coarse ones, 3 for validation, 1 for testing."""
     from hmsa.datasets.convert import coarse_jobs, convert_all, fine_jobs, train_ids, write_label
-    from hmsa.datasets.toy import write_toy_cityscapes
+    from hmsa.toy.cityscapes import write_toy_cityscapes
 
     root = tmp_path_factory.mktemp("toy")
     write_toy_cityscapes(root, size=(64, 128), train=6, coarse=6, val=3, test=1)

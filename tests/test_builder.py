@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmsa import builder
-from hmsa.config import OUR_SPECS, Config, load_config
+from hmsa.config.reading import load_config
+from hmsa.config.schema import OUR_SPECS, Config
 from hmsa.errors import DataError, UsageError
 
 RECIPE = """
@@ -368,7 +369,7 @@ def test_optimizers_that_are_refused(recipe: Any) -> None:
 
 
 def write_cityscapes(root: Path, splits: dict[str, int]) -> None:
-    """So many grey pictures of 96x64 in each split of the Cityscapes tree, all road but for one ignored corner."""
+    """So many grey images of 96x64 in each split of the Cityscapes tree, all road but for one ignored corner."""
     label = np.zeros((64, 96), np.uint8)
     label[0, 0] = 255
     for split, count in splits.items():

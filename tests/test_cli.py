@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hmsa import cli
-from hmsa.config import load_config
+from hmsa.config.reading import load_config
 from hmsa.errors import UsageError
 
 ROOT = Path(__file__).parents[1]

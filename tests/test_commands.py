@@ -50,11 +50,11 @@ def run(*command, folder) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder with config.yml, model.pdparams and a Cityscapes tree of three pictures in data/."""
+    """A folder with config.yml, model.pdparams and a Cityscapes tree of three images in data/."""
     import paddle
 
     from hmsa.builder import build_model
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     folder = tmp_path_factory.mktemp("workplace")
     config = {**CONFIG, "val_dataset": {**CONFIG["val_dataset"], "dataset_root": str(folder / "data")}}
@@ -120,7 +120,7 @@ def test_a_second_evaluation_keeps_the_first_and_both_say_where(workplace, tmp_p
 
 def test_scores_are_printed_also_where_they_cannot_be_written(workplace, tmp_path, monkeypatch, capsys):
     """A disk that went away during the evaluation."""
-    from hmsa.engine.evaluate import Evaluation
+    from hmsa.report.result import Evaluation
 
     to_json = Evaluation.to_json
 
@@ -182,7 +182,7 @@ def test_export(workplace):
     arguments = ("--config", "config.yml", "--model_path", "model.pdparams", "--save_dir", "exported")
     result = run(ROOT / "export.py", *arguments, "--input_shape", 1, 3, 96, 64, folder=workplace)
     assert result.returncode == 0, result.stderr
-    assert "64 wide and 96 high; for landscape pictures give 1 3 64 96" in result.stderr
+    assert "64 wide and 96 high; for landscape images give 1 3 64 96" in result.stderr
     assert "written to exported; equal to the network at 1x3x96x64: " in result.stdout
     entry = yaml.safe_load((workplace / "exported" / "deploy.yaml").read_text())["Deploy"]
     assert entry["transforms"] == CONFIG["val_dataset"]["transforms"]
@@ -192,7 +192,7 @@ def test_export(workplace):
 
 def test_pictures_are_normalised_also_without_a_data_set(tmp_path):
     from hmsa.builder import build_transforms, inference_transforms
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     (tmp_path / "config.yml").write_text(yaml.safe_dump({"model": CONFIG["model"]}))
     (normalize,) = build_transforms(inference_transforms(load_config(tmp_path / "config.yml")))
@@ -259,7 +259,7 @@ def test_planning_memory_prints_both_peaks_and_saves_nothing(tiny_recipe, tmp_pa
     import paddle
 
     from hmsa.builder import build_model
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     # With weights of the backbone alone, under PaddleSeg's way to ask for them.
     state = build_model(load_config(tiny_recipe)).backbone.state_dict()
@@ -272,5 +272,5 @@ def test_planning_memory_prints_both_peaks_and_saves_nothing(tiny_recipe, tmp_pa
     assert "warning: the scores are of images that are trained on" in result.stdout
     training, evaluating = result.stdout.splitlines()[-2:]
     assert re.fullmatch(r"a training step with batch_size \d+: \d+\.\d\d GiB at most, of \d+\.\d\d GiB", training)
-    assert re.fullmatch(r"evaluating one picture between steps: \d+\.\d\d GiB at most, of \d+\.\d\d GiB", evaluating)
+    assert re.fullmatch(r"evaluating one image between steps: \d+\.\d\d GiB at most, of \d+\.\d\d GiB", evaluating)
     assert not (tmp_path / "out").exists()

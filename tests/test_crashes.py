@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from visualdl import LogReader
 
-from hmsa.log import CURVES_FILE
-from hmsa.weight_files import read_weights
+from hmsa.engine.log import CURVES_FILE
+from hmsa.weights.files import read_weights
 
 ROOT = Path(__file__).parents[1]
 KILLS = 50

@@ -11,7 +11,7 @@ import paddle
 import pytest
 
 from hmsa import builder
-from hmsa.config import load_config
+from hmsa.config.reading import load_config
 
 ROOT = Path(__file__).parents[1]
 SMALL = [

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from hmsa.engine.log import CURVES_FILE
 from hmsa.errors import DataError, UsageError
-from hmsa.log import CURVES_FILE
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -192,9 +192,9 @@ def test_a_visualdl_that_cannot_be_imported_is_said_before_training(tiny_recipe,
 def test_samples_that_were_skipped_stay_listed(start, tiny_recipe, tmp_path):
     shutil.copytree(tiny_recipe.parent, tmp_path / "data")
     bad = min((tmp_path / "data/leftImg8bit/train").rglob("*.png"))
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     data = ["on_bad_sample=skip", "train_dataset.coarse_multiple=0", f"train_dataset.dataset_root={tmp_path / 'data'}"]
-    for iters in (3, 4):  # an epoch, and one more, with pictures that can all be read
+    for iters in (3, 4):  # an epoch, and one more, with images that can all be read
         start(tmp_path / "run", "--iters", iters, "--batch_size", 2, "--resume_model", "auto", "--opts", *data)
         (line,) = (tmp_path / "run/skipped_samples.txt").read_text().splitlines()
         assert line.startswith(f"{bad}: ")

@@ -24,7 +24,7 @@ def test_pictures_are_paddlesegs(tmp_path, label, custom_color):
     assert colors == visualize.get_color_map_list(256, custom_color=custom_color)
 
     image = np.random.default_rng(1).integers(0, 256, (30, 40, 3)).astype(np.uint8)  # RGB
-    path = str(tmp_path / "picture.png")
+    path = str(tmp_path / "image.png")
     cv2.imwrite(path, image[:, :, ::-1])
     theirs = visualize.visualize(path, label, colors, weight=0.6)[:, :, ::-1]
     assert_allclose(overlay(image, label, colors).astype(int), theirs.astype(int), atol=1)

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import train
 from hmsa import cli
-from hmsa.environment import prepare
+from hmsa.system.environment import prepare
 
 prepare()
 import visualdl  # noqa: E402, F401

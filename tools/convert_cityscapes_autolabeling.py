@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make pictures of train ids of the auto-labels of Cityscapes' coarse pictures."""
+"""Make images of train ids of the auto-labels of Cityscapes' coarse images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from hmsa import cli, environment
+from hmsa import cli
+from hmsa.system import environment
 
 
 def main(args: argparse.Namespace) -> None:

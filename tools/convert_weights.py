@@ -14,12 +14,12 @@ from hmsa import cli
 
 def names_of_network(config_path: str, weights: Path) -> list[str]:
     """The tensors of a recipe's network, once all of `weights` fit it."""
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
     from hmsa.builder import build_model
-    from hmsa.config import load_config
-    from hmsa.weights import load_weights
+    from hmsa.config.reading import load_config
+    from hmsa.weights.loading import load_weights
 
     model = build_model(load_config(config_path))
     load_weights(model, weights)
@@ -27,13 +27,13 @@ def names_of_network(config_path: str, weights: Path) -> list[str]:
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa import weights
     from hmsa.errors import DataError, printable
-    from hmsa.weight_files import read_weights, write_weights
-    from hmsa.weights import as_float32, correspondence, is_counter, listed, recognised
+    from hmsa.weights.files import read_weights, write_weights
+    from hmsa.weights.loading import as_float32, listed, named_file
+    from hmsa.weights.names import correspondence, is_counter, original_name, recognised, released_name
 
-    rename = {"hmsa": str, "released": weights.released_name, "original": weights.original_name}[args.names]
-    file, source = weights.named_file(args.input)
+    rename = {"hmsa": str, "released": released_name, "original": original_name}[args.names]
+    file, source = named_file(args.input)
     arrays = read_weights(file, source)
     names = names_of_network(args.config, file) if args.config else recognised(arrays)
     scheme, ours = correspondence(arrays, names)

@@ -54,7 +54,7 @@ TRAPS = [
     ("0", "4", "eager mode does not use oneDNN: on a CPU, evaluation and prediction run in Paddle Inference"),
     ("0", "4", "oneDNN cannot run this network in bf16: --precision bf16 is for OpenVINO and GPUs"),
 ]
-AMD_TRAP = "eager mode is slow on AMD processors by default: MKL_DEBUG_CPU_TYPE=5 is set"
+AMD_TRAP = "eager mode is slow on AMD processors by default: MKL_DEBUG_CPU_TYPE={} is set"
 
 
 # --- The checks: each returns what it found, or raises. Heavy packages are imported inside. ---
@@ -85,14 +85,17 @@ def paddle() -> str:
     """Whether Paddle is there and tested, and its traps."""
     from packaging.version import Version
 
-    from hmsa.environment import TESTED_PADDLES, is_amd_cpu, is_tested, paddle_version
+    from hmsa.system.environment import TESTED_PADDLES, amd_matrix_path, is_tested, paddle_version
 
     found = paddle_version()
     tested = f"tested are {', '.join(TESTED_PADDLES)}"
     if found is None or not is_tested(found):
         raise RuntimeError(f"{found or 'an unknown version'}; {tested}")
     traps = [text for first, end, text in TRAPS if Version(first) <= Version(found) < Version(end)]
-    return "\n".join([f"{found}; {tested}", *(f"known: {text}" for text in traps + [AMD_TRAP] * is_amd_cpu())])
+    path = amd_matrix_path()
+    if path is not None:
+        traps.append(AMD_TRAP.format(path))
+    return "\n".join([f"{found}; {tested}", *(f"known: {text}" for text in traps)])
 
 
 def devices() -> str:
@@ -100,8 +103,8 @@ def devices() -> str:
     _prepare()
     import paddle
 
-    from hmsa.environment import threads
-    from hmsa.memory import total_memory_bytes
+    from hmsa.system.environment import threads
+    from hmsa.system.memory import total_memory_bytes
 
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
@@ -120,7 +123,7 @@ def devices() -> str:
     return "\n".join(lines)
 
 
-def pictures() -> str:
+def images() -> str:
     """PNG and JPEG with Paddle loaded."""
     _prepare()
     import cv2
@@ -128,13 +131,13 @@ def pictures() -> str:
     import paddle  # noqa: F401 (what it does to zlib is the point)
     from PIL import Image
 
-    from hmsa.datasets.pictures import read_image, read_label
+    from hmsa.datasets.images import read_image, read_label
 
     pattern = np.random.default_rng(0).integers(0, 19, (70, 90), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         for ending in ("png", "jpg"):
-            cv2.imwrite(f"{folder}/picture.{ending}", cv2.merge([pattern] * 3))
-            difference = np.abs(read_image(f"{folder}/picture.{ending}")[..., 0].astype(int) - pattern).max()
+            cv2.imwrite(f"{folder}/image.{ending}", cv2.merge([pattern] * 3))
+            difference = np.abs(read_image(f"{folder}/image.{ending}")[..., 0].astype(int) - pattern).max()
             if difference > {"png": 0, "jpg": 40}[ending]:
                 raise RuntimeError(f"a {ending} comes back different by {difference} levels")
         Image.fromarray(pattern).save(f"{folder}/label.png")
@@ -177,13 +180,14 @@ def export() -> str:
 
 
 def engine(name: str) -> str:
-    """A picture through an engine, and through the network itself."""
+    """An image through an engine, and through the network itself."""
     config, model = _small_network()
     import numpy as np
     import paddle
 
-    from hmsa.deploy.engines import choose_engine, open_network
     from hmsa.errors import UsageError
+    from hmsa.inference.backends import choose_engine
+    from hmsa.inference.network import open_network
 
     try:
         choose_engine(name)
@@ -227,26 +231,25 @@ def rank() -> str:
     _prepare()
     import numpy as np
 
-    from hmsa import distributed
+    from hmsa.distributed import ranks
 
-    distributed.init()
-    total = distributed.all_reduce_sum(np.array([distributed.rank() + 1]))
-    distributed.done()
+    ranks.init()
+    total = ranks.all_reduce_sum(np.array([ranks.rank() + 1]))
+    ranks.done()
     return f"the sum is {total[0]}"
 
 
 def cache() -> str:
     """The folder for inference programs."""
     _prepare()
-    from hmsa.deploy.cache import cache_folder
-    from hmsa.files import writable_folder
+    from hmsa.system.files import cache_folder, writable_folder
 
     return f"{writable_folder(cache_folder())} can be written to"
 
 
 def disk() -> str:
     """Room where checkpoints, temporary files and inference programs go."""
-    from hmsa.deploy.cache import cache_folder
+    from hmsa.system.files import cache_folder
 
     kept = next(folder for folder in (cache_folder(), *cache_folder().parents) if folder.is_dir())
     free = {folder: shutil.disk_usage(folder).free for folder in (Path.cwd(), Path(tempfile.gettempdir()), kept)}
@@ -257,7 +260,7 @@ def disk() -> str:
 
 
 def _prepare() -> None:
-    from hmsa.environment import prepare
+    from hmsa.system.environment import prepare
 
     prepare()
 
@@ -268,7 +271,7 @@ def _small_network() -> tuple:
     import numpy as np
 
     from hmsa import builder
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     sizes = ["model.ocr_mid_channels=16", "model.ocr_key_channels=8", "model.attention_mid_channels=8"]
     config = load_config(
@@ -301,7 +304,7 @@ CHECKS = {
     "packages": Check(packages, "pip install . in the folder of this project"),
     "paddle": Check(paddle, REINSTALL),
     "devices": Check(devices, f"install the Paddle that fits your CUDA version, or the one for CPUs: {PADDLE_PAGE}"),
-    "pictures": Check(pictures, "reinstall opencv-python and pillow, and see that nothing loads Paddle before OpenCV"),
+    "images": Check(images, "reinstall opencv-python and pillow, and see that nothing loads Paddle before OpenCV"),
     "training": Check(training, REINSTALL),
     "export": Check(export, f"{REINSTALL}; until then, evaluate with --engine eager"),
     "inference": Check(lambda: engine("inference"), "evaluate with --engine eager or --engine openvino"),

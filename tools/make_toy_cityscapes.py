@@ -13,7 +13,7 @@ from hmsa import cli
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.datasets.toy import write_toy_cityscapes
+    from hmsa.toy.cityscapes import write_toy_cityscapes
 
     width, height = args.size
     write_toy_cityscapes(
@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> None:
         test=args.test,
         seed=args.seed,
     )
-    counts = f"{args.train} train, {args.coarse} coarse, {args.val} val and {args.test} test pictures"
+    counts = f"{args.train} train, {args.coarse} coarse, {args.val} val and {args.test} test images"
     print(
         f"{args.output}: {counts}. Next: python tools/convert_cityscapes.py --cityscapes_path {args.output} && "
         f"python tools/convert_cityscapes_autolabeling.py --dataset_root {args.output}"
@@ -36,10 +36,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output", default="data/toy_cityscapes", help="folder to make or to make again")
     parser.add_argument("--size", nargs=2, type=int, default=[256, 128], metavar=("WIDTH", "HEIGHT"), help="in pixels")
-    parser.add_argument("--train", type=int, default=48, help="pictures with fine labels to train on")
-    parser.add_argument("--coarse", type=int, default=48, help="pictures with auto-labels to train on")
-    parser.add_argument("--val", type=int, default=16, help="pictures with fine labels to evaluate on")
-    parser.add_argument("--test", type=int, default=4, help="pictures whose labels are withheld")
+    parser.add_argument("--train", type=int, default=48, help="images with fine labels to train on")
+    parser.add_argument("--coarse", type=int, default=48, help="images with auto-labels to train on")
+    parser.add_argument("--val", type=int, default=16, help="images with fine labels to evaluate on")
+    parser.add_argument("--test", type=int, default=4, help="images whose labels are withheld")
     parser.add_argument("--seed", type=int, default=42, help="another seed draws other streets")
     return parser
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Draw a run's curves as a picture: loss and, where it was evaluated, mean IoU."""
+"""Draw a run's curves as an image: loss and, where it was evaluated, mean IoU."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def read_curve(reader: object, tag: str) -> tuple[list[int], list[float]]:
 
 
 def main(args: argparse.Namespace) -> None:
+    from hmsa.engine.log import CURVES_FILE, import_visualdl
     from hmsa.errors import DataError, UsageError
-    from hmsa.files import output_file, write_atomically
-    from hmsa.log import CURVES_FILE, import_visualdl
+    from hmsa.system.files import output_file, write_atomically
 
     output = output_file(args.output)
     if output.suffix.lower() not in FORMATS:
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--log_dir", type=Path, required=True, help="--save_dir of a run trained with --use_vdl")
-    parser.add_argument("--output", required=True, help="picture to write, e.g. curves.png")
+    parser.add_argument("--output", required=True, help="image to write, e.g. curves.png")
     return parser
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cityscapes with finely labelled pictures and, for training, auto-labelled coarse ones."""
+"""Cityscapes with finely labelled images and, for training, auto-labelled coarse ones."""
 
 from __future__ import annotations
 
@@ -7,11 +7,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from cityscapesscripts.helpers.labels import labels as _labels
+
 from hmsa.datasets.dataset import Pair, SegmentationDataset
 from hmsa.datasets.find import search
-from hmsa.datasets.labels import CLASS_NAMES, IGNORE_INDEX
+from hmsa.datasets.transforms import Transform
 from hmsa.errors import DataError, UsageError
-from hmsa.transforms import Transform
+
+IGNORE_INDEX = 255
+
+_classes = sorted((label for label in _labels if 0 <= label.trainId < 255), key=lambda label: label.trainId)
+
+CLASS_NAMES: tuple[str, ...] = tuple(label.name for label in _classes)
+"""Names of the 19 classes, by train id."""
+
+CLASS_COLORS: tuple[tuple[int, int, int], ...] = tuple(label.color for label in _classes)
+"""Cityscapes' own RGB colours of the 19 classes, by train id."""
+
+LABEL_IDS: frozenset[int] = frozenset(label.id % 256 for label in _labels)
+"""Every value a label-id image may hold."""
+
+LABEL_ID_TO_TRAIN_ID = np.full(256, IGNORE_INDEX, np.uint8)
+"""uint8 [256]: label id -> train id; 255 where the label is no class."""
+
+TRAIN_ID_TO_LABEL_ID = np.zeros(256, np.uint8)
+"""uint8 [256]: train id -> label id; 0 ("unlabeled") where there is no such class."""
+
+for _train_id, _label in enumerate(_classes):
+    LABEL_ID_TO_TRAIN_ID[_label.id] = _train_id
+    TRAIN_ID_TO_LABEL_ID[_train_id] = _label.id
 
 IMAGE_ENDING = "_leftImg8bit.png"
 LABEL_ENDING = "_gtFine_labelTrainIds.png"
@@ -20,15 +45,15 @@ COARSE_LABELS = Path("convert_autolabelled")
 
 
 class CityscapesAutolabeling(SegmentationDataset):
-    """Cityscapes' pictures under `dataset_root`, paired with their labels by city and name:
+    """Cityscapes' images under `dataset_root`, paired with their labels by city and name:
 
         leftImg8bit/<mode>/<city>/X_leftImg8bit.png    gtFine/<mode>/<city>/X_gtFine_labelTrainIds.png
         leftImg8bit_trainextra/leftImg8bit/train_extra/<city>/X_leftImg8bit.png
                                                        convert_autolabelled/<city>/X_leftImg8bit.png
 
-    In mode "train" an epoch holds every fine picture (with `add_val` those of val too) and `coarse_multiple`
-    times as many coarse ones, whose folders are not needed at 0. Modes "val" and "test" keep the pictures'
-    order and the labels' size; "test" has no labels. DataError lists every picture or label without its
+    In mode "train" an epoch holds every fine image (with `add_val` those of val too) and `coarse_multiple`
+    times as many coarse ones, whose folders are not needed at 0. Modes "val" and "test" keep the images'
+    order and the labels' size; "test" has no labels. DataError lists every image or label without its
     partner.
     """
 
@@ -87,7 +112,7 @@ def fine_pairs(root: Path, split: str) -> list[Pair]:
 
 
 def coarse_pairs(root: Path) -> list[Pair]:
-    """Pairs of the coarse pictures and their converted auto-labels, sorted by city and name."""
+    """Pairs of the coarse images and their converted auto-labels, sorted by city and name."""
     images = _find(root / COARSE_IMAGES, IMAGE_ENDING)
     folder = root / COARSE_LABELS
     labels = _find(folder, IMAGE_ENDING, required=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making pictures of train ids, many at a time: what the conversion tools share."""
+"""Making images of train ids, many at a time: what the conversion tools share."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from hmsa.datasets.cityscapes import LABEL_ID_TO_TRAIN_ID, LABEL_IDS
 from hmsa.datasets.find import search
-from hmsa.datasets.labels import LABEL_ID_TO_TRAIN_ID, LABEL_IDS, palette
-from hmsa.datasets.pictures import check_size, read_bytes, read_label, strange_values
+from hmsa.datasets.images import check_size, read_bytes, read_label, strange_values
 from hmsa.errors import DataError
-from hmsa.files import write_atomically
+from hmsa.system.files import write_atomically
+from hmsa.visualize import palette
 
 _LABEL_IDS, _POLYGONS, _TRAIN_IDS = (
     f"_gtFine_{ending}" for ending in ("labelIds.png", "polygons.json", "labelTrainIds.png")
@@ -29,7 +30,7 @@ _FARTHEST = 10**6  # pixels
 
 
 class Job(NamedTuple):
-    """A label and the picture of train ids to make of it."""
+    """A label and the image of train ids to make of it."""
 
     source: Path
     target: Path
@@ -65,11 +66,11 @@ def coarse_jobs(root: Path) -> list[Job]:
 
 
 def train_ids(source: Path) -> np.ndarray:
-    """uint8 [H, W] of train ids from a picture of label ids or, ending in .json, from polygons."""
-    return _train_ids_of_polygons(source) if source.suffix == ".json" else _train_ids_of_picture(source)
+    """uint8 [H, W] of train ids from an image of label ids or, ending in .json, from polygons."""
+    return _train_ids_of_polygons(source) if source.suffix == ".json" else _train_ids_of_image(source)
 
 
-def _train_ids_of_picture(source: Path) -> np.ndarray:
+def _train_ids_of_image(source: Path) -> np.ndarray:
     label_ids = read_label(source)
     strange = strange_values(label_ids, LABEL_IDS)
     if strange:
@@ -105,11 +106,11 @@ def _train_ids_of_polygons(source: Path) -> np.ndarray:
 
 def write_label(path: Path, label: np.ndarray, *, colored: bool) -> None:
     """Write a label uint8 [H, W] as PNG, whole or not at all: grey, or `colored` by PaddleSeg's palette."""
-    picture = Image.fromarray(label)
+    colored = Image.fromarray(label)
     if colored:
-        picture.putpalette(palette(256))
+        colored.putpalette(palette(256))
     content = io.BytesIO()
-    picture.save(content, "PNG", compress_level=3)
+    colored.save(content, "PNG", compress_level=3)
     write_atomically(path, content.getvalue())
 
 

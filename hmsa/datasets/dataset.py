@@ -11,9 +11,9 @@ from typing import Any, Optional
 
 import numpy as np
 
-from hmsa.datasets.pictures import read_label, read_upright, strange_values
+from hmsa.datasets.images import read_label, read_upright, strange_values
+from hmsa.datasets.transforms import Sample, Transform, fused
 from hmsa.errors import DataError, UsageError, printable
-from hmsa.transforms import Sample, Transform, fused
 
 Pair = tuple[str, Optional[str]]
 
@@ -22,7 +22,7 @@ _FINE_ORDER, _COARSE_ORDER, _REPLACEMENT = 1, 2, 3
 
 
 class SegmentationDataset:
-    """An endless stream of samples over pairs of picture and label.
+    """An endless stream of samples over pairs of image and label.
 
     Sample number i is sample `i % len` of epoch `i // len`, and depends on (seed, i) alone. `len` is an
     epoch: every pair of `pairs` once and `int(coarse_multiple * len(pairs))` of `coarse_pairs`, drawn without
@@ -30,7 +30,7 @@ class SegmentationDataset:
 
     A sample is a dict: `img` float32 [3, H, W] as the transforms leave it; `label` int64 [H, W] of class
     numbers, unless the pair has none; `trans_info`, what a prediction has to undo; `image_path`. With
-    `label_transforms` the label is transformed along with the picture (training), without it keeps its own
+    `label_transforms` the label is transformed along with the image (training), without it keeps its own
     size (evaluation).
 
     A sample whose files cannot be used is a DataError. With `bad_sample_limit`, one drawn from the same epoch stands in
@@ -64,7 +64,7 @@ class SegmentationDataset:
         self.coarse_per_epoch = int(coarse_multiple * len(self.pairs))
         if self.coarse_per_epoch and not self.coarse_pairs:
             raise DataError(
-                f"coarse_multiple {coarse_multiple:g} asks for coarse pictures, but there are none: "
+                f"coarse_multiple {coarse_multiple:g} asks for coarse images, but there are none: "
                 "add them or set coarse_multiple to 0"
             )
         self.transforms = fused(transforms)
@@ -137,7 +137,7 @@ class SegmentationDataset:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """The pictures that others stood in for so far, in this process, and why."""
+        """The images that others stood in for so far, in this process, and why."""
         with self._skipped_lock:
             return dict(self._skipped)
 
@@ -178,7 +178,7 @@ class SegmentationDataset:
                     break
         reasons = list(self.skipped.values())
         raise DataError(
-            f"expected at most {limit} pictures that cannot be used (bad_sample_limit), and others to stand in for "
+            f"expected at most {limit} images that cannot be used (bad_sample_limit), and others to stand in for "
             f"them, found {len(reasons)}: correct them, or raise the limit; the first are: {'; '.join(reasons[:3])}"
         )
 
@@ -188,11 +188,11 @@ class SegmentationDataset:
         yield from (pairs[index] for index in order)
 
     def _skip(self, path: str, reason: str) -> int:
-        """Note a picture that cannot be used, and say so the first time; returns how many there are."""
+        """Note an image that cannot be used, and say so the first time; returns how many there are."""
         with self._skipped_lock:
             if path not in self._skipped:
                 self._skipped[path] = reason
-                sys.stderr.write(printable(f"warning: another picture stands in for {path}: {reason}") + "\n")
+                sys.stderr.write(printable(f"warning: another image stands in for {path}: {reason}") + "\n")
             return len(self._skipped)
 
     def _read_checked_label(self, path: str, image_path: str, image: np.ndarray, orientation: int) -> np.ndarray:

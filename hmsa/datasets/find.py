@@ -13,8 +13,8 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Optional
 
+from hmsa.datasets.images import IMAGE_SUFFIXES, starts_as_image
 from hmsa.datasets.lists import listed_images
-from hmsa.datasets.pictures import IMAGE_SUFFIXES, starts_as_image
 from hmsa.errors import DataError
 
 OVERLAYS, COLOR_MAPS, LABEL_IDS = "added_prediction", "pseudo_color_prediction", "label_ids"
@@ -25,7 +25,7 @@ OVERLAY_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """An image to predict, and the relative paths its results are written under."""
 
     path: Path
@@ -160,7 +160,7 @@ def _step(places: Iterable[int], parts: tuple[str, ...], name: str, *, passed_ov
 # Images to predict
 
 
-def find_pictures(image_path: str, left_out: Optional[LeftOut] = None) -> list[Picture]:
+def find_images(image_path: str, left_out: Optional[LeftOut] = None) -> list[ImageFile]:
     """The images that a file, a folder (with all below it), a list or a glob pattern stands for.
 
     A file that neither is called an image nor starts as one is a list: a line starts with a path, relative to the
@@ -214,7 +214,7 @@ def _images_of(paths: Iterable[Path], left_out: LeftOut) -> list[Path]:
     return images
 
 
-def _named(paths: Iterable[Path], folder: Path) -> list[Picture]:
+def _named(paths: Iterable[Path], folder: Path) -> list[ImageFile]:
     """Name results by the path below `folder`; of images elsewhere, by their whole path.
 
     Where several names differ in their suffix alone, the colour map of x.png is x.png and that of x.jpg x.jpg.png.
@@ -230,14 +230,14 @@ def _named(paths: Iterable[Path], folder: Path) -> list[Picture]:
 
     wanted = Counter(_folded(name.with_suffix(".png")) for name in names.values())
     overlays, labels = ({_folded(parent) for name in names.values() for parent in name.parents} for _ in range(2))
-    results: dict[Path, Picture] = {}
+    results: dict[Path, ImageFile] = {}
     # PNGs have the first claim to their own names.
     for absolute in sorted(names, key=lambda path: path.suffix.lower() != ".png"):
         name = names[absolute]
         is_alone = name.suffix.lower() == ".png" or wanted[_folded(name.with_suffix(".png"))] == 1
         label = name.with_suffix(".png") if is_alone else name.with_name(f"{name.name}.png")
         overlay = name if name.suffix.lower() in OVERLAY_SUFFIXES else name.with_name(f"{name.name}.png")
-        results[absolute] = Picture(originals[absolute], _free(overlay, overlays), _free(label, labels))
+        results[absolute] = ImageFile(originals[absolute], _free(overlay, overlays), _free(label, labels))
     return [results[absolute] for absolute in names]
 
 

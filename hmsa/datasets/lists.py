@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Optional
 
 from hmsa.datasets.dataset import Pair, SegmentationDataset
-from hmsa.datasets.pictures import IMAGE_FORMATS, read_bytes
+from hmsa.datasets.images import IMAGE_FORMATS, read_bytes
+from hmsa.datasets.transforms import Transform
 from hmsa.errors import DataError, UsageError
-from hmsa.transforms import Transform
 
-MOST_PROBLEMS = 20
+MAX_PROBLEMS = 20
 """Bad lines that are told at once."""
 
 _BLANKS = " \t\v\f\r"
@@ -87,9 +87,9 @@ def listed_pairs(path: Path, root: Path, *, separator: Optional[str], labelled: 
         except ValueError as error:
             problems.append(f"{path}, line {line.number}: expected {error}, in {_shown(line.text)}")
     if problems:
-        more = len(problems) - MOST_PROBLEMS
+        more = len(problems) - MAX_PROBLEMS
         rest = [f"{path}: expected a list of pairs, found {more} more lines like these"] if more > 0 else []
-        raise DataError(*problems[:MOST_PROBLEMS], *rest)
+        raise DataError(*problems[:MAX_PROBLEMS], *rest)
     if not pairs:
         raise DataError(f"{path} should name an image{' and its label' * labelled} on each line, but names none")
     return pairs
@@ -99,10 +99,10 @@ def _check_files(path: Path, pairs: Sequence[Pair]) -> None:
     """DataError if a file of the list is missing, which would otherwise end a training in the middle of an epoch."""
     missing = [name for pair in pairs for name in pair if name is not None and not is_file(Path(name))]
     if missing:
-        more = len(missing) - MOST_PROBLEMS
+        more = len(missing) - MAX_PROBLEMS
         raise DataError(
             f"{path} should name files that are there, but {len(missing)} are not: "
-            f"{', '.join(missing[:MOST_PROBLEMS])}{f' and {more} more' if more > 0 else ''}; correct the list or "
+            f"{', '.join(missing[:MAX_PROBLEMS])}{f' and {more} more' if more > 0 else ''}; correct the list or "
             "dataset_root"
         )
 

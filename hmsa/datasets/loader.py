@@ -14,8 +14,8 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from hmsa.datasets.dataset import SegmentationDataset
+from hmsa.datasets.transforms import Sample
 from hmsa.errors import DataError
-from hmsa.transforms import Sample
 
 Batch = dict[str, Any]
 _Outcome = tuple[int, Union[Batch, BaseException]]  # number of the batch, and what became of it
@@ -122,7 +122,7 @@ def _collate(samples: Sequence[Sample]) -> Batch:
         sizes = {array.shape[-2:] for array in arrays}
         if len(sizes) > 1:
             raise DataError(
-                "pictures of one batch should have one size, but they have "
+                "images of one batch should have one size, but they have "
                 f"{', '.join(f'{w}x{h}' for h, w in sorted(sizes))} (width x height): use a batch size of 1 "
                 f"or a transform that fixes the size, for {', '.join(batch['image_path'])}"
             )

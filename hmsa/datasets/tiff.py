@@ -19,8 +19,8 @@ _DEFAULTS = {_BITS: 1, _COMPRESSION: 1, _MEANING: -1, _BANDS: 1, _PLANES: 1, _EX
 _GREY, _RGB = (0, 1), 2
 _KINDS = {1: "unsigned", 2: "signed", 3: "floating-point", 4: "unsigned"}
 _LAYOUTS = {1: "B", 3: "H", 4: "L", 16: "Q"}  # of whole numbers, by a tag's type
-_MOST_BANDS = 6  # that Pillow decodes
-_MOST_NUMBERS = 4096  # that are read of a tag, and tags of a directory
+_MAX_BANDS = 6  # that Pillow decodes
+_MAX_NUMBERS = 4096  # that are read of a tag, and tags of a directory
 
 _AS_RGB = (
     "write red, green and blue alone in 8 bits: gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB -co INTERLEAVE=PIXEL "
@@ -44,8 +44,8 @@ def check(data: bytes) -> None:
         raise UnfitError(f"its {bands} bands are marked as grey values, not as red, green and blue", _AS_RGB)
     if tags[_PLANES][0] == 2 and bands > 3:
         raise UnfitError(f"its {bands} bands are stored plane by plane, which is read of three alone", _AS_RGB)
-    if bands > _MOST_BANDS:
-        raise UnfitError(f"it has {bands} bands, and at most {_MOST_BANDS} are read", _AS_RGB)
+    if bands > _MAX_BANDS:
+        raise UnfitError(f"it has {bands} bands, and at most {_MAX_BANDS} are read", _AS_RGB)
 
 
 def unrecognised(data: bytes) -> UnfitError:
@@ -74,10 +74,10 @@ def _tags(data: bytes) -> dict[int, tuple[int, ...]]:
         (place,) = struct.unpack_from(order + size, data, room)
         (entries,) = struct.unpack_from(order + count, data, place)
         place += struct.calcsize(order + count)
-        for _ in range(min(entries, _MOST_NUMBERS)):
+        for _ in range(min(entries, _MAX_NUMBERS)):
             tag, layout, length = struct.unpack_from(order + entry, data, place)
             place += struct.calcsize(order + entry)
-            if tag in tags and layout in _LAYOUTS and 0 < length <= _MOST_NUMBERS:
+            if tag in tags and layout in _LAYOUTS and 0 < length <= _MAX_NUMBERS:
                 numbers, start = f"{order}{length}{_LAYOUTS[layout]}", place
                 if struct.calcsize(numbers) > room:
                     (start,) = struct.unpack_from(order + size, data, place)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import hmsa.prepared  # noqa: F401
+import hmsa.system.prepared  # noqa: F401
 
 import cv2
 import numpy as np
@@ -21,19 +21,19 @@ import paddle.nn.functional as F
 import yaml
 from paddle.version import full_version as PADDLE_VERSION
 
-from hmsa.datasets.labels import palette
-from hmsa.deploy.programs import DYNAMIC_SHAPE, copy_on_cpu, on_cpu, simplified, write_program, writes_json
-from hmsa.deploy.runtime import DEPLOY_FILE, Predictor, open_predictor, program_of
-from hmsa.engine.inference import Network, joint_logits
+from hmsa.deploy.runtime import DEPLOY_FILE, Predictor
 from hmsa.errors import DataError, UsageError, printable
-from hmsa.files import writable_folder
+from hmsa.inference.backends import open_predictor, program_of, writes_json
+from hmsa.inference.programs import DYNAMIC_SHAPE, copy_on_cpu, on_cpu, simplified, write_program
 from hmsa.models import MscaleOCRNet
-from hmsa.weight_files import sha256
+from hmsa.models.hierarchical import Network, joint_logits
+from hmsa.system.files import sha256, writable_folder
+from hmsa.visualize import palette
 
 CHECKED_SHAPES = ((1, 3, 128, 192), (1, 3, 97, 161), (2, 3, 72, 104))
-"""Where a network of any input size is compared: even and odd sizes, one picture and two."""
+"""Where a network of any input size is compared: even and odd sizes, one image and two."""
 
-MOST_DIFFERENCE = {"argmax": 1e-3, "softmax": 1e-3, "none": 1e-4}
+MAX_DIFFERENCE = {"argmax": 1e-3, "softmax": 1e-3, "none": 1e-4}
 """Of the answer, as a share of the range of what is compared (see `check_parity`)."""
 
 NOISE = 1e-5
@@ -83,7 +83,7 @@ def export(
 
     Args:
         output_op: "argmax", "softmax" or "none".
-        transforms: {type, **arguments} of what prepares a picture.
+        transforms: {type, **arguments} of what prepares an image.
         class_names: names of the K classes; "class 0", ... without them.
         class_colors: R, G, B of the K classes, 0 to 255; PaddleSeg's palette without them.
         ignore_index: what stands for no class in labels.
@@ -192,7 +192,7 @@ def _colors(given: Sequence[Sequence[int]], num_classes: int) -> list[list[int]]
 
 
 def check_parity(network: Network, exported: Predictor, output_op: str, shapes: Sequence[Sequence[int]]) -> str:
-    """Run an exported model and the network it was made from on the same pictures.
+    """Run an exported model and the network it was made from on the same images.
 
     Logits are compared as logits and probabilities as probabilities. A class may be another than the network's best
     where the network has two about equally good.
@@ -201,12 +201,12 @@ def check_parity(network: Network, exported: Predictor, output_op: str, shapes: 
         What was measured, in a line.
 
     Raises:
-        DataError: they differ by more than `MOST_DIFFERENCE` and `NOISE`.
+        DataError: they differ by more than `MAX_DIFFERENCE` and `NOISE`.
     """
     kind = {"argmax": "classes", "softmax": "probabilities", "none": "logits"}[output_op]
     largest, pixels, ties = 0.0, 0, 0
     for shape in shapes:
-        image = _picture_like(shape)
+        image = _image_like(shape)
         with paddle.no_grad():
             logits = network(paddle.to_tensor(image)).numpy()  # [N, K, H, W]
         answer = exported(image)
@@ -221,7 +221,7 @@ def check_parity(network: Network, exported: Predictor, output_op: str, shapes: 
         else:
             label = answer.argmax(axis=1)
             difference = np.abs(answer - right).max(axis=1)
-        allowed = MOST_DIFFERENCE[output_op] * np.ptp(right) + NOISE * np.abs(right).max()
+        allowed = MAX_DIFFERENCE[output_op] * np.ptp(right) + NOISE * np.abs(right).max()
         # Written so that NaN fails.
         wrong = int((~(difference <= allowed)).sum())
         if wrong:
@@ -251,7 +251,7 @@ def _check_input_shape(shape: Sequence[int | None]) -> None:
         raise UsageError(f"--input_shape should be N 3 H W, -1 for any number or size, but it is {sides}")
 
 
-def _picture_like(shape: Sequence[int]) -> np.ndarray:
+def _image_like(shape: Sequence[int]) -> np.ndarray:
     """Float32 [N, 3, H, W] with patches and noise, so that an answer has several classes."""
     N, C, H, W = shape
     rng = np.random.default_rng(0)

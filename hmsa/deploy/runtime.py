@@ -8,25 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import hmsa.prepared  # noqa: F401
+import hmsa.system.prepared  # noqa: F401
 
 import numpy as np
-import paddle
 import yaml
 from packaging.version import InvalidVersion, Version
 from paddle.version import full_version as PADDLE_VERSION
 
-from hmsa.environment import threads
 from hmsa.errors import DataError
-from hmsa.weight_files import sha256
+from hmsa.inference.backends import open_program
+from hmsa.system.files import sha256
 
 DEPLOY_FILE = "deploy.yaml"
 
 Predictor = Callable[[np.ndarray], np.ndarray]
 """float32 [N, 3, H, W], normalised -> classes int32 [N, H, W], or probabilities or logits float32 [N, K, H, W]."""
-
-Program = Callable[[np.ndarray], list[np.ndarray]]
-"""An input, float32 -> all outputs."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class Deployment:
 
     model: Path
     params: Path
-    transforms: list[dict[str, Any]]  # {type, **arguments} of what prepares a picture
+    transforms: list[dict[str, Any]]  # {type, **arguments} of what prepares an image
     input_shape: tuple[int | None, ...]  # N, C, H, W; None is any size
     output_op: str  # argmax, softmax or none
     paddle_version: str | None  # that wrote the model; None if not recorded
@@ -55,9 +51,9 @@ def read_deployment(folder: str | Path) -> Deployment:
     path = Path(folder) / DEPLOY_FILE
     try:
         with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"it is longer than {_MAX_BYTES} bytes")
         entry = yaml.load(text, _Loader)["Deploy"]
         deployment = Deployment(
             model=_beside(path, entry["model"]),
@@ -82,7 +78,7 @@ def read_deployment(folder: str | Path) -> Deployment:
     return deployment
 
 
-_MOST_BYTES = 1 << 16
+_MAX_BYTES = 1 << 16
 _Kind = TypeVar("_Kind")
 
 
@@ -125,63 +121,6 @@ def load_predictor(folder: str | Path) -> Predictor:
             "of another kind; export again"
         ) from error
     return lambda image: run(image)[0]
-
-
-def open_program(model: Path, params: Path) -> Program:
-    """Load a program with one input into Paddle Inference, on the GPU if Paddle has one, else with oneDNN.
-
-    The function that comes back keeps one set of buffers: call it from one thread at a time.
-    """
-    return program_of(open_predictor(model, params))
-
-
-def open_predictor(model: Path, params: Path) -> Any:
-    """Load a program into Paddle Inference, as `open_program` does: its own object, which knows the names."""
-    return paddle.inference.create_predictor(_config(model, params))
-
-
-def program_of(predictor: Any) -> Program:
-    """What `open_program` returns, of a program that is open."""
-    source = predictor.get_input_handle(predictor.get_input_names()[0])
-    results = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
-
-    def run(given: np.ndarray) -> list[np.ndarray]:
-        source.reshape(given.shape)
-        source.copy_from_cpu(np.ascontiguousarray(given, np.float32))
-        predictor.run()
-        answers = [result.copy_to_cpu() for result in results]
-        predictor.clear_intermediate_tensor()
-        return answers
-
-    return run
-
-
-def _config(model: Path, params: Path) -> Any:
-    """Options under which Paddle Inference answers as the network does."""
-    config = paddle.inference.Config(str(model), str(params))
-    config.disable_glog_info()
-    if Version(PADDLE_VERSION).major >= 3:
-        # Without the first, enable_memory_optim ends in an error about memory_optimize_pass. With the second, programs
-        # of the old form are opened like the others, for which Paddle has quicker passes.
-        config.enable_new_executor(True)
-        config.enable_new_ir(True)
-    config.enable_memory_optim()
-    # These mangle an OCR head written with matmul (the first .json, the second .pdmodel): wrong numbers, no warning.
-    config.delete_pass("reshape_transpose_matmul_fuse_pass")
-    config.delete_pass("reshape_transpose_matmul_onednn_fuse_pass")
-    # What it looks for is folded already, and looking for it in an old program takes half of the time of opening it.
-    config.delete_pass("conv_eltwiseadd_bn_fuse_pass")
-    device = paddle.device.get_device()
-    if device.startswith("gpu"):
-        config.enable_use_gpu(256, int(device.partition(":")[2] or 0))
-        return config
-    config.disable_gpu()
-    config.enable_mkldnn()
-    config.set_cpu_math_library_num_threads(threads())  # the default is 1
-    if Version(PADDLE_VERSION).release[:2] == (3, 3):
-        # In 3.3 this pass makes every bilinear resize fail (Paddle issues 77340 and 79749).
-        config.delete_pass("onednn_placement_pass")
-    return config
 
 
 def _check_readable(deployment: Deployment) -> None:

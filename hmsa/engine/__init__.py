@@ -1,3 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
 
-import hmsa.prepared  # noqa: F401
+import hmsa.system.prepared  # noqa: F401

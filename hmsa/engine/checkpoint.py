@@ -21,19 +21,19 @@ import paddle
 from paddle import nn
 from pydantic import TypeAdapter, ValidationError
 
-from hmsa.config import load_config, shown
-from hmsa.errors import DataError, UsageError, printable
-from hmsa.files import flush_to_disk, free_name, write_atomically
-from hmsa.log import CURVES_FILE
-from hmsa.weight_files import read_pickle
-from hmsa.weights import load_weights
+from hmsa.config.reading import load_config
+from hmsa.engine.log import CURVES_FILE
+from hmsa.errors import DataError, UsageError, printable, shown
+from hmsa.system.files import flush_to_disk, free_name, write_atomically
+from hmsa.weights.files import read_pickle
+from hmsa.weights.loading import load_weights
 
 BEST = "best_model"
 SKIPPED_FILE = "skipped_samples.txt"
 FILES = ("model.pdparams", "model.pdopt", "state.json", "config.yml")
 """Of a checkpoint; what else lies in its folder is a user's own."""
 
-MOST_CHANGES = 20
+MAX_CHANGES = 20
 """Of a recipe that are told."""
 
 # What is ours in a save folder. Names that only look like these are a user's own.
@@ -370,8 +370,8 @@ def notes(folder: Path, recipe: dict[str, Any]) -> list[str]:
     ]
     if changes:
         lines.append(f"the recipe is not that of {folder} ({len(changes)} {'keys' if len(changes) > 1 else 'key'}):")
-    if len(changes) > MOST_CHANGES:
-        changes[MOST_CHANGES:] = [f"  and {len(changes) - MOST_CHANGES} more"]
+    if len(changes) > MAX_CHANGES:
+        changes[MAX_CHANGES:] = [f"  and {len(changes) - MAX_CHANGES} more"]
     return lines + changes
 
 

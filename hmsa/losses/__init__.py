@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses on named outputs."""
 
-import hmsa.prepared  # noqa: F401
+import hmsa.system.prepared  # noqa: F401
 
 from hmsa.losses.bootstrapped_cross_entropy import BootstrappedCrossEntropyLoss
 from hmsa.losses.cross_entropy import CrossEntropyLoss, OhemCrossEntropyLoss

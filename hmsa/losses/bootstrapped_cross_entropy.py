@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bootstrapped cross-entropy: only a picture's hardest pixels count (Wu, Shen, van den Hengel, arXiv 1605.06885)."""
+"""Bootstrapped cross-entropy: only an image's hardest pixels count (Wu, Shen, van den Hengel, arXiv 1605.06885)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hmsa.losses.softmax import Probabilities, Term, softmax_losses
 
 
 class BootstrappedCrossEntropyLoss:
-    """Mean cross-entropy of each picture's hardest pixels, averaged over pictures.
+    """Mean cross-entropy of each image's hardest pixels, averaged over images.
 
-    Among a picture's valid pixels: if the (K+1)-th largest loss exceeds the threshold, the mean of all losses above the
+    Among an image's valid pixels: if the (K+1)-th largest loss exceeds the threshold, the mean of all losses above the
     threshold; else the mean of the K largest. Fewer valid pixels than K: their mean. None: 0.
 
     Args:

@@ -3,7 +3,7 @@
 
 `TensorSoftmax` is written in Paddle operators. `ArraySoftmax` does the same in NumPy, in blocks that stay in the
 processor's cache and on several threads: on a CPU, Paddle's element-wise operators use one thread and go through memory
-once each. N pictures, K classes, M pixels.
+once each. N images, K classes, M pixels.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.utils import dlpack
 
-from hmsa.environment import threads
-from hmsa.memory import as_tensor
+from hmsa.system.device import as_tensor
+from hmsa.system.environment import threads
 
 _BLOCK_PIXELS = 4096
 
@@ -110,8 +110,8 @@ class ArraySoftmax:
         return dlpack.from_dlpack(dense.__dlpack__())  # the tensor takes the memory over
 
 
-def _blocks(pictures: int, pixels: int) -> Iterator[tuple[int, slice]]:
-    for n in range(pictures):
+def _blocks(images: int, pixels: int) -> Iterator[tuple[int, slice]]:
+    for n in range(images):
         for start in range(0, pixels, _BLOCK_PIXELS):
             yield n, slice(start, min(start + _BLOCK_PIXELS, pixels))
 

@@ -14,9 +14,9 @@ _EPSILON = 1e-8
 
 
 class DiceLoss:
-    """weight * (1 - (2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth)), averaged over pictures and classes.
+    """weight * (1 - (2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth)), averaged over images and classes.
 
-    The sums run over the valid pixels of a picture; p is the class's probability, t is 1 where it is the label. A
+    The sums run over the valid pixels of an image; p is the class's probability, t is 1 where it is the label. A
     class with neither label nor probability has loss 0.
 
     Args:
@@ -37,7 +37,7 @@ class DiceLoss:
         return softmax_losses(logits, labels, [self])[0]
 
     def term(self, shared: Probabilities) -> Term:
-        """Value and derivative, see `hmsa.losses.softmax`. A picture of ignored pixels alone counts 0."""
+        """Value and derivative, see `hmsa.losses.softmax`. An image of ignored pixels alone counts 0."""
         n, k = shared.totals.shape
         weight = shared.by_class(self.weight) / (n * k)  # [N, K]
         overlap = 2 * shared.sum_by_class(shared.of_label) + self.smooth  # [N, K]

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from hmsa.memory import as_tensor
+from hmsa.system.device import as_tensor
 
 
 class ForeignLoss:

@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from hmsa.memory import as_tensor
+from hmsa.system.device import as_tensor
 
 
 def hardest(loss: Tensor, valid: Tensor, k: int) -> Tensor:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses of one softmax: all losses on an output share its probabilities, and their gradient has a closed form.
 
-N pictures, K classes, M = H * W pixels. With class probabilities p and a label y for each valid pixel, every loss here
+N images, K classes, M = H * W pixels. With class probabilities p and a label y for each valid pixel, every loss here
 has a derivative made of three small parts,
 
     d loss / d p[k] = region[k] + [k = y] * label     with respect to the probabilities, and
@@ -25,26 +25,26 @@ import paddle
 from paddle import Tensor
 
 from hmsa.losses.dense import dense_softmax
-from hmsa.memory import as_tensor
+from hmsa.system.device import as_tensor
 
 
 @dataclass
 class Probabilities:
     """What the losses on one output share. Everything is 0 at ignored pixels."""
 
-    totals: Tensor  # [N, K] float32, sum of each class's probability over the picture
+    totals: Tensor  # [N, K] float32, sum of each class's probability over the image
     of_label: Tensor  # [N, M] float32
     cross_entropy: Tensor  # [N, M] float32, -log of `of_label`
     valid: Tensor  # [N, M] float32, 1 or 0
     bin: Tensor  # [N, M] int64, n * K + label
 
     def sum_by_class(self, values: Tensor) -> Tensor:
-        """Sum of `values` [N, M] over the pixels of each picture labelled k: [N, K]."""
+        """Sum of `values` [N, M] over the pixels of each image labelled k: [N, K]."""
         n, k = self.totals.shape
         return paddle.bincount(self.bin.flatten(), weights=values.flatten(), minlength=n * k).reshape([n, k])
 
     def by_class(self, weight: Optional[Sequence[float]]) -> Tensor:
-        """A number a class (None: 1 for all), for every picture: [N, K].
+        """A number a class (None: 1 for all), for every image: [N, K].
 
         Raises:
             ValueError: not as many numbers as classes.

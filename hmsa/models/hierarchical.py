@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hierarchical multi-scale attention (Tao, Sapra, Catanzaro, arXiv 2005.10821).
 
-One network looks at the picture at several scales. Beside its logits it predicts an attention map that says, pixel
+One network looks at the image at several scales. Beside its logits it predicts an attention map that says, pixel
 by pixel, how much of this scale's answer to take; the rest comes from the next larger scale's.
 """
 
@@ -51,7 +51,7 @@ class ScaleAttention(nn.Layer):
 
 
 ScaleNetwork = Callable[[Tensor, bool], tuple[Tensor, Optional[Tensor]]]
-"""Pictures at one scale [N, 3, h, w] -> logits [N, K, h', w'] at the network's own resolution and, where the second
+"""Images at one scale [N, 3, h, w] -> logits [N, K, h', w'] at the network's own resolution and, where the second
 argument asks for it, attention [N, 1, h', w']."""
 
 
@@ -67,11 +67,11 @@ def fuse_scales(
     the one so far (section 3.1 of the paper).
 
     The largest scale's answer keeps the network's own resolution until it meets the next: it is never made at the
-    size of the enlarged picture.
+    size of the enlarged image.
 
     Args:
         network: the network at one scale; asked for the attention of the largest scale only to return it.
-        x: normalised pictures [N, 3, H, W].
+        x: normalised images [N, 3, H, W].
         scales: 1.0 among them.
         align_corners: how every bilinear resize places the corners.
         return_attention: whether every scale's attention is wanted.
@@ -164,7 +164,7 @@ class MscaleOCRNet(nn.Layer):
         self.scale_attn = ScaleAttention(in_channels=ocr_mid_channels, mid_channels=attention_mid_channels)
 
     def forward(self, x: Tensor, return_attention: bool = False) -> dict[str, Tensor]:
-        """Normalised pictures [N, 3, H, W] -> logits by name.
+        """Normalised images [N, 3, H, W] -> logits by name.
 
         Training: `joint`, `joint_aux`, `low`, `high`, each [N, K, H, W]. Evaluation: `joint` [N, K, H, W], and with
         `return_attention` also `attention_<scale>` [N, 1, floor(H * scale), floor(W * scale)] for every scale.
@@ -185,7 +185,7 @@ class MscaleOCRNet(nn.Layer):
         return run(self.scale_attn, ocr_features, recompute=self.recompute)
 
     def at_scale(self, x: Tensor, attention: bool) -> tuple[Tensor, Optional[Tensor]]:
-        """The network at one scale: pictures [N, 3, h, w] -> logits [N, K, h', w'], attention [N, 1, h', w']."""
+        """The network at one scale: images [N, 3, h, w] -> logits [N, K, h', w'], attention [N, 1, h', w']."""
         logits, _, ocr_features = self.trunk(x)
         return logits, self.attention(ocr_features) if attention else None
 
@@ -208,3 +208,11 @@ class MscaleOCRNet(nn.Layer):
             "low": self._resize(low, size),
             "high": high,
         }
+
+
+Network = Callable[[paddle.Tensor], paddle.Tensor]
+
+
+def joint_logits(model: paddle.nn.Layer) -> Network:
+    """The model as a network: its fused answer alone."""
+    return lambda image: model(image)["joint"]

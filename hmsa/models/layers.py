@@ -11,10 +11,11 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+from paddle.autograd import PyLayer
 from paddle.nn.layer.norm import _BatchNormBase  # BatchNorm2D and SyncBatchNorm
 
 from hmsa.errors import DataError
-from hmsa.memory import release_unused
+from hmsa.system.memory import release_unused
 
 
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2D:
@@ -76,7 +77,28 @@ def resize(x: Tensor, size: Any, *, align_corners: bool) -> Tensor:
     """Bilinear resize of `x` [N, C, H, W] to `size` (height, width); the ratio comes from the two sizes."""
     if paddle.in_dynamic_mode() and list(x.shape[2:]) == list(size):
         return x
+    if paddle.in_dynamic_mode() and x.place.is_cpu_place() and paddle.is_grad_enabled() and not x.stop_gradient:
+        return _Resize.apply(x, size, align_corners)
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+class _Resize(PyLayer):
+    """The same resize with a gradient that is several times faster than Paddle's on a CPU, and keeps nothing of `x`.
+
+    A bilinear resize multiplies the rows by one matrix and the columns by another, y = R x C^T, so its gradient is
+    R^T g C.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+        ctx.axes = [(side, [int(target)]) for side, target in zip(x.shape[2:], size)]
+        ctx.align_corners = align_corners
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        rows, columns = (_axis_matrix(*axis, align_corners=ctx.align_corners) for axis in ctx.axes)
+        return paddle.matmul(paddle.matmul(rows, gradient, transpose_x=True), columns)
 
 
 def resize_through(x: Tensor, sizes: Sequence[Any], *, align_corners: bool) -> Tensor:

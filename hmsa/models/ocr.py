@@ -2,7 +2,7 @@
 """Object-contextual representations (Yuan, Chen, Wang, arXiv 1909.11065).
 
 A first guess (`aux_head`) groups the pixels into one region per class; every pixel then asks the regions for
-context. Parts have the names of the original HMSA checkpoints. N pictures, C channels, K classes, D key channels.
+context. Parts have the names of the original HMSA checkpoints. N images, C channels, K classes, D key channels.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture with its label, and files of them."""
+"""An image with its label, and files of them."""
 
 import io
 

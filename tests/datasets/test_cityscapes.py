@@ -20,7 +20,7 @@ def save(path: Path, array: np.ndarray) -> None:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """Three training pictures in two cities, two of validation, one of test and four coarse ones."""
+    """Three training images in two cities, two of validation, one of test and four coarse ones."""
     picture, label = np.zeros((4, 8, 3), np.uint8), np.zeros((4, 8), np.uint8)
     fine = {"train": ("bonn/bonn_0", "bonn/bonn_1", "aachen/aachen_0"), "val": ("ulm/ulm_0", "ulm/ulm_1")}
     for split, names in fine.items():

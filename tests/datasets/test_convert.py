@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hmsa.datasets.convert import Job, coarse_jobs, convert_all, fine_jobs, train_ids, write_label
-from hmsa.datasets.labels import palette
 from hmsa.errors import DataError
+from hmsa.visualize import palette
 
 SQUARE = [[1, 1], [5, 1], [5, 4], [1, 4]]
 
@@ -64,7 +64,7 @@ labels = st.sampled_from(["road", "car", "persongroup", "license plate", "ego ve
 @given(st.lists(st.tuples(labels, points), max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_both_routes_agree(tmp_path_factory, things):
-    """The label-id picture that cityscapesscripts draws, looked up, equals the polygons drawn with train ids."""
+    """The label-id image that cityscapesscripts draws, looked up, equals the polygons drawn with train ids."""
     from cityscapesscripts.preparation.json2labelImg import json2labelImg
 
     folder = tmp_path_factory.mktemp("routes")

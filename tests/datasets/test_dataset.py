@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from samples import LABEL, PICTURE, encoded
 
-from hmsa import transforms as T
+from hmsa.datasets import transforms as T
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.errors import DataError, UsageError
@@ -147,7 +147,7 @@ def test_labels_of_two_bytes_can_be_transformed(tmp_path, most):
 def test_no_pictures():
     with pytest.raises(DataError, match="at least one image"):
         dataset()
-    with pytest.raises(DataError, match=r"coarse_multiple 0\.5 asks for coarse pictures"):
+    with pytest.raises(DataError, match=r"coarse_multiple 0\.5 asks for coarse images"):
         dataset(("a", "b"), ("c", "d"), coarse_multiple=0.5)
 
 
@@ -156,7 +156,7 @@ def test_no_pictures():
 
 @pytest.fixture
 def some_bad(tmp_path):
-    """Eight pairs that can be told apart; of three, the picture or the label cannot be used."""
+    """Eight pairs that can be told apart; of three, the image or the label cannot be used."""
     pairs = []
     for number in range(8):
         folder = tmp_path / str(number)
@@ -187,7 +187,7 @@ def test_another_sample_stands_in_for_a_bad_one(some_bad, capsys):
     reasons = "no image format is recognised", "No such file", "holds 77"
     assert all(reason in data.skipped[path] for path, reason in zip(bad, reasons))
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and all(line.startswith("warning: another picture stands in for ") for line in lines)
+    assert len(lines) == 3 and all(line.startswith("warning: another image stands in for ") for line in lines)
 
 
 def test_what_stands_in_depends_on_seed_and_number_only(some_bad):
@@ -213,16 +213,14 @@ def test_workers_replace_alike_and_warn_once(some_bad, capsys):
 
 def test_more_bad_ones_than_the_limit(some_bad):
     data = skipping(some_bad, bad_sample_limit=2)
-    with pytest.raises(
-        DataError, match=r"at most 2 pictures that cannot be used \(bad_sample_limit\).*found 3: .*label"
-    ):
+    with pytest.raises(DataError, match=r"at most 2 images that cannot be used \(bad_sample_limit\).*found 3: .*label"):
         [data[i] for i in range(8)]
     assert len(data.skipped) == 3
 
 
 def test_nothing_but_bad_ones_comes_to_an_end(tmp_path):
     data = skipping([(str(tmp_path / f"{i}.png"), None) for i in range(5)], bad_sample_limit=100)
-    with pytest.raises(DataError, match=r"at most 100 pictures .* and others to stand in for them, found 5: .*No such"):
+    with pytest.raises(DataError, match=r"at most 100 images .* and others to stand in for them, found 5: .*No such"):
         data[0]
 
 
@@ -272,7 +270,7 @@ def test_orders_differ_from_epoch_to_epoch_and_by_seed():
     assert len({tuple(epoch) for epoch in (data.epoch(0), data.epoch(1), other.epoch(0))}) == 3
     first_places = [pair[0][0] for pair in data.epoch(0)]
     assert {"f", "c"} == set(first_places[:20])  # fine and coarse are mixed
-    assert sorted(data.epoch(0)) != sorted(data.epoch(1))  # other coarse pictures
+    assert sorted(data.epoch(0)) != sorted(data.epoch(1))  # other coarse images
 
 
 def test_without_shuffle_the_order_is_the_list():

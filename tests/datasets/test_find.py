@@ -12,8 +12,8 @@ from samples import PICTURE, encoded
 
 from hmsa.datasets.cityscapes import CityscapesAutolabeling
 from hmsa.datasets.convert import coarse_jobs, fine_jobs
-from hmsa.datasets.find import LeftOut, _named, find_pictures, search
-from hmsa.datasets.pictures import IMAGE_FORMATS, IMAGE_SUFFIXES, read_image
+from hmsa.datasets.find import LeftOut, _named, find_images, search
+from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, read_image
 from hmsa.errors import DataError
 
 
@@ -107,7 +107,7 @@ def test_folders_that_cannot_be_searched_are_named(tree, monkeypatch):
     left_out = LeftOut()
     assert below(tree, search(tree, "*/*.png", left_out)) == ["a/a1.png", "c/c1.png", "c/c2.png"]
     assert len(left_out.unreadable) == 1
-    assert len(find_pictures(str(tree), left_out)) == 5  # others are predicted
+    assert len(find_images(str(tree), left_out)) == 5  # others are predicted
     assert "2 folders that cannot be searched" not in str(left_out) and "c/deep: Permission denied" in str(left_out)
 
 
@@ -154,7 +154,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_is_searched_to_its_depths(folder):
-    pictures = find_pictures(str(folder))
+    pictures = find_images(str(folder))
     assert names(pictures, folder) == ["a.JPG", "b.png", "sub/c.jpeg", "sub/deep/d.png"]
     assert [picture.overlay_name.as_posix() for picture in pictures] == names(pictures, folder)
     assert [picture.label_name.as_posix() for picture in pictures] == [
@@ -163,15 +163,15 @@ def test_a_folder_is_searched_to_its_depths(folder):
 
 
 def test_one_file(folder):
-    (picture,) = find_pictures(str(folder / "sub" / "c.jpeg"))
+    (picture,) = find_images(str(folder / "sub" / "c.jpeg"))
     assert picture.overlay_name == PurePath("c.jpeg")
 
 
 def test_globs(folder):
-    pictures = find_pictures(str(folder / "**" / "*.png"))
+    pictures = find_images(str(folder / "**" / "*.png"))
     assert names(pictures, folder) == ["b.png", "sub/deep/d.png"]
     assert pictures[1].label_name == PurePath("sub/deep/d.png")
-    (picture,) = find_pictures(str(folder / "sub" / "?.jpeg"))
+    (picture,) = find_images(str(folder / "sub" / "?.jpeg"))
     assert picture.label_name == PurePath("c.png")
 
 
@@ -180,7 +180,7 @@ def test_a_list_of_paths(folder, tmp_path, monkeypatch):
     write(outside)
     listing = folder / "list.txt"
     listing.write_text(f"b.png labels/b.png\n\nsub/c.jpeg\n{outside}\nmissing.png\nb.png x\n")
-    pictures = find_pictures(str(listing))
+    pictures = find_images(str(listing))
     assert [picture.path for picture in pictures] == [
         folder / "b.png", folder / "sub/c.jpeg", outside, folder / "missing.png",
     ]  # fmt: skip
@@ -191,15 +191,15 @@ def test_a_list_of_paths(folder, tmp_path, monkeypatch):
 
 def test_relative_paths(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    assert [str(picture.label_name) for picture in find_pictures("sub")] == ["c.png", "deep/d.png"]
-    assert [str(picture.label_name) for picture in find_pictures("s*/*.jpeg")] == ["sub/c.png"]
-    assert [str(picture.label_name) for picture in find_pictures("b.png")] == ["b.png"]
+    assert [str(picture.label_name) for picture in find_images("sub")] == ["c.png", "deep/d.png"]
+    assert [str(picture.label_name) for picture in find_images("s*/*.jpeg")] == ["sub/c.png"]
+    assert [str(picture.label_name) for picture in find_images("b.png")] == ["b.png"]
 
 
 @pytest.mark.parametrize("path", ["nowhere", "nowhere/*.png", "notes*", ".cache/nothing"])
 def test_nothing_found_is_an_error(folder, path):
     with pytest.raises(DataError, match="found no image"):
-        find_pictures(str(folder / path))
+        find_images(str(folder / path))
 
 
 @settings(deadline=None)
@@ -224,7 +224,7 @@ def test_no_line_of_a_list_leads_out_of_the_results(tmp_path_factory, lines):
     folder = tmp_path_factory.mktemp("list")
     (folder / "list.txt").write_bytes("\n".join(lines).encode(errors="ignore"))
     try:
-        pictures = find_pictures(str(folder / "list.txt"))
+        pictures = find_images(str(folder / "list.txt"))
     except DataError as error:
         text = "\n".join(lines).encode(errors="ignore").decode().lstrip("\ufeff")
         assert "found no image" in str(error)
@@ -241,19 +241,19 @@ def test_names_in_a_list_may_hold_any_character_but_the_end_of_a_line(tmp_path):
     for name in names:
         write(tmp_path / name)
     (tmp_path / "list.txt").write_bytes("\r\n".join(names).encode("utf-8-sig"))
-    assert [picture.path.name for picture in find_pictures(str(tmp_path / "list.txt"))] == names
+    assert [picture.path.name for picture in find_images(str(tmp_path / "list.txt"))] == names
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "a/**b/*.png", "\0.png"])
 def test_impossible_paths(tmp_path, path):
     with pytest.raises(DataError, match=r"expected a path or a pattern|found no image"):
-        find_pictures(str(tmp_path / path))
+        find_images(str(tmp_path / path))
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".ppm", ".pgm", ".pnm", ".jfif", ".jpe", ".mpo", ".webp", ".TIF", ".JpEg"])
 def test_every_format_that_is_read_is_found_in_folders(tmp_path, suffix):
     touch(tmp_path, f"x{suffix}", "x.txt", "x.jp2")
-    (picture,) = find_pictures(str(tmp_path))
+    (picture,) = find_images(str(tmp_path))
     assert picture.path.name == f"x{suffix}"
 
 
@@ -271,32 +271,32 @@ def test_what_is_left_out_is_counted(folder):
     touch(folder, "label_ids/own.png")  # a name like any other where no results are beside it
     left_out = LeftOut()
     found = ["a.JPG", "b.png", "label_ids/own.png", "sub/c.jpeg", "sub/deep/d.png", "x.jpg/inside.png"]
-    assert names(find_pictures(str(folder), left_out), folder) == found
+    assert names(find_images(str(folder), left_out), folder) == found
     assert str(left_out) == (
         "left out 3 other files (.db, .md), 2 hidden files or folders, 6 results of an earlier prediction"
     )
-    assert names(find_pictures(str(folder / "**/*")), folder) == found
+    assert names(find_images(str(folder / "**/*")), folder) == found
     with pytest.raises(DataError, match=r"found no image .*; left out 6 results of an earlier prediction"):
-        find_pictures(str(folder / "sub/result"))
-    assert len(find_pictures(str(folder / "sub/result/label_ids"))) == 2  # asked for
+        find_images(str(folder / "sub/result"))
+    assert len(find_images(str(folder / "sub/result/label_ids"))) == 2  # asked for
 
 
 def test_patterns_with_links_and_folders(tree):
     left_out = LeftOut()
-    assert names(find_pictures(str(tree / "*"), left_out), tree) == ["x.png"]
+    assert names(find_images(str(tree / "*"), left_out), tree) == ["x.png"]
     assert str(left_out) == "left out 2 folders, 1 hidden file or folder"
-    assert len(find_pictures(str(tree / "**"))) == len(find_pictures(str(tree / "**/*"))) == 6
-    assert names(find_pictures(str(tree / "c/../c/*1.png")), tree)[0].endswith("c1.png")
-    assert names(find_pictures(str(tree / "*/../a/*1.png")), tree) == ["a/a1.png"]
+    assert len(find_images(str(tree / "**"))) == len(find_images(str(tree / "**/*"))) == 6
+    assert names(find_images(str(tree / "c/../c/*1.png")), tree)[0].endswith("c1.png")
+    assert names(find_images(str(tree / "*/../a/*1.png")), tree) == ["a/a1.png"]
 
 
 def test_names_that_are_hard_to_write(tmp_path):
     hard = ["-x.png", " x.png", "a\nb.png", "[x].png", "*.png", "größe.png", "图.png", "back\\slash.png"]
     touch(tmp_path / "in", *hard, "x.png ")
     left_out = LeftOut()
-    assert sorted(p.path.name for p in find_pictures(str(tmp_path / "in"), left_out)) == sorted(hard)
+    assert sorted(p.path.name for p in find_images(str(tmp_path / "in"), left_out)) == sorted(hard)
     assert str(left_out) == "left out 1 other file (.png )"
-    (picture,) = find_pictures(str(tmp_path / "in/[x].png"))
+    (picture,) = find_images(str(tmp_path / "in/[x].png"))
     assert picture.path.name == "[x].png"
 
 
@@ -306,7 +306,7 @@ def labels(pictures) -> dict[str, str]:
 
 def test_results_of_images_that_differ_in_their_suffix(tmp_path):
     touch(tmp_path / "in", "a.jpg", "a.png", "b.bmp", "b.jpg", "c.jpg", "D.JPG", "d.png", "e.jpg", "e.png/f.png")
-    assert labels(find_pictures(str(tmp_path / "in"))) == {
+    assert labels(find_images(str(tmp_path / "in"))) == {
         "a.jpg": "a.jpg.png",
         "a.png": "a.png",
         "b.bmp": "b.bmp.png",
@@ -336,13 +336,13 @@ def test_results_of_images_that_differ_in_their_suffix(tmp_path):
 def test_any_file_that_is_no_image_is_a_list(folder, name, content, found):
     touch(folder, "BM 1.png", "P6.png", "#1.png")
     (folder / name).write_bytes(content)
-    assert names(find_pictures(str(folder / name)), folder) == found
+    assert names(find_images(str(folder / name)), folder) == found
 
 
 def test_a_file_that_starts_as_an_image_is_one(folder):
     for form in IMAGE_FORMATS:
         (folder / "image.0001").write_bytes(encoded(PICTURE, form))
-        assert [p.label_name.name for p in find_pictures(str(folder / "image.0001"))] == ["image.png"]
+        assert [p.label_name.name for p in find_images(str(folder / "image.0001"))] == ["image.png"]
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_a_file_that_starts_as_an_image_is_one(folder):
 def test_lists_in_other_encodings(folder, content, reason):
     (folder / "list.txt").write_bytes(content)
     with pytest.raises(DataError, match=reason):
-        find_pictures(str(folder / "list.txt"))
+        find_images(str(folder / "list.txt"))
 
 
 def test_names_that_are_no_utf_8(tmp_path):
@@ -364,5 +364,5 @@ def test_names_that_are_no_utf_8(tmp_path):
     name = os.fsdecode(b"gr\xf6\xdfe.png")
     write(tmp_path / name)
     (tmp_path / "list.txt").write_bytes(b"gr\xf6\xdfe.png label.png\n")
-    assert [p.path.name for p in find_pictures(str(tmp_path))] == [name]
-    assert [p.path.name for p in find_pictures(str(tmp_path / "list.txt"))] == [name]
+    assert [p.path.name for p in find_images(str(tmp_path))] == [name]
+    assert [p.path.name for p in find_images(str(tmp_path / "list.txt"))] == [name]

@@ -19,7 +19,7 @@ LINES = [" ".join(pair) for pair in PAIRS]
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    for image, label in [*PAIRS, ("my pictures/p 0.jpg", "my pictures/p 0.png"), ("图 片/é.jpg", "图 片/é.png")]:
+    for image, label in [*PAIRS, ("my images/p 0.jpg", "my images/p 0.png"), ("图 片/é.jpg", "图 片/é.png")]:
         (tmp_path / image).parent.mkdir(exist_ok=True)
         (tmp_path / label).parent.mkdir(exist_ok=True)
         (tmp_path / image).write_bytes(encoded(PICTURE, "JPEG"))
@@ -59,7 +59,7 @@ def test_lists_as_people_write_them(root, content):
 
 @pytest.mark.parametrize("separator", ["|", ",", "\t", " ", ";;"])
 def test_a_separator_is_taken_at_its_word(root, separator):
-    text = f"my pictures/p 0.jpg{separator}my pictures/p 0.png\n"
+    text = f"my images/p 0.jpg{separator}my images/p 0.png\n"
     if separator == " ":
         with pytest.raises(DataError, match=r"line 1: expected an image and its label, divided by ' ', found 6 parts"):
             dataset(root, text, separator=separator)
@@ -70,9 +70,9 @@ def test_a_separator_is_taken_at_its_word(root, separator):
 
 
 def test_names_with_blanks_are_told_apart_by_the_files_there_are(root):
-    lines = "my pictures/p 0.jpg my pictures/p 0.png\n图 片/é.jpg 图 片/é.png\n" + LINES[1]
+    lines = "my images/p 0.jpg my images/p 0.png\n图 片/é.jpg 图 片/é.png\n" + LINES[1]
     assert found(dataset(root, lines)) == [
-        ("my pictures/p 0.jpg", "my pictures/p 0.png"), ("图 片/é.jpg", "图 片/é.png"), PAIRS[1],
+        ("my images/p 0.jpg", "my images/p 0.png"), ("图 片/é.jpg", "图 片/é.png"), PAIRS[1],
     ]  # fmt: skip
     for name in ("a", "a b", "b c", "c"):
         (root / name).touch()
@@ -104,9 +104,9 @@ def test_of_many_bad_lines_twenty_are_shown(root):
 
 
 def test_labels_may_be_missing_in_a_test_alone(root):
-    text = f"images/p0.jpg\nmy pictures/p 0.jpg\n{LINES[2]}"
+    text = f"images/p0.jpg\nmy images/p 0.jpg\n{LINES[2]}"
     data = dataset(root, text, mode="test")
-    assert found(data) == [("images/p0.jpg", None), ("my pictures/p 0.jpg", None), PAIRS[2]]
+    assert found(data) == [("images/p0.jpg", None), ("my images/p 0.jpg", None), PAIRS[2]]
     assert "label" not in data[1] and "label" in data[2]
     for mode in ("train", "val"):
         with pytest.raises(DataError, match="line 1: expected an image and its label"):

@@ -30,7 +30,7 @@ class Numbers:
         time.sleep(self.delay * (index % 3))  # finish out of order
         self.loaded.append(index)
         if index == self.trap:
-            raise DataError(f"picture {index} is unreadable")
+            raise DataError(f"image {index} is unreadable")
         sample = {"img": np.full((3, 2, 2), index, np.float32), "trans_info": [], "image_path": f"{index}.png"}
         return sample | ({"label": np.full((2, 2), index, np.int64)} if self.labels else {})
 
@@ -57,7 +57,7 @@ def test_without_labels_there_is_no_label():
 def test_an_error_arrives_at_its_batch_and_ends_the_threads(workers):
     stream = batches(Numbers(trap=5), ([i] for i in itertools.count()), workers)
     assert [next(stream)["image_path"] for _ in range(5)] == [[f"{i}.png"] for i in range(5)]
-    with pytest.raises(DataError, match="picture 5 is unreadable"):
+    with pytest.raises(DataError, match="image 5 is unreadable"):
         next(stream)
     assert loader_threads() == 0
 
@@ -86,7 +86,7 @@ def test_an_error_does_not_wait_for_a_thread_that_hangs(monkeypatch):
     stream = batches(Hanging(trap=3), ([i] for i in itertools.count()), 2)
     assert next(stream)["image_path"] == ["0.png"]
     start = time.monotonic()
-    with pytest.raises(DataError, match="picture 3 is unreadable"):
+    with pytest.raises(DataError, match="image 3 is unreadable"):
         next(stream)
     assert time.monotonic() - start < 2
     storage.set()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa.datasets import pictures
-from hmsa.datasets.pictures import read_image
+from hmsa.datasets import images
+from hmsa.datasets.images import read_image
 from hmsa.errors import DataError
 
 GREY, RGB, PALETTE, CMYK = 1, 2, 3, 5
@@ -86,7 +86,7 @@ def test_grey_palette_inks_and_one_bit(tmp_path):
 
 @pytest.mark.parametrize("bands", [4, 5, 6])
 def test_what_lies_behind_blue_is_left_out_and_said_once(tmp_path, monkeypatch, capsys, bands):
-    monkeypatch.setattr(pictures, "_said", set())
+    monkeypatch.setattr(images, "_said", set())
     for _ in range(2):
         image = read(tmp_path, tiff(BANDS[..., :bands], RGB, extras=[0] * (bands - 3)))
         np.testing.assert_array_equal(image, BANDS[..., :3])
@@ -95,7 +95,7 @@ def test_what_lies_behind_blue_is_left_out_and_said_once(tmp_path, monkeypatch, 
 
 
 def test_transparency_is_left_out_as_of_any_image(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pictures, "_said", set())
+    monkeypatch.setattr(images, "_said", set())
     np.testing.assert_array_equal(read(tmp_path, tiff(BANDS[..., :4], RGB, extras=[2])), BANDS[..., :3])
     assert capsys.readouterr().err == ""
 

@@ -15,10 +15,10 @@ import yaml
 from paddle.version import full_version as PADDLE_VERSION
 from PIL import Image
 
+from hmsa.datasets.transforms import Normalize
 from hmsa.deploy.export import export
-from hmsa.deploy.programs import write_program
-from hmsa.engine.inference import restore
-from hmsa.transforms import Normalize
+from hmsa.inference.averaging import undo_transforms
+from hmsa.inference.programs import write_program
 
 ROOT = Path(__file__).parents[2]
 NORMALIZE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -44,7 +44,7 @@ def expected(network, photos):
         sample = {"img": np.array(Image.open(path).convert("RGB"))}
         image = Normalize(**NORMALIZE)(sample, np.random.default_rng())["img"].transpose(2, 0, 1)
         with paddle.no_grad():
-            return restore(network(paddle.to_tensor(np.ascontiguousarray(image[np.newaxis])))["joint"], [])
+            return undo_transforms(network(paddle.to_tensor(np.ascontiguousarray(image[np.newaxis])))["joint"], [])
 
     labels = {path: classes(path) for path in sorted(photos.iterdir())}
     assert all(len(np.unique(label)) > 2 for label in labels.values())
@@ -143,7 +143,7 @@ def test_the_old_form_is_left_again(network, tmp_path):
 @pytest.mark.slow
 def test_the_commands_and_the_document_give_the_same_labels(tiny_recipe, photos, tmp_path):
     from hmsa.builder import build_model
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     config = load_config(tiny_recipe)
     model = build_model(config)

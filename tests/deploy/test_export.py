@@ -12,14 +12,15 @@ from awaken import awaken
 from numpy.testing import assert_allclose, assert_array_equal
 from paddle.version import full_version as PADDLE_VERSION
 
-from hmsa.deploy import programs
 from hmsa.deploy.export import check_parity, export
-from hmsa.deploy.programs import replace_sync_batch_norm
-from hmsa.deploy.runtime import load_predictor, open_predictor, program_of
-from hmsa.engine.inference import joint_logits
+from hmsa.deploy.runtime import load_predictor
 from hmsa.errors import DataError, UsageError
+from hmsa.inference import programs
+from hmsa.inference.backends import open_predictor, program_of
+from hmsa.inference.fold import replace_sync_batch_norm
+from hmsa.models.hierarchical import joint_logits
+from hmsa.system.files import sha256
 from hmsa.visualize import color_palette
-from hmsa.weight_files import sha256
 
 COLORS = [(i, 2 * i, 255 - i) for i in range(5)]
 NORMALIZE = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}

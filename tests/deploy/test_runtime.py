@@ -7,7 +7,7 @@ from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.deploy.runtime import load_predictor, read_deployment
 from hmsa.errors import DataError
-from hmsa.weight_files import sha256
+from hmsa.system.files import sha256
 
 ENTRY = {
     "model": "model.json",

@@ -3,7 +3,7 @@
 
 PLAN is JSON. Keys that are none of these are passed over:
     freeze: true has batch normalisation use its running statistics.
-    record: folder for lists of the training pictures that each rank loads and of the pictures that it writes.
+    record: folder for lists of the training images that each rank loads and of the images that it writes.
     faults: rank -> [moment, deed], what that rank does, and when.
     once: a file that comes with the first fault, after which there is no other.
 """
@@ -56,19 +56,19 @@ def at(owner, name, deed, *, call=1, after=False):
 
 def arm(moment, deed):
     """Prepare the fault of this rank."""
-    from hmsa import distributed
-    from hmsa.engine import checkpoint, evaluate, train
+    from hmsa.distributed import ranks
+    from hmsa.engine import checkpoint, evaluate, step
 
     if moment == "join":
-        at(distributed, "init", deed)
+        at(ranks, "init", deed)
     elif moment == "train":
-        at(train.Step, "backward", deed, call=3)
+        at(step.Step, "backward", deed, call=3)
     elif moment == "evaluate":
         at(evaluate, "confusion_matrix", deed)
     elif moment == "save" and RANK == "0":
         at(checkpoint, "save", deed)
     elif moment == "save":  # the last thing they do together before the main rank writes
-        at(distributed, "gather", deed, after=True)
+        at(ranks, "gather", deed, after=True)
     else:
         raise ValueError(moment)
 
@@ -92,7 +92,7 @@ def freeze():
 
 
 def record(folder):
-    """Have this rank write down every training picture that it loads, and every file that `predict.py` writes."""
+    """Have this rank write down every training image that it loads, and every file that `predict.py` writes."""
     from hmsa.engine import predict, train
 
     def note(kind, lines):
@@ -120,7 +120,7 @@ def main():
     if moment == "start":
         do(deed)
 
-    from hmsa import environment
+    from hmsa.system import environment
 
     prepare = environment.prepare
     changed = []

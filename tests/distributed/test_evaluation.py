@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""However many processes evaluate and predict, more than there are pictures too: the results of one process."""
+"""However many processes evaluate and predict, more than there are images too: the results of one process."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from launcher import launch, run
 
 @pytest.fixture(scope="module")
 def one_picture(tiny_recipe, tmp_path_factory):
-    """A recipe whose validation set is one picture, and a checkpoint of it that four processes evaluated."""
+    """A recipe whose validation set is one image, and a checkpoint of it that four processes evaluated."""
     folder = tmp_path_factory.mktemp("one")
     shutil.copytree(tiny_recipe.parent, folder / "data")
     pictures = sorted(path.name for path in (folder / "data/leftImg8bit/val").rglob("*.png"))
@@ -24,7 +24,7 @@ def one_picture(tiny_recipe, tmp_path_factory):
     arguments = ["--iters", 1, "--batch_size", 1, "--do_eval", "--engine", "eager", "--save_dir", "run"]
     console = launch(folder / "training", "train.py", "--config", folder / "recipe.yml", *arguments, processes=4)
     assert console.count("[EVAL]") == 1
-    assert "iter 1, 1 pictures in" in console
+    assert "iter 1, 1 images in" in console
     return folder / "recipe.yml", folder / "training/machine0/run/iter_1"
 
 
@@ -48,7 +48,7 @@ def test_four_processes_evaluate_one_picture(one_picture, tmp_path):
 
 @pytest.mark.slow
 def test_processes_on_two_machines_evaluate_and_predict_every_picture_once(one_picture, tiny_recipe, tmp_path):
-    """Three pictures, two machines, on storage that both have."""
+    """Three images, two machines, on storage that both have."""
     _, weights = one_picture
     common = ["--config", tiny_recipe, "--model_path", weights, "--engine", "eager"]
     val = ["val.py", *common, "--output", tmp_path / "found.json"]

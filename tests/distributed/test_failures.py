@@ -9,7 +9,7 @@ import pytest
 from launcher import Job, launch, paths
 
 from hmsa import builder
-from hmsa.config import load_config
+from hmsa.config.reading import load_config
 
 SECONDS = 60
 HOST = socket.gethostname()
@@ -54,7 +54,7 @@ def test_a_rank_that_is_late_is_waited_for(tiny_recipe, tmp_path):
 
 @pytest.mark.slow
 def test_a_picture_that_one_rank_cannot_read_ends_all(tiny_recipe, tmp_path):
-    """The second picture of the evaluation, which is the second machine's."""
+    """The second image of the evaluation, which is the second machine's."""
     data, recipe = tmp_path / "data", tmp_path / "recipe.yml"
     shutil.copytree(tiny_recipe.parent, data)
     recipe.write_text(f"_base_: {tiny_recipe}\nval_dataset: {{dataset_root: {data}}}\n")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from launcher import Job, free_port, launch
 
-from hmsa.environment import paddle_version
-from hmsa.weight_files import read_weights
+from hmsa.system.environment import paddle_version
+from hmsa.weights.files import read_weights
 
 TRAIN = ["--save_interval", 2, "--iters", 4, "--resume_model", "auto"]
 KILL = {"faults": {"1": ["train", "kill"]}}  # in the third iteration

@@ -10,14 +10,14 @@ import yaml
 from launcher import launch, run
 
 from hmsa import builder
-from hmsa.config import load_config
-from hmsa.weight_files import read_weights
+from hmsa.config.reading import load_config
+from hmsa.weights.files import read_weights
 
 ITERATIONS, PICTURES = 20, 4  # a step, of all processes
 TOLERANCE = 1e-5
 
 WAYS = {
-    # name: (machines, processes a machine, pictures a process and micro-batch, more options)
+    # name: (machines, processes a machine, images a process and micro-batch, more options)
     "two": (1, 2, 2, []),
     "four on two machines": (2, 2, 1, []),
     "two, accumulating, recomputing": (1, 2, 1, ["gradient_accumulation=2", "model.recompute=true"]),
@@ -26,7 +26,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def recipe(tiny_recipe, tmp_path_factory):
-    """Epochs of 11 pictures, no dropout, and weights from which training runs smoothly.
+    """Epochs of 11 images, no dropout, and weights from which training runs smoothly.
 
     Gradients of a network of ReLUs jump where a unit switches, and float32 sums in another order switch some: the
     smaller the steps, the less of that is left in the weights.
@@ -55,7 +55,7 @@ def recipe(tiny_recipe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(recipe, tmp_path_factory):
-    """name of the way -> (weights, pictures in the order each rank loaded them, folder of the run)."""
+    """name of the way -> (weights, images in the order each rank loaded them, folder of the run)."""
     results = {}
     for name, (machines, processes, batch_size, more) in {"one": (1, 1, PICTURES, []), **WAYS}.items():
         folder = tmp_path_factory.mktemp("trained")
@@ -69,7 +69,7 @@ def trained(recipe, tmp_path_factory):
             launch(folder, *command, processes=processes, machines=machines, plan=plan)
         weights = read_weights(folder / f"machine0/run/iter_{ITERATIONS}/model.pdparams")
         pictures = [
-            (folder / f"pictures/loaded_{rank}.txt").read_text().splitlines() for rank in range(machines * processes)
+            (folder / f"images/loaded_{rank}.txt").read_text().splitlines() for rank in range(machines * processes)
         ]
         results[name] = weights, pictures, folder
     return results
@@ -87,7 +87,7 @@ def test_the_weights_are_those_of_one_process(trained, recipe, way):
         assert np.abs(found[name] - tensor).max() <= TOLERANCE * largest, name
         if not name.endswith(("._mean", "._variance")):
             moved.append(np.abs(tensor - start[name]).max() / largest)
-    # Half a gradient, or that of other pictures, would show in most tensors.
+    # Half a gradient, or that of other images, would show in most tensors.
     assert np.median(moved) > 10 * TOLERANCE
     assert max(moved) > 1000 * TOLERANCE
 
@@ -95,7 +95,7 @@ def test_the_weights_are_those_of_one_process(trained, recipe, way):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_the_pictures_are_those_of_one_process(trained, recipe, way):
-    """Every step's, and so every epoch's: 80 pictures are seven epochs of 11 and a part of the next."""
+    """Every step's, and so every epoch's: 80 images are seven epochs of 11 and a part of the next."""
     one = trained["one"][1][0]
     ranks = [np.reshape(pictures, (ITERATIONS, -1)) for pictures in trained[way][1]]
     for step in range(ITERATIONS):

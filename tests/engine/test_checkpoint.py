@@ -12,7 +12,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from hmsa.config import load_config
+from hmsa.config.reading import load_config
 from hmsa.engine import checkpoint
 from hmsa.engine.checkpoint import TrainingState
 from hmsa.errors import DataError
@@ -367,7 +367,7 @@ def test_of_many_changes_the_first_are_told_and_those_of_data_last(tmp_path):
     normalize = "[" + "{type: Normalize}, " * 30 + "]"
     options = [f"train_dataset.transforms={normalize}", f"val_dataset.transforms={normalize}", "optimizer.beta2=0.5"]
     changes = checkpoint.notes(checkpoint_of(tmp_path / "iter_1"), load_config(RECIPE, options).model_dump())[1:]
-    assert len(changes) == checkpoint.MOST_CHANGES + 1
+    assert len(changes) == checkpoint.MAX_CHANGES + 1
     assert changes[0] == "  optimizer.beta2: 0.98 -> 0.5"
     assert re.fullmatch(r"  and \d+ more", changes[-1])
 
@@ -383,10 +383,10 @@ def test_a_recipe_that_cannot_be_read_is_said(tmp_path, content):
 
 
 def test_skipped_samples_of_a_resumed_run_stay_listed(tmp_path):
-    checkpoint.list_skipped(tmp_path, {"b.png": "no picture", "a.png": "no\nlabel"})
-    checkpoint.list_skipped(tmp_path, {"b.png": "no picture", "\udcff.png": "no picture"})
+    checkpoint.list_skipped(tmp_path, {"b.png": "no image", "a.png": "no\nlabel"})
+    checkpoint.list_skipped(tmp_path, {"b.png": "no image", "\udcff.png": "no image"})
     lines = (tmp_path / "skipped_samples.txt").read_text().splitlines()
-    assert lines == ["a.png: no label", "b.png: no picture", "\\udcff.png: no picture"]
+    assert lines == ["a.png: no label", "b.png: no image", "\\udcff.png: no image"]
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ import paddle
 import pytest
 from numpy.testing import assert_array_equal
 
-from hmsa import distributed
 from hmsa.datasets.dataset import SegmentationDataset
-from hmsa.engine.evaluate import Evaluation, evaluate
-from hmsa.engine.inference import InferenceOptions
+from hmsa.distributed import ranks
+from hmsa.engine.evaluate import evaluate
 from hmsa.errors import DataError
-from hmsa.metrics import confusion_matrix
+from hmsa.inference.averaging import InferenceOptions
+from hmsa.metrics.confusion import confusion_matrix
+from hmsa.report.result import Evaluation
 
 SIZES = [(12, 16), (9, 7), (10, 10), (5, 20), (8, 8)]
 
@@ -26,7 +27,7 @@ def red_channel(image):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Pictures whose red channel is a guess of the label; (guesses, labels, pairs of paths)."""
+    """Images whose red channel is a guess of the label; (guesses, labels, pairs of paths)."""
     rng = np.random.default_rng(0)
     guesses, labels, pairs = [], [], []
     for index, size in enumerate(SIZES):
@@ -63,15 +64,15 @@ def test_evaluate_counts_every_pixel_once(pictures, num_workers):
     result = evaluate(red_channel, make_dataset(pairs), InferenceOptions(), num_workers=num_workers, progress=False)
     assert_array_equal(result.confusion, expected_confusion(guesses, labels))
     assert result.confusion.dtype == np.int64
-    assert result.pictures == len(pairs)
+    assert result.images == len(pairs)
     assert result.seconds > 0
     assert result.peak_memory_bytes > 2**20
 
 
 def test_only_the_first_pictures(pictures):
     guesses, labels, pairs = pictures
-    result = evaluate(red_channel, make_dataset(pairs), InferenceOptions(), most=2, progress=False)
-    assert result.pictures == 2
+    result = evaluate(red_channel, make_dataset(pairs), InferenceOptions(), max_images=2, progress=False)
+    assert result.images == 2
     assert_array_equal(result.confusion, expected_confusion(guesses[:2], labels[:2]))
 
 
@@ -84,10 +85,10 @@ def test_ranks_share_the_pictures(pictures, monkeypatch, world_size):
         seen.append(counts)
         return counts
 
-    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
-    monkeypatch.setattr(distributed, "all_reduce_sum", note)
+    monkeypatch.setattr(ranks, "world_size", lambda: world_size)
+    monkeypatch.setattr(ranks, "all_reduce_sum", note)
     for rank in range(world_size):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         evaluate(red_channel, make_dataset(pairs), InferenceOptions(), progress=False)
     total = sum(seen)
     assert total.dtype == np.int64
@@ -97,10 +98,10 @@ def test_ranks_share_the_pictures(pictures, monkeypatch, world_size):
 
 def test_asked_to_stop_on_one_rank_it_stops_on_all(pictures, monkeypatch):
     _, _, pairs = pictures
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
     for stops in (True, False):
         monkeypatch.setattr(
-            distributed,
+            ranks,
             "all_reduce_sum",
             lambda counts: counts + np.eye(1, len(counts), len(counts) - 1, dtype=np.int64)[0],
         )
@@ -162,7 +163,7 @@ def test_table_has_every_class_and_both_means(evaluation):
     assert ends["mean IoU, all classes"] == "51.67"
     assert ends["mean IoU, the 2 of 3 classes present"] == "77.50"
     assert ends["pixel accuracy"] == "87.50"
-    assert evaluation.table().endswith("4 pictures in 12.3 s, peak memory 3.00 GiB")
+    assert evaluation.table().endswith("4 images in 12.3 s, peak memory 3.00 GiB")
 
 
 def test_json_holds_everything_behind_the_table(evaluation):

@@ -11,11 +11,11 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from hmsa import distributed
 from hmsa.datasets.find import OVERLAY_SUFFIXES, LeftOut
-from hmsa.datasets.pictures import IMAGE_SUFFIXES
-from hmsa.engine.inference import InferenceOptions
-from hmsa.engine.predict import find_pictures, notices, predict
+from hmsa.datasets.images import IMAGE_SUFFIXES
+from hmsa.distributed import ranks
+from hmsa.engine.predict import find_images, notices, predict
+from hmsa.inference.averaging import InferenceOptions
 from hmsa.visualize import color_palette, overlay
 
 COLORS = color_palette()
@@ -29,7 +29,7 @@ def red_channel(image):
 
 
 def write_picture(path: Path, height: int = 6, width: int = 9, seed: int = 0) -> np.ndarray:
-    """Write a lossless picture; returns it as RGB, its red channel holding classes."""
+    """Write a lossless image; returns it as RGB, its red channel holding classes."""
     image = np.random.default_rng(seed).integers(0, 19, (height, width, 3)).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(".png", image[:, :, ::-1])[1].tobytes())
@@ -49,11 +49,11 @@ def test_every_unusable_file_is_named_and_the_others_are_done(tmp_path, capsys):
     (folder / "line\nbreak.png").write_bytes(b"")
     (folder / "list.txt").write_text("pipe.png\ngood.png\nmissing.png\n.\n/\nnul\0.png\n" + "x" * 300)
     bad = ["dangling.png", "line\nbreak.png", "pipe.png"]
-    assert run(find_pictures(str(folder)), tmp_path / "1") == [folder / name for name in bad]
+    assert run(find_images(str(folder)), tmp_path / "1") == [folder / name for name in bad]
     errors = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[1] for line in errors] == [str(folder / name).replace("\n", " ") for name in bad]
     bad = ["pipe.png", "missing.png", ".", "/", "nul\0.png", "x" * 300]
-    assert run(find_pictures(str(folder / "list.txt")), tmp_path / "2") == [folder / name for name in bad]
+    assert run(find_images(str(folder / "list.txt")), tmp_path / "2") == [folder / name for name in bad]
     for number in "12":
         results = [path for path in (tmp_path / number).rglob("*") if path.is_file()]
         assert {path.name for path in results} == {"good.png"} and len(results) == 2
@@ -62,7 +62,7 @@ def test_every_unusable_file_is_named_and_the_others_are_done(tmp_path, capsys):
 @pytest.mark.parametrize("suffix", [*IMAGE_SUFFIXES, ".PNG", ".jpg.JPG", ""])
 def test_overlays_of_every_ending(tmp_path, suffix):
     image = write_picture(tmp_path / f"x{suffix}")
-    assert run(find_pictures(str(tmp_path / f"x{suffix}")), tmp_path / "out") == []
+    assert run(find_images(str(tmp_path / f"x{suffix}")), tmp_path / "out") == []
     (written,) = (tmp_path / "out" / "added_prediction").iterdir()
     assert written.name == f"x{suffix}" + ".png" * (Path(f"x{suffix}").suffix.lower() not in OVERLAY_SUFFIXES)
     assert Image.open(written).size == image.shape[1::-1]
@@ -70,7 +70,7 @@ def test_overlays_of_every_ending(tmp_path, suffix):
 
 def test_an_overlay_too_large_for_its_format(tmp_path, capsys):
     write_picture(tmp_path / "wide.webp", 2, 16384)
-    assert run(find_pictures(str(tmp_path / "wide.webp")), tmp_path / "out") == [tmp_path / "wide.webp"]
+    assert run(find_images(str(tmp_path / "wide.webp")), tmp_path / "out") == [tmp_path / "wide.webp"]
     assert "an overlay of 16384x2 pixels cannot be written as .webp" in capsys.readouterr().err
     written = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert written == [PurePath("pseudo_color_prediction/wide.png")]
@@ -81,7 +81,7 @@ def test_results_are_written(tmp_path):
     save_dir = tmp_path / "result"
     failed = predict(
         red_channel,
-        find_pictures(str(tmp_path / "in")),
+        find_images(str(tmp_path / "in")),
         transforms=[],
         options=InferenceOptions(),
         save_dir=save_dir,
@@ -107,10 +107,10 @@ def test_a_bad_picture_does_not_stop_the_others(tmp_path, capsys):
     for index, name in enumerate(["a.png", "c.png"]):
         write_picture(folder / name, seed=index)
     write_picture(folder / "tiny.png", 1, 1)
-    (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
     failed = predict(
         red_channel,
-        find_pictures(str(folder)),
+        find_images(str(folder)),
         transforms=[],
         options=InferenceOptions(),
         save_dir=tmp_path,
@@ -128,13 +128,13 @@ def test_ranks_share_the_pictures(tmp_path, monkeypatch):
     for index in range(5):
         write_picture(tmp_path / "in" / f"{index}.png")
     (tmp_path / "in" / "3.png").write_bytes(b"")
-    pictures = find_pictures(str(tmp_path / "in"))
+    pictures = find_images(str(tmp_path / "in"))
     flags = []
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "all_reduce_sum", lambda counts: flags.append(counts) or counts)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "all_reduce_sum", lambda counts: flags.append(counts) or counts)
     written = []
     for rank in range(2):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         save_dir = tmp_path / str(rank)
         predict(
             red_channel,
@@ -158,7 +158,7 @@ def test_a_second_run_into_a_folder_says_what_becomes_of_the_first(tmp_path):
 
     def predicted() -> list[str]:
         left_out = LeftOut()
-        pictures = find_pictures(str(folder), left_out)
+        pictures = find_images(str(folder), left_out)
         lines = list(notices(pictures, left_out, result))
         assert run(pictures, result) == []
         assert {p.path.name for p in pictures} == {
@@ -183,7 +183,7 @@ def test_results_with_other_names_are_told(tmp_path):
         write_picture(tmp_path / name)
     (tmp_path / "notes.md").touch()
     left_out = LeftOut()
-    assert list(notices(find_pictures(str(tmp_path), left_out), left_out, tmp_path / "result")) == [
+    assert list(notices(find_images(str(tmp_path), left_out), left_out, tmp_path / "result")) == [
         "found 3 images; left out 1 other file (.md)",
         "results of 1 image have longer names, as others have theirs: a.jpg as a.jpg.png",
     ]
@@ -194,7 +194,7 @@ def test_names_that_are_no_utf_8(tmp_path, capsys):
     write_picture(tmp_path / "in" / good)
     (tmp_path / "in" / bad).write_bytes(b"")
     save_dir = tmp_path / os.fsdecode(b"r\xe9sultat")
-    assert run(find_pictures(str(tmp_path / "in")), save_dir) == [tmp_path / "in" / bad]
+    assert run(find_images(str(tmp_path / "in")), save_dir) == [tmp_path / "in" / bad]
     assert r"kaputt\udcff.png" in capsys.readouterr().err
     for kind in ("added_prediction", "pseudo_color_prediction"):
         assert [path.name for path in (save_dir / kind).iterdir()] == [good]
@@ -203,7 +203,7 @@ def test_names_that_are_no_utf_8(tmp_path, capsys):
 def test_the_limit_of_pixels_can_be_raised(tmp_path, monkeypatch, capsys):
     write_picture(tmp_path / "in" / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    pictures = find_pictures(str(tmp_path / "in"))
+    pictures = find_images(str(tmp_path / "in"))
     assert run(pictures, tmp_path / "out") == [tmp_path / "in" / "x.png"]
     assert "raise max_image_pixels" in capsys.readouterr().err
     assert run(pictures, tmp_path / "out", max_image_pixels=100) == []

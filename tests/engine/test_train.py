@@ -7,16 +7,18 @@ import paddle
 import pytest
 
 from hmsa import builder
-from hmsa.config import load_config
+from hmsa.config.reading import load_config
 from hmsa.datasets.convert import write_label
-from hmsa.datasets.pictures import read_image
-from hmsa.deploy.engines import NetworkInTraining
+from hmsa.datasets.images import read_image
 from hmsa.engine import checkpoint
 from hmsa.engine.evaluate import evaluate
-from hmsa.engine.inference import InferenceOptions
-from hmsa.engine.train import Meter, Step, TrainOptions, check_precision, gradient_norm, step_seeds, train
+from hmsa.engine.log import SilentLog
+from hmsa.engine.progress import Meter
+from hmsa.engine.step import Step, check_precision, gradient_norm, step_seeds
+from hmsa.engine.train import TrainOptions, train
 from hmsa.errors import DataError, UsageError
-from hmsa.log import SilentLog
+from hmsa.inference.averaging import InferenceOptions
+from hmsa.inference.network import NetworkInTraining
 
 
 class Lines(SilentLog):
@@ -296,7 +298,7 @@ def test_evaluation_leaves_no_trace(tiny_recipe):
     before = {name: value.numpy() for name, value in model.state_dict().items()}
     with NetworkInTraining(model)() as network:
         assert not model.training
-        evaluate(network, builder.build_dataset(config, "val"), InferenceOptions(), most=1, progress=False)
+        evaluate(network, builder.build_dataset(config, "val"), InferenceOptions(), max_images=1, progress=False)
     assert model.training
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name])

@@ -28,7 +28,8 @@ def main():
 
     from hmsa.losses import BootstrappedCrossEntropyLoss, DiceLoss, WeightedLoss
     from hmsa.models import BACKBONES, MscaleOCRNet
-    from hmsa.weights import load_weights, released_name
+    from hmsa.weights.loading import load_weights
+    from hmsa.weights.names import released_name
 
     golden = np.load(GOLDEN / "golden_w18_small_v1.npz")
     keys = json.loads((GOLDEN / "released_keys_w18_small_v1.json").read_text())

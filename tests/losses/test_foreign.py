@@ -6,7 +6,7 @@ import paddle
 import pytest
 
 from hmsa import builder
-from hmsa.config import load_config
+from hmsa.config.reading import load_config
 from hmsa.errors import UsageError
 from hmsa.losses import ForeignLoss
 

@@ -6,7 +6,7 @@ from itertools import combinations
 import paddle
 import pytest
 
-from hmsa.config import load_config
+from hmsa.config.reading import load_config
 from hmsa.errors import UsageError
 from hmsa.losses import CrossEntropyLoss, WeightedLoss
 from hmsa.models.hierarchical import OUTPUTS

@@ -14,7 +14,7 @@ from golden.reference_weights import GAIN, reference_image, reference_state
 
 import hmsa
 from hmsa.models import BACKBONES, MscaleOCRNet
-from hmsa.weights import original_name, released_name
+from hmsa.weights.names import original_name, released_name
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SCALES = {"s1": [1.0], "s3": [0.5, 1.0, 2.0], "s5": [0.5, 1.0, 1.5, 2.0, 2.5]}

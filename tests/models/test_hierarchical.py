@@ -149,6 +149,23 @@ def test_a_series_of_resizes_is_one_matrix_an_axis(sizes, align_corners):
     np.testing.assert_allclose(fast.numpy(), slow.numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(40, 60), (22, 30), (5, 9), (11, 31), (1, 1)])
+def test_the_gradient_of_a_resize_is_paddles(size, align_corners):
+    x, weight = paddle.randn([2, 3, 11, 15]), paddle.randn([2, 3, *size])
+    results = []
+    for function in (resize, nn.functional.interpolate):
+        x.stop_gradient = False
+        options = {"mode": "bilinear"} if function is nn.functional.interpolate else {}
+        out = function(x, size=size, align_corners=align_corners, **options)
+        (out * weight).sum().backward()
+        results.append((out.numpy(), x.grad.numpy()))
+        x.clear_grad()
+    (out, gradient), (paddles, its_gradient) = results
+    np.testing.assert_array_equal(out, paddles)
+    np.testing.assert_allclose(gradient, its_gradient, atol=2e-5)
+
+
 def test_convolution_over_parts_is_the_one_over_their_concatenation():
     layer = ConvOverParts([2, 3], 4, 3, padding=1)
     parts = [paddle.randn([2, 2, 6, 7]), paddle.randn([2, 3, 6, 7])]

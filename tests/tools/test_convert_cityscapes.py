@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hmsa.datasets.labels import palette
-from hmsa.datasets.toy import write_toy_cityscapes
+from hmsa.toy.cityscapes import write_toy_cityscapes
+from hmsa.visualize import palette
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
@@ -65,7 +65,7 @@ def test_a_wrong_folder(tmp_path):
 
 
 def test_both_routes_agree_on_every_file(tmp_path):
-    """Train ids from label-id pictures and from polygons, on drawn streets with every class."""
+    """Train ids from label-id images and from polygons, on drawn streets with every class."""
     write_toy_cityscapes(tmp_path, size=(64, 128), train=12, coarse=0, val=3, test=1)
     run("convert_cityscapes.py", "--cityscapes_path", tmp_path)
     targets = sorted(tmp_path.glob("gtFine/*/*/*_labelTrainIds.png"))

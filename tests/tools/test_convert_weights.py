@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmsa.weight_files import read_weights, write_weights
-from hmsa.weights import SCHEMES, original_name, released_name
+from hmsa.weights.files import read_weights, write_weights
+from hmsa.weights.names import SCHEMES, original_name, released_name
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden"
@@ -81,7 +81,7 @@ def test_a_pytorch_checkpoint(tmp_path, form):
 
 def test_checked_against_a_recipe(tmp_path, tiny_recipe):
     from hmsa.builder import build_model
-    from hmsa.config import load_config
+    from hmsa.config.reading import load_config
 
     model = build_model(load_config(tiny_recipe))
     given = {released_name(name): value.numpy() for name, value in model.state_dict().items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa import environment
+from hmsa.system import environment
 
 SCRIPT = Path(__file__).parents[2] / "tools/doctor.py"
 
@@ -160,12 +160,12 @@ def test_missing_packages_are_named(doctor, monkeypatch):
 )
 def test_traps_are_those_of_the_installed_paddle(doctor, monkeypatch, version, known, unknown):
     monkeypatch.setattr(environment, "version", lambda name: version)
-    monkeypatch.setattr(environment, "is_amd_cpu", lambda: version == "3.2.2")
+    monkeypatch.setattr(environment, "amd_matrix_path", lambda: "7" if version == "3.2.2" else None)
     said = doctor.paddle()
     assert said.startswith(f"{version}; tested are ")
     assert all(word in said for word in known)
     assert not any(word in said for word in unknown)
-    assert ("MKL_DEBUG_CPU_TYPE" in said) == (version == "3.2.2")
+    assert ("MKL_DEBUG_CPU_TYPE=7" in said) == (version == "3.2.2")
 
 
 def test_a_paddle_that_was_not_tested_fails(doctor, monkeypatch):
@@ -184,10 +184,10 @@ def test_a_full_disk_fails(doctor, monkeypatch):
 
 
 def test_a_picture_that_comes_back_different_fails(doctor, monkeypatch):
-    from hmsa.datasets import pictures
+    from hmsa.datasets import images
 
-    assert doctor.pictures() == "PNG and JPEG come back as they were written"
-    read = pictures.read_image
-    monkeypatch.setattr(pictures, "read_image", lambda path: read(path) + 1)
+    assert doctor.images() == "PNG and JPEG come back as they were written"
+    read = images.read_image
+    monkeypatch.setattr(images, "read_image", lambda path: read(path) + 1)
     with pytest.raises(RuntimeError, match="a png comes back different by 1 levels"):
-        doctor.pictures()
+        doctor.images()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa.log import CURVES_FILE, ConsoleLog
+from hmsa.engine.log import CURVES_FILE, ConsoleLog
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/plot_training.py"
 

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an image to class scores and a label map: outer scales, flips, overlapping tiles.
+
+A network here is any function from images, float32 [N, 3, H, W], to logits [N, K, H, W] of the same size.
+Averages are over logits, as in PaddleSeg 2.8 (paddleseg/core/infer.py), so that results agree with its own; or, over
+scales and flips, over probabilities, as in PaddleSeg 2.0, which the published figures of Cityscapes were made with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+from hmsa.errors import DataError, UsageError
+from hmsa.models.hierarchical import Network
+from hmsa.system.device import as_tensor
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """What is averaged over for one image. Sizes are (height, width) in pixels."""
+
+    scales: tuple[float, ...] = (1.0,)
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    tile: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None  # None: tiles side by side
+    average: Literal["logits", "softmax"] = "logits"  # of scales and flips; where tiles overlap it is of logits
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise UsageError(f"test_config.scales must be numbers above 0, found {list(self.scales)}")
+        if self.tile is None:
+            return
+        stride = self.stride or self.tile
+        if not all(0 < step <= side for step, side in zip(stride, self.tile)):
+            raise UsageError(
+                f"Tiles of {self.tile[1]}x{self.tile[0]} with a stride of {stride[1]}x{stride[0]} (width x "
+                "height) leave pixels out: the stride must be at least 1 and at most the tile"
+            )
+
+    @classmethod
+    def from_test_config(
+        cls,
+        *,
+        aug_eval: bool = False,
+        scales: Sequence[float] = (1.0,),
+        flip_horizontal: bool = False,
+        flip_vertical: bool = False,
+        is_slide: bool = False,
+        crop_size: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
+        average: Literal["logits", "softmax"] = "logits",
+    ) -> InferenceOptions:
+        """Read PaddleSeg's `test_config`, whose sizes are (width, height).
+
+        As there, scales and flips count only with `aug_eval`, and sizes only with `is_slide`.
+        """
+        if is_slide and crop_size is None:
+            raise UsageError(
+                "test_config.is_slide needs a size: set test_config.crop_size, or --crop_size WIDTH HEIGHT"
+            )
+        return cls(
+            scales=tuple(scales) if aug_eval else (1.0,),
+            flip_horizontal=aug_eval and flip_horizontal,
+            flip_vertical=aug_eval and flip_vertical,
+            tile=(crop_size[1], crop_size[0]) if is_slide and crop_size else None,
+            stride=(stride[1], stride[0]) if is_slide and stride else None,
+            average=average,
+        )
+
+
+def class_scores(
+    network: Network, image: paddle.Tensor, options: InferenceOptions = InferenceOptions()
+) -> paddle.Tensor:
+    """Average the network's answers over every scale and flip of an image: its logits, or their softmax over classes.
+
+    A scaled image is int(H * scale + 0.5) x int(W * scale + 0.5). Both flips together mean four images. Of a single
+    answer there is no average: its logits are returned as they are, whose best classes are those of their softmax.
+
+    Args:
+        image: float32 [N, 3, H, W], normalised.
+
+    Returns:
+        float32 [N, K, H, W].
+    """
+    H, W = image.shape[-2:]
+    vertical, horizontal = ([False, True] if on else [False] for on in (options.flip_vertical, options.flip_horizontal))
+    flips = list(product(vertical, horizontal))
+    count = len(options.scales) * len(flips)
+    total = None
+    with paddle.no_grad():
+        for scale in options.scales:
+            scaled = _resize(image, (int(H * scale + 0.5) or 1, int(W * scale + 0.5) or 1))
+            for flip in flips:
+                # An answer is bound to one name only, so that at most two of full size are alive while a network runs.
+                logits = _flip(scaled, flip)
+                logits = _in_tiles(network, logits, options.tile, options.stride) if options.tile else network(logits)
+                logits = _resize(_flip(logits, flip), (H, W)).astype("float32")
+                if count == 1:
+                    return logits
+                # A copy, not in place: a network may hand out a tensor of its own.
+                if options.average == "softmax":
+                    logits = F.softmax(logits, axis=1)
+                elif total is None:
+                    logits = logits.clone()
+                total = logits if total is None else total.add_(logits)
+                del logits
+        assert total is not None
+        return total.scale_(1 / count)
+
+
+def tile_starts(length: int, tile: int, stride: int) -> list[int]:
+    """Where tiles start along one axis. All lie within the image: the last is moved back to end with it."""
+    if length <= tile:
+        return [0]
+    return [*range(0, length - tile, stride), length - tile]
+
+
+def undo_transforms(logits: paddle.Tensor, trans_info: Iterable[tuple[str, Sequence[int]]]) -> np.ndarray:
+    """Undo padding and resizing of one image, then take the best class of every pixel.
+
+    Args:
+        logits: [1, K, h, w], K at most 256.
+        trans_info: ("resize" or "padding", (height, width) before it), in the order the transforms ran.
+
+    Returns:
+        uint8 [H, W], the label map at the image's own size.
+
+    Raises:
+        DataError: more than 256 classes, or a transform that cannot be undone.
+    """
+    if logits.shape[1] > 256:
+        raise DataError(f"expected at most 256 classes, which a label map of 8 bits can hold, found {logits.shape[1]}")
+    with paddle.no_grad():
+        for kind, (height, width) in reversed(list(trans_info)):
+            if kind == "resize":
+                logits = _resize(logits, (int(height), int(width)))
+            elif kind == "padding":
+                logits = logits[:, :, :height, :width]
+            else:
+                raise DataError(f"A transform recorded '{kind}'; only 'resize' and 'padding' can be undone")
+        return paddle.argmax(logits[0], axis=0, dtype="int32").numpy().astype(np.uint8)
+
+
+def _in_tiles(
+    network: Network, image: paddle.Tensor, tile: tuple[int, int], stride: tuple[int, int] | None
+) -> paddle.Tensor:
+    """Run the network tile by tile and average where tiles overlap. An image within a tile runs whole."""
+    H, W = image.shape[-2:]
+    (tile_h, tile_w), (stride_h, stride_w) = tile, stride or tile
+    tops, lefts = tile_starts(H, tile_h, stride_h), tile_starts(W, tile_w, stride_w)
+    # Summed in numpy, in place: writing to a slice of a Paddle tensor copies the whole.
+    total = None
+    for top, left in product(tops, lefts):
+        part = network(image[:, :, top : top + tile_h, left : left + tile_w]).astype("float32").numpy()
+        if total is None:
+            total = np.zeros((*part.shape[:2], H, W), np.float32)  # [N, K, H, W]
+        total[:, :, top : top + tile_h, left : left + tile_w] += part
+    assert total is not None
+    total /= _cover(H, tile_h, tops)[:, None] * _cover(W, tile_w, lefts)
+    return as_tensor(total)
+
+
+def _cover(length: int, tile: int, starts: list[int]) -> np.ndarray:
+    """How many tiles lie over each position of one axis, float32 [length]."""
+    count = np.zeros(length, np.float32)
+    for start in starts:
+        count[start : start + tile] += 1
+    return count
+
+
+def _flip(x: paddle.Tensor, flip: tuple[bool, bool]) -> paddle.Tensor:
+    """Mirror [N, C, H, W] (top to bottom, left to right)."""
+    axes = [axis for axis, on in zip((2, 3), flip) if on]
+    return paddle.flip(x, axes) if axes else x
+
+
+def _resize(x: paddle.Tensor, size: tuple[int, int]) -> paddle.Tensor:
+    """Resize [N, C, H, W] bilinearly to (height, width)."""
+    return x if tuple(x.shape[-2:]) == size else F.interpolate(x, list(size), mode="bilinear")

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs of inference engines, kept from one start to the next.
+
+An entry is a folder named by the SHA-256 of everything its content depends on. It is written beside, and renamed when
+it is whole; `entry.json` in it holds every file's hash, so that a damaged entry is noticed and made anew.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+from hmsa.errors import DataError, printable
+from hmsa.system.files import _ADVICE, cache_folder, sha256
+
+MAX_KEPT = 8
+"""Entries; the one not used for longest goes first. One of HRNet-W48 takes 0.3 GB."""
+_INDEX = "entry.json"
+_ENTRY = re.compile("[0-9a-f]{32}")
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}-.+")
+_ABANDONED = 24 * 60 * 60  # Seconds after which nobody is still writing an entry.
+
+
+def entry(depends_on: Any, write: Callable[[Path], None]) -> Path:
+    """The folder for what `depends_on` (JSON data) describes; `write` fills a new one if there is none that is whole.
+
+    Where the cache cannot be used, a folder that lasts as long as this process takes its place.
+
+    Raises:
+        DataError: there is no room there either.
+        Exception: whatever `write` raises besides OSError; nothing is kept of what it wrote.
+    """
+    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
+    try:
+        return _entry(cache_folder(), key, write)
+    except OSError as error:
+        print(printable(f"warning: inference programs are not kept this time: {error}; {_ADVICE}"), file=sys.stderr)
+    try:
+        temporary = tempfile.mkdtemp(prefix="hmsa-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        return _entry(Path(temporary), key, write)
+    except OSError as error:
+        raise DataError(f"expected room for inference programs, but: {error}; {_ADVICE}") from error
+
+
+def _entry(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
+    folder = cache / key
+    if not _is_whole(folder):
+        cache.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=cache, prefix=f".{key}-"))
+        try:
+            write(made)
+            index = {path.name: sha256(path) for path in made.iterdir()}
+            (made / _INDEX).write_text(json.dumps(index), encoding="utf-8")
+            _publish(made, folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    with contextlib.suppress(OSError):  # A cache that can only be read is used as it is.
+        os.utime(folder)
+        _tidy(cache)
+    return folder
+
+
+def _publish(made: Path, folder: Path) -> None:
+    """Give a new entry its name, unless another process was quicker: it may be reading what it made."""
+    with contextlib.suppress(OSError):
+        made.rename(folder)
+        return
+    if not _is_whole(folder):
+        damaged = made.with_name(f"{made.name}-damaged")
+        with contextlib.suppress(OSError):
+            folder.rename(damaged)
+        shutil.rmtree(damaged, ignore_errors=True)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not _is_whole(folder):
+                raise
+
+
+def _tidy(cache: Path) -> None:
+    """Delete what killed processes left unfinished, and the entries not used for longest."""
+    used = {path: path.stat().st_mtime for path in cache.iterdir()}
+    unfinished = [path for path in used if _UNFINISHED.fullmatch(path.name) and time.time() - used[path] > _ABANDONED]
+    entries = [path for path in used if _ENTRY.fullmatch(path.name)]
+    for path in [*unfinished, *sorted(entries, key=used.__getitem__)[:-MAX_KEPT]]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        plain = all(Path(name).name == name for name in index)  # else it would be a path to somewhere else
+        return bool(index) and plain and all(sha256(folder / name) == digest for name, digest in index.items())
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, DataError):
+        return False

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing results: whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import tempfile
+from pathlib import Path
+from typing import IO, Callable, Optional, Union
+
+from hmsa.errors import DataError, UsageError
+
+_ADVICE = "set HMSA_CACHE to a folder that can be written to and has room for some GB"
+
+
+def cache_folder() -> Path:
+    """HMSA_CACHE, else `hmsa` in the user's cache folder; it need not exist. OSError if the user has no home."""
+    if os.environ.get("HMSA_CACHE"):
+        return Path(os.environ["HMSA_CACHE"])
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "hmsa"
+    try:
+        return Path.home() / ".cache" / "hmsa"
+    except RuntimeError as error:
+        raise FileNotFoundError("there is no home folder") from error
+
+
+def writable_folder(path: str | Path) -> Path:
+    """Make a folder and make sure that files can be written to it, before hours of work depend on it."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write to this folder ({error.strerror}); choose another") from error
+    return folder
+
+
+def output_file(path: str) -> Path:
+    """Make sure that a file can be written at `path`, before hours of work depend on it; its folder is made.
+
+    Raises:
+        UsageError: a folder, a device, or a name that no file can have.
+        DataError: its folder cannot be written to.
+    """
+    file = Path(path)
+    try:
+        if path.endswith(("/", os.sep)) or file.is_dir():
+            raise UsageError(f"{path or '.'}: expected a file to write, found a folder: name a file in it")
+        if file.exists() and not file.is_file():
+            raise UsageError(f"{path}: expected a file to write, found a device or a pipe: name a file")
+        writable_folder(file.parent)
+        _partial(file).touch()
+        _partial(file).unlink()
+    except OSError as error:
+        raise UsageError(f"{path}: expected a file to write, but: {error.strerror}; name another") from error
+    return file
+
+
+def free_name(path: Path) -> Path:
+    """`path` with the first number that makes it new: evaluation.1.json for evaluation.json."""
+    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def _partial(path: Path) -> Path:
+    # One writer a name: the process id keeps ranks apart.
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def write_atomically(
+    path: str | Path,
+    content: bytes | Callable[[IO[bytes]], None],
+    *,
+    durable: bool = False,
+    keep_earlier: bool = False,
+) -> Optional[Path]:
+    """Write a file that appears complete or not at all, replacing an older one; parent folders are made.
+
+    Args:
+        content: the bytes, or what writes them to the file it is given.
+        durable: whether to wait until it is on the disk, which takes milliseconds a file.
+        keep_earlier: whether what was there is kept, see `free_name`.
+
+    Returns:
+        Where what was there is kept; None if nothing was, or is not.
+    """
+    kept = None
+    path = Path(path)
+    partial = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            partial.write_bytes(content)
+        else:
+            with partial.open("wb") as file:
+                content(file)
+        if durable:
+            flush_to_disk(partial)
+        if keep_earlier and os.path.lexists(path):
+            kept = free_name(path)
+            try:
+                os.link(path, kept, follow_symlinks=False)
+            except (OSError, NotImplementedError):  # a file system without links
+                path.rename(kept)
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    return kept
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk, where a power failure cannot undo it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Union[str, Path]) -> str:
+    """The file's SHA-256 in hexadecimal. DataError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    return digest.hexdigest()
