@@ -63,7 +63,7 @@ def init() -> None:
 
         join()
         assert _lifeline is not None
-        if not paddle.is_compiled_with_cuda() and not paddle.is_compiled_with_xpu():
+        if not paddle.device.is_compiled_with_cuda() and not paddle.device.is_compiled_with_xpu():
             # The launcher says so itself, unless CUDA_VISIBLE_DEVICES is set.
             os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
         if not dist.is_initialized():
