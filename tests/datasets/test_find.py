@@ -198,7 +198,7 @@ def test_relative_paths(folder, monkeypatch):
 
 @pytest.mark.parametrize("path", ["nowhere", "nowhere/*.png", "notes*", ".cache/nothing"])
 def test_nothing_found_is_an_error(folder, path):
-    with pytest.raises(DataError, match="found (no image|nothing of this name)"):
+    with pytest.raises(DataError, match=r"found (no image|nothing of this name)"):
         find_images(str(folder / path))
 
 
