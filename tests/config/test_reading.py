@@ -16,8 +16,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hmsa.components import checked_specs
 from hmsa.config.reading import load_config, merge
-from hmsa.config.schema import OUR_SPECS, Config
+from hmsa.config.schema import Config
 from hmsa.config.text import MAX_CHARACTERS, MAX_LEVELS, _Dumper
 from hmsa.errors import UsageError, suggest
 
@@ -585,10 +586,11 @@ def test_a_single_scale_may_be_a_number(tmp_path: Path) -> None:
 
 
 def all_keys() -> set[str]:
-    return {key for spec in (*OUR_SPECS.values(), Config) for key in spec.model_fields} | {"scale", "momentm", "export"}
+    specs = (*checked_specs().values(), Config)
+    return {"scale", "momentm", "export", *(key for spec in specs for key in spec.model_fields)}
 
 
-@pytest.mark.parametrize("name", sorted(OUR_SPECS))
+@pytest.mark.parametrize("name", sorted(checked_specs()))
 def test_no_suggestion_is_the_key_itself(tmp_path: Path, name: str) -> None:
     section, given = {
         "SGD": ("optimizer", "{type: SGD}"),
@@ -602,7 +604,7 @@ def test_no_suggestion_is_the_key_itself(tmp_path: Path, name: str) -> None:
         section = "loss.types.0"
     base = "val_dataset: {type: Dataset, transforms: [0]}\nloss: {types: [0], coef: {joint: 1}}\n"
     path = write(tmp_path, a=MINIMAL + base)
-    for key in sorted(all_keys() - set(OUR_SPECS[name].model_fields)):
+    for key in sorted(all_keys() - set(checked_specs()[name].model_fields)):
         found = f"found {section}.{key}: "
         lines = refused(path, f"{section}={given}", f"{section}.{key}=1").split("\n")
         (advice,) = (line.split(found)[1] for line in lines if found in line)
@@ -653,7 +655,10 @@ def test_scalings_that_make_no_sense(tmp_path: Path, scaling: str, sentence: str
             "train_dataset.transforms.0.label_padding_value=19",
             "transforms.0.label_padding_value .* a class below 19, or 2",
         ),
-        ("train_dataset.transforms.1={type: Padding, label_padding_value: 200}", "transforms.1.label_padding_value"),
+        (
+            "train_dataset.transforms.1={type: Padding, target_size: [9, 9], label_padding_value: 200}",
+            "transforms.1.label_padding_value",
+        ),
     ],
 )
 def test_labels_that_are_no_class_are_ignored_by_all(tmp_path: Path, option: str, sentence: str) -> None:
