@@ -64,11 +64,20 @@ CHECKED = [
 
 @pytest.mark.parametrize(("spec", "constructor"), CHECKED)
 def test_schema_and_constructor_agree(spec: Any, constructor: Any) -> None:
-    of_builder = {"seed", "bad_sample_limit", "max_image_pixels", "learning_rate", "parameters", "decay_steps"}
-    read_elsewhere = {"type", "pretrained", "warmup_iters", "warmup_start_lr", "img_channels", "edge"}
+    of_builder = {"transforms", "seed", "bad_sample_limit", "max_image_pixels"}
+    of_builder |= {"learning_rate", "parameters", "decay_steps", "pretrained", "warmup_iters", "warmup_start_lr"}
+    of_paddle = {"last_epoch", "verbose", "cycle"} if "paddle" in constructor.__module__ else set()
     parameters = inspect.signature(constructor).parameters
-    ours = set(parameters) - ({"last_epoch", "verbose", "cycle"} if "paddle" in constructor.__module__ else set())
-    assert ours - of_builder == set(spec.model_fields) - read_elsewhere - of_builder
+    fields = {key: field for key, field in spec.model_fields.items() if not field.exclude and key != "type"}
+    assert set(parameters) - of_builder - of_paddle == set(fields) - of_builder
+
+    with_defaults = {key for key in set(fields) - of_builder if parameters[key].default is not inspect.Parameter.empty}
+    if "paddle" in constructor.__module__ or issubclass(spec, components.NetworkSpec):
+        for key in with_defaults:
+            default = parameters[key].default
+            assert fields[key].default == (list(default) if isinstance(default, tuple) else default)
+    else:
+        assert not with_defaults, "defaults stand in the Spec alone"
 
 
 def test_every_component_is_where_its_table_says() -> None:

@@ -328,6 +328,26 @@ def test_a_text_that_looks_like_a_number_stays_one_in_the_dump(tmp_path: Path) -
         ("loss: {types: [{type: DiceLoss}], coef: {low: -1}}", r"expected loss.coef.low to be greater than or equal"),
         ("loss: {types: [{type: DiceLoss}, {type: DiceLoss}], coef: {low: 1}}", r"loss.types .* each loss once"),
         ("loss: {types: [{type: BootstrappedCrossEntropyLoss}], coef: {low: 1}}", r"loss.types.0.min_K to be given"),
+        (
+            "loss: {types: [{type: BootstrappedCrossEntropyLoss, min_K: 0, loss_th: 0}], coef: {low: 1}}",
+            r"expected loss.types.0.min_K to be greater than or equal to 1, found 0",
+        ),
+        (
+            "train_dataset: {type: CityscapesAutolabeling, dataset_root: d, coarse_multiple: -1}",
+            r"expected train_dataset.coarse_multiple to be greater than or equal to 0, found -1",
+        ),
+        (
+            "val_dataset: {type: CityscapesAutolabeling, dataset_root: d, mode: trian}",
+            r"expected val_dataset.mode to be 'train', 'val' or 'test', found 'trian': did you mean train\?",
+        ),
+        (
+            "val_dataset: {type: Dataset, transforms: [{type: Normalize, std: [1, 1, 0]}]}",
+            r"expected val_dataset.transforms.0.std.2 to be greater than or equal to 0.000001, found 0",
+        ),
+        (
+            "val_dataset: {type: Dataset, transforms: [{type: Resize, target_size: [512]}]}",
+            r"expected val_dataset.transforms.0.target_size to be at least 2 long",
+        ),
         ("loss: {types: [{type: DiceLoss, smoth: 1}], coef: {low: 1}}", r"loss.types.0.smoth: did you mean smooth\?"),
         (
             "loss: {types: [{type: CrossEntropyLoss, wieght: [1]}], coef: {joint: 1}}",
