@@ -72,26 +72,19 @@ def imported(place: str) -> Any:
 # --- Backbones. ---
 
 
-class BackboneSpec(Unchecked):
-    """A backbone by its name; the builder checks the arguments."""
-
+class BackboneSpec(Component):
     pretrained: Optional[str] = None
 
 
-AnyBackbone = Annotated[Any, of_kind("backbone", BackboneSpec)]
+class UncheckedBackboneSpec(BackboneSpec, Unchecked):
+    """A backbone by its name; the builder checks the arguments."""
 
-BACKBONES: Table = {
-    "HRNet_W18_NV_Small_V1": (BackboneSpec, "hmsa.models.hrnet:BACKBONES.HRNet_W18_NV_Small_V1"),
-    "HRNet_W18_NV_Small_V2": (BackboneSpec, "hmsa.models.hrnet:BACKBONES.HRNet_W18_NV_Small_V2"),
-    "HRNet_W18_NV": (BackboneSpec, "hmsa.models.hrnet:BACKBONES.HRNet_W18_NV"),
-    "HRNet_W30_NV": (BackboneSpec, "hmsa.models.hrnet:BACKBONES.HRNet_W30_NV"),
-    "HRNet_W32_NV": (BackboneSpec, "hmsa.models.hrnet:BACKBONES.HRNet_W32_NV"),
-    "HRNet_W40_NV": (BackboneSpec, "hmsa.models.hrnet:BACKBONES.HRNet_W40_NV"),
-    "HRNet_W44_NV": (BackboneSpec, "hmsa.models.hrnet:BACKBONES.HRNet_W44_NV"),
-    "HRNet_W48_NV": (BackboneSpec, "hmsa.models.hrnet:BACKBONES.HRNet_W48_NV"),
-    "HRNet_W60_NV": (BackboneSpec, "hmsa.models.hrnet:BACKBONES.HRNet_W60_NV"),
-    "HRNet_W64_NV": (BackboneSpec, "hmsa.models.hrnet:BACKBONES.HRNet_W64_NV"),
-}
+
+HRNETS = (
+    *("HRNet_W18_NV_Small_V1", "HRNet_W18_NV_Small_V2", "HRNet_W18_NV", "HRNet_W30_NV", "HRNet_W32_NV"),
+    *("HRNet_W40_NV", "HRNet_W44_NV", "HRNet_W48_NV", "HRNet_W60_NV", "HRNet_W64_NV"),
+)
+BACKBONES: Table = {name: (UncheckedBackboneSpec, f"hmsa.models.hrnet:BACKBONES.{name}") for name in HRNETS}
 
 
 # --- The network. ---
@@ -100,7 +93,7 @@ BACKBONES: Table = {
 class NetworkSpec(Component):
     type: Literal["MscaleOCRNet"]
     num_classes: ClassCount
-    backbone: AnyBackbone
+    backbone: Annotated[Any, of_kind("backbone", UncheckedBackboneSpec)]
     backbone_indices: Annotated[list[int], Field(min_length=1, max_length=2)] = [0]
     scales: Annotated[list[Scale], Field(min_length=1)] = [0.5, 1.0, 2.0]
     ocr_mid_channels: Channels = 512
@@ -340,20 +333,19 @@ OPTIMIZERS: Table = {
 # --- Schedulers. The builder warms up before them, and adds decay_steps, the iterations that are left. ---
 
 
-class UncheckedSchedulerSpec(Unchecked):
+class SchedulerSpec(Component):
+    learning_rate: Positive
+    warmup_iters: Natural = 0
+    warmup_start_lr: NonNegative = 0.0
+
+
+class UncheckedSchedulerSpec(SchedulerSpec, Unchecked):
     """A scheduler of `paddle.optimizer.lr`, by its name there."""
 
-    learning_rate: Positive
-    warmup_iters: Natural = 0
-    warmup_start_lr: NonNegative = 0.0
 
-
-class PolynomialDecaySpec(Component):
-    learning_rate: Positive
+class PolynomialDecaySpec(SchedulerSpec):
     power: Positive = 1.0
     end_lr: NonNegative = 1e-4
-    warmup_iters: Natural = 0
-    warmup_start_lr: NonNegative = 0.0
 
 
 AnyScheduler = Annotated[Any, of_kind("scheduler", UncheckedSchedulerSpec)]

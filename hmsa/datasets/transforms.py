@@ -123,8 +123,7 @@ class RandomPaddingCrop:
         ignore_index: int,
         loop_times: int,
     ) -> None:
-        width, height = crop_size
-        self.size = (height, width)
+        self.size = (crop_size[1], crop_size[0])
         self.padding_values = (im_padding_value, label_padding_value)
         self.category_max_ratio = category_max_ratio
         self.ignore_index = ignore_index
@@ -326,8 +325,7 @@ class Padding:
     """Pad at the bottom and on the right to `target_size` (width, height); a larger image is an error."""
 
     def __init__(self, *, target_size: Sequence[int], im_padding_value: float, label_padding_value: int) -> None:
-        width, height = target_size
-        self.size = (height, width)
+        self.size = (target_size[1], target_size[0])
         self.padding_values = (im_padding_value, label_padding_value)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -348,8 +346,7 @@ class Resize:
     """
 
     def __init__(self, *, target_size: Sequence[int], keep_ratio: bool, size_divisor: int | None) -> None:
-        width, height = target_size
-        self.size = (height, width)
+        self.size = (target_size[1], target_size[0])
         self.keep_ratio = keep_ratio
         self.size_divisor = size_divisor or 1
 
