@@ -8,6 +8,7 @@ own.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Literal, NamedTuple, Optional
 
@@ -23,12 +24,13 @@ from hmsa.config.fields import Component, arguments, defaults
 from hmsa.config.schema import Config
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.transforms import PaddleSegTransform, Transform
-from hmsa.distributed.ranks import world_size
-from hmsa.errors import DataError, HmsaError, UsageError, dotted, shown, suggest
+from hmsa.distributed.ranks import is_main, world_size
+from hmsa.errors import DataError, HmsaError, UsageError, dotted, printable, shown, suggest
 from hmsa.losses.foreign import ForeignLoss
 from hmsa.losses.weighted import WeightedLoss
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import Network
+from hmsa.system.device import on_gpu
 from hmsa.system.files import sha256
 from hmsa.weights.loading import load_weights, weight_file
 
@@ -46,7 +48,7 @@ def build_model(config: Config) -> MscaleOCRNet:
     del options["pretrained"]
     network = _construct(_find("model", spec.type, where), options, where)
 
-    if world_size() > 1 and paddle.device.get_device().startswith("gpu"):
+    if world_size() > 1 and on_gpu():
         paddle.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place, as the network itself is no BatchNorm
     return network
 
@@ -225,6 +227,8 @@ def build_optimizer(config: Config, scheduler: lr.LRScheduler, model: paddle.nn.
     """The optimizer over all parameters of `model`."""
     config.require("optimizer")
     assert config.optimizer is not None
+    _look_for_idle_layers(config, getattr(model, "backbone", model))
+
     spec, where = config.optimizer, config.where("optimizer")
     found = _find("optimizer", spec.type, where)
     options = arguments(spec)
@@ -236,6 +240,34 @@ def build_optimizer(config: Config, scheduler: lr.LRScheduler, model: paddle.nn.
         return _construct(found, {**options, **ours}, where)
     prepared = _construct(found, options, where)  # PaddleSeg's are made in two steps.
     return _construct(found._replace(make=prepared), {"model": model, "lr": scheduler}, where)
+
+
+def _look_for_idle_layers(config: Config, backbone: paddle.nn.Layer) -> None:
+    """A warning if a backbone of PaddleSeg's has layers behind the chosen feature maps, which would stay random; on
+    several GPUs, where training would wait for their gradients, a UsageError."""
+    spec = config.model
+    if _find("backbone", spec.backbone.type, config.where("model.backbone")).spec:
+        return
+    was_training = backbone.training
+    backbone.eval()  # a trial that leaves running statistics alone
+    features = backbone(paddle.ones([1, 3, 128, 128]))
+    paddle.add_n([features[index].sum() for index in spec.backbone_indices]).backward()
+    parameters = [(name, p) for name, p in backbone.named_parameters() if not p.stop_gradient]
+    idle = [name for name, parameter in parameters if parameter.grad is None]
+    for _, parameter in parameters:
+        parameter.clear_gradient(set_to_zero=False)
+    if was_training:
+        backbone.train()
+    if idle:
+        problem = (
+            f"{config.source('model.backbone_indices')}: expected model.backbone_indices to reach all of "
+            f"{spec.backbone.type}, found {spec.backbone_indices}, which leave {len(idle)} of its {len(parameters)} "
+            f"tensors untrained ({idle[0]}, ...): choose {len(features) - 1}, its last feature map, or others with it"
+        )
+        if world_size() > 1 and on_gpu():
+            raise UsageError(problem)
+        if is_main():
+            print(printable(f"warning: {problem}"), file=sys.stderr)
 
 
 # --- Any component. ---

@@ -123,6 +123,27 @@ def test_a_backbone_of_paddleseg(recipe: Any) -> None:
     assert model(paddle.zeros([1, 3, 64, 96]))["joint"].shape == [1, 19, 64, 96]
 
 
+def test_layers_of_a_backbone_that_nothing_trains_are_told(
+    recipe: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def optimizer_with(*indices: int) -> Any:
+        config = recipe("model.backbone={type: STDC1}", f"model.backbone_indices={list(indices)}")
+        model = builder.build_model(config)
+        return builder.build_optimizer(config, builder.build_lr_scheduler(config), model)
+
+    optimizer_with(2, 4)
+    assert capfd.readouterr().err == ""
+    optimizer_with(2)
+    said = capfd.readouterr().err
+    assert "expected model.backbone_indices to reach all of STDC1, found [2], which leave " in said
+    assert said.endswith("choose 4, its last feature map, or others with it\n")
+
+    monkeypatch.setattr(builder, "world_size", lambda: 2)
+    monkeypatch.setattr(builder, "on_gpu", lambda: True)
+    monkeypatch.setattr(builder.paddle.nn.SyncBatchNorm, "convert_sync_batchnorm", lambda network: network)
+    assert "found [2], which leave " in refused(optimizer_with, 2)
+
+
 @pytest.mark.parametrize(("name", "indices"), [("hrnet_w18_nv_small_v1", [0]), ("HRNET_W18_nv", [0]), ("stdc1", [2])])
 def test_backbones_are_known_in_other_spellings(recipe: Any, name: str, indices: list) -> None:
     model = builder.build_model(recipe(f"model.backbone={{type: {name}}}", f"model.backbone_indices={indices}"))
