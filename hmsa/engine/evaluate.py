@@ -49,7 +49,7 @@ def evaluate(
         InterruptedError: `stop` said so on any rank; raised on all of them.
     """
     start = time.perf_counter()
-    K = dataset.num_classes
+    K = len(dataset.classes)
     mine = range(ranks.rank(), min(len(dataset), max_images or len(dataset)), ranks.world_size())
     confusion = np.zeros((K, K), np.int64)
     images = 0
@@ -72,14 +72,14 @@ def evaluate(
                     f"{image_path}: the prediction is {_size(prediction)}, its label {_size(label)}"
                     "; the transforms of val_dataset may resize and pad, but not cut"
                 )
-            confusion += confusion_matrix(prediction, label, K, dataset.ignore_index)
+            confusion += confusion_matrix(prediction, label, K, dataset.classes.ignore_index)
             images += 1
     counts = ranks.all_reduce_sum(np.append(confusion.ravel(), [images, len(mine) - images]))  # [K * K + 2]
     if counts[-1]:
         raise InterruptedError
     return Evaluation(
         confusion=counts[:-2].reshape(K, K),
-        class_names=dataset.class_names,
+        class_names=dataset.classes.names,
         images=int(counts[-2]),
         seconds=time.perf_counter() - start,
         peak_memory_bytes=peak_memory_bytes(),

@@ -46,7 +46,7 @@ class Evaluation:
         for name, *values in zip(self.class_names, *columns.values()):
             table.add_row(name, *map(_percent, values))
         text = io.StringIO()
-        Console(file=text, width=80).print(table)
+        Console(file=text, width=80, markup=False, emoji=False).print(table)
         present = f"{int(found.present.sum())} of {len(found.present)}"
         lines = (
             ("mean IoU, all classes", _percent(found.mean_iou)),

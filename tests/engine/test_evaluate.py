@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import paddle
 import pytest
 from numpy.testing import assert_array_equal
 
+from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.distributed import ranks
 from hmsa.engine.evaluate import evaluate
@@ -48,8 +50,7 @@ def make_dataset(pairs, transforms=()):
         pairs=pairs,
         transforms=transforms,
         shuffle=False,
-        num_classes=3,
-        class_names=("road", "tree", "sky"),
+        classes=replace(Classes.numbered(3), names=("road", "tree", "sky")),
         label_transforms=False,
     )
 
