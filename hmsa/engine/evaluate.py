@@ -14,7 +14,7 @@ from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.distributed import ranks
 from hmsa.errors import DataError
-from hmsa.inference.averaging import InferenceOptions, class_scores, undo_transforms
+from hmsa.inference.averaging import InferenceOptions, best_classes, class_scores, undo_transforms
 from hmsa.metrics.confusion import confusion_matrix
 from hmsa.models.hierarchical import Network
 from hmsa.report.result import Evaluation
@@ -64,7 +64,7 @@ def evaluate(
                 logits = class_scores(network, as_tensor(batch["img"]), options)
             except DataError as error:
                 raise DataError(f"{image_path}: {error}") from error
-            prediction = undo_transforms(logits, batch["trans_info"][0])
+            prediction = best_classes(undo_transforms(logits, batch["trans_info"][0]))
             del logits
             label = batch["label"][0]
             if prediction.shape != label.shape:

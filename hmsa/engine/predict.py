@@ -22,7 +22,7 @@ from hmsa.datasets.images import read_image
 from hmsa.datasets.transforms import Transform
 from hmsa.distributed import ranks
 from hmsa.errors import DataError, printable
-from hmsa.inference.averaging import InferenceOptions, class_scores, undo_transforms
+from hmsa.inference.averaging import InferenceOptions, best_classes, class_scores, undo_transforms
 from hmsa.models.hierarchical import Network
 from hmsa.system.device import as_tensor
 from hmsa.system.files import write_atomically
@@ -94,9 +94,10 @@ def predict(
         file = files[index]
         try:
             sample = loader[index]
-            logits = class_scores(network, as_tensor(sample["img"][np.newaxis]), options)
-            label = undo_transforms(logits, sample["trans_info"])
-            del logits
+            scores = class_scores(network, as_tensor(sample["img"][np.newaxis]), options)
+            scores = undo_transforms(scores, sample["trans_info"])
+            label = best_classes(scores)
+            del scores
             image = read_image(file.path, max_image_pixels)
             _write(file, image, label, Path(save_dir), colors, raw_values)
         # Whatever is wrong with this image (too small, too large for the memory), the others can still be done.
