@@ -9,7 +9,7 @@ import argparse
 from hmsa import cli
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.config_parser(__doc__)
     parser.add_argument(
         "--model_path", required=True, help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder"
@@ -23,9 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.config.reading import load_config
-
-    config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_pred)])
+    config = cli.read_recipe(args, cli.inference_options(args, args.aug_pred))
     cli.check_inference_flags(args, "--aug_pred", config.test_config)
 
     from hmsa.system.environment import prepare
@@ -55,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
             f"--label_ids needs a model of Cityscapes' {len(CLASS_NAMES)} classes, but this one has "
             f"{config.model.num_classes}; leave it out"
         )
-    network, _ = builder.open_network(config, args.model_path, engine=args.engine, precision=args.precision)
+    network, _ = builder.open_network(config, args.model_path, backend=args.engine, precision=args.precision)
 
     results = {"save_dir": args.save_dir, "label_ids": args.label_ids, "max_image_pixels": config.max_image_pixels}
     failed = predict(network, images, transforms=transforms, options=options, colors=colors, **results)

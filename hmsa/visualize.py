@@ -19,8 +19,9 @@ def color_palette(custom_color: Sequence[int] = ()) -> list[int]:
     """PaddleSeg's palette, its first colours replaced by `custom_color` (r0 g0 b0 r1 ...)."""
     if len(custom_color) % 3 or len(custom_color) > 768 or not all(0 <= value <= 255 for value in custom_color):
         raise UsageError(
-            "--custom_color should be R G B for up to 256 classes, each 0 to 255, but it is "
-            f"{len(custom_color)} numbers from {min(custom_color)} to {max(custom_color)}"
+            "custom colors should be R G B for up to 256 classes, each 0 to 255, but they are "
+            f"{len(custom_color)} numbers from {min(custom_color)} to {max(custom_color)}",
+            settings=["custom_color"],
         )
     return [*custom_color, *palette(256)[len(custom_color) :]]
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
+from paddle import nn
 
 
 def awaken(model, seed=0):
@@ -18,3 +19,19 @@ def awaken(model, seed=0):
         tensor.set_value(value.astype(np.float32))
     model.eval()
     return model
+
+
+class TinyBackbone(nn.Layer):
+    """[N, 3, H, W] -> one map of 16 channels at a quarter of the size."""
+
+    feat_channels = (16,)
+
+    def __init__(self):
+        super().__init__()
+        layers = []
+        for channels in (3, 16):
+            layers += [nn.Conv2D(channels, 16, 3, stride=2, padding=1, bias_attr=False), nn.BatchNorm2D(16), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, image):
+        return [self.layers(image)]

@@ -50,5 +50,5 @@ def test_overlay_by_hand():
 
 @pytest.mark.parametrize("custom_color", [[1, 2], [1, 2, 256], [-1, 0, 0], [0] * 771])
 def test_custom_colors_that_cannot_be(custom_color):
-    with pytest.raises(UsageError, match="--custom_color should be R G B"):
+    with pytest.raises(UsageError, match="custom colors should be R G B"):
         color_palette(custom_color)

@@ -17,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Callable
 
@@ -25,11 +27,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from hmsa import cli  # noqa: E402 (found through the line above)
+from hmsa.inference.backends import BACKENDS, CONVERTERS  # noqa: E402
 
 REQUIRED = (
     "paddleseg numpy opencv-python pillow pydantic pyyaml packaging visualdl rich tqdm matplotlib requests filelock"
 )
-EXTRAS = {"openvino": "openvino paddle2onnx onnx polygraphy", "onnx": "onnxruntime paddle2onnx onnx polygraphy"}
+EXTRAS = {
+    backend.extra: (*backend.packages, *chain.from_iterable(CONVERTERS[form] for form in backend.forms))
+    for backend in BACKENDS.values()
+    if backend.extra
+}
 FREE_BYTES = 2 * 10**9
 """For a checkpoint and the best one of the full recipe, or for its inference programs."""
 
@@ -68,7 +75,7 @@ def packages() -> str:
         raise RuntimeError(f"missing: {', '.join(missing)}")
     lines = [", ".join(f"{name} {number}" for name, number in found.items())]
     for extra, names in EXTRAS.items():
-        parts = [f"{name} {_version(name)}" if _version(name) else f"{name} missing" for name in names.split()]
+        parts = [f"{name} {_version(name)}" if _version(name) else f"{name} missing" for name in names]
         lines.append(f"extra [{extra}]: {', '.join(parts)}")
     return "\n".join(lines)
 
@@ -173,24 +180,24 @@ def training() -> str:
 def export() -> str:
     """An exported network in Paddle Inference."""
     _, model = _small_network()
-    from hmsa.deploy.export import export
+    from hmsa.deploy.export import ExportOptions, export
 
     with tempfile.TemporaryDirectory() as folder:
-        return export(model, Path(folder) / "model", output_op="softmax", transforms=[])
+        return export(model, Path(folder) / "model", ExportOptions(output_op="softmax", transforms=[]))
 
 
-def engine(name: str) -> str:
-    """An image through an engine, and through the network itself."""
+def backend(name: str) -> str:
+    """An image through a backend, and through the network itself."""
     config, model = _small_network()
     import numpy as np
     import paddle
 
     from hmsa.errors import UsageError
-    from hmsa.inference.backends import choose_engine
+    from hmsa.inference.backends import choose
     from hmsa.inference.network import open_network
 
     try:
-        choose_engine(name)
+        choose(name)
     except UsageError as error:
         raise SkippedError(str(error)) from error
     image = paddle.to_tensor(np.random.default_rng(0).normal(size=(1, 3, 97, 161)).astype(np.float32))
@@ -198,7 +205,7 @@ def engine(name: str) -> str:
     with paddle.no_grad(), tempfile.TemporaryDirectory() as folder:
         expected = model(image)["joint"].numpy()
         os.environ["HMSA_CACHE"] = folder
-        options = {"scales": config.model.scales, "align_corners": config.model.align_corners, "engine": name}
+        options = {"scales": config.model.scales, "align_corners": config.model.align_corners, "backend": name}
         found = open_network(lambda: model, identity="doctor", **options)(image).numpy()
     difference = np.abs(found - expected).max() / np.abs(expected).max()
     if not difference < 1e-3:
@@ -307,9 +314,11 @@ CHECKS = {
     "images": Check(images, "reinstall opencv-python and pillow, and see that nothing loads Paddle before OpenCV"),
     "training": Check(training, REINSTALL),
     "export": Check(export, f"{REINSTALL}; until then, evaluate with --engine eager"),
-    "inference": Check(lambda: engine("inference"), "evaluate with --engine eager or --engine openvino"),
-    "openvino": Check(lambda: engine("openvino"), "pip install .[openvino], or use another --engine"),
-    "onnxruntime": Check(lambda: engine("onnxruntime"), "pip install .[onnx], or use another --engine"),
+    **{
+        name: Check(partial(backend, name), f"pip install .[{row.extra or 'cpu'}], or use another --engine")
+        for name, row in BACKENDS.items()
+        if row.forms
+    },
     "processes": Check(processes, "train in one process; see that a firewall lets this machine talk to itself", 75),
     "cache": Check(cache, "set HMSA_CACHE to a folder that can be written to"),
     "disk": Check(disk, f"make room: {FREE_BYTES / 1e9:g} GB are wanted in each; TMPDIR and HMSA_CACHE choose others"),
@@ -375,7 +384,7 @@ def main(names: list[str]) -> int:
     return min(failed, 1)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"only some of: {', '.join(CHECKS)}")
     parser.add_argument("--here", choices=[*CHECKS, "rank"], help=argparse.SUPPRESS)
