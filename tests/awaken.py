@@ -3,13 +3,16 @@ import numpy as np
 from paddle import nn
 
 
-def awaken(model, seed=0):
-    """Give a model weights as large as trained ones; new ones are so small that every answer is the same."""
+def awaken(model, seed=0, gain=1.1):
+    """Give a model weights as large as trained ones; new ones are so small that every answer is the same.
+
+    The deeper a model, the smaller the `gain` that keeps its activations in a useful range.
+    """
     rng = np.random.default_rng(seed)
     for name, tensor in model.state_dict().items():
         if tensor.ndim == 4:
             classifier = tensor.shape[0] in (1, 5)
-            value = rng.normal(size=tensor.shape) * (4 if classifier else 1.1) / np.sqrt(np.prod(tensor.shape[1:]))
+            value = rng.normal(size=tensor.shape) * (4 if classifier else gain) / np.sqrt(np.prod(tensor.shape[1:]))
         elif name.endswith("_variance"):
             value = rng.uniform(0.7, 1.3, tensor.shape)
         elif "cls_head" in name:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Check this installation: versions, devices, known traps of the installed Paddle, and whether everything works.
+"""Check this installation: versions, devices, and whether everything works.
 
 Every check runs in a process of its own, with a time limit. The exit status is 1 if one failed.
 """
@@ -48,22 +48,6 @@ class SkippedError(Exception):
     """Why a check does not apply here."""
 
 
-# Traps, in words of our own: (first version, first version without it, what happens and what is done about it).
-TRAPS = [
-    ("0", "3", "PNG decoding breaks if Paddle is loaded before OpenCV: the scripts load OpenCV first"),
-    ("0", "3", "paddle.max leaves out NaN on a CPU: numbers are compared in NumPy"),
-    ("0", "3", "programs cannot be converted to ONNX: --engine onnxruntime is refused"),
-    ("0", "3", "reading a program of Paddle 3 ends in a segmentation fault: the version is looked at first"),
-    ("3", "4", "programs of a newer minor version cannot be read: the version is written down and looked at"),
-    ("3", "4", "PaddleSeg 2.8's own loops (core.train, core.evaluate) and some losses fail: none of them is used"),
-    ("3.3", "3.4", "resizing fails in Paddle Inference with oneDNN: the pass onednn_placement_pass is left out"),
-    ("0", "4", "a fusion of transpose and matmul gives wrong numbers: the pass is left out, and every export compared"),
-    ("0", "4", "eager mode does not use oneDNN: on a CPU, evaluation and prediction run in Paddle Inference"),
-    ("0", "4", "oneDNN cannot run this network in bf16: --precision bf16 is for OpenVINO and GPUs"),
-]
-AMD_TRAP = "eager mode is slow on AMD processors by default: MKL_DEBUG_CPU_TYPE={} is set"
-
-
 # --- The checks: each returns what it found, or raises. Heavy packages are imported inside. ---
 
 
@@ -89,20 +73,14 @@ def _version(package: str) -> str | None:
 
 
 def paddle() -> str:
-    """Whether Paddle is there and tested, and its traps."""
-    from packaging.version import Version
-
-    from hmsa.system.environment import TESTED_PADDLES, amd_matrix_path, is_tested, paddle_version
+    """Whether Paddle is there and tested."""
+    from hmsa.system.environment import TESTED_PADDLES, is_tested, paddle_version
 
     found = paddle_version()
     tested = f"tested are {', '.join(TESTED_PADDLES)}"
     if found is None or not is_tested(found):
         raise RuntimeError(f"{found or 'an unknown version'}; {tested}")
-    traps = [text for first, end, text in TRAPS if Version(first) <= Version(found) < Version(end)]
-    path = amd_matrix_path()
-    if path is not None:
-        traps.append(AMD_TRAP.format(path))
-    return "\n".join([f"{found}; {tested}", *(f"known: {text}" for text in traps)])
+    return f"{found}; {tested}"
 
 
 def devices() -> str:
