@@ -13,7 +13,7 @@ from hmsa import cli
 from hmsa.errors import UsageError, printable
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.config_parser(__doc__)
     add = parser.add_argument
     add("--iters", type=int, help="iterations to train, instead of the config's")
@@ -88,9 +88,7 @@ def choose_checkpoint(args: argparse.Namespace) -> Optional[Path]:
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.config.reading import load_config
-
-    config = load_config(args.config, [*args.opts, *cli.training_options(args)])
+    config = cli.read_recipe(args, cli.training_options(args))
     with_val = args.do_eval or (args.plan_memory and config.val_dataset is not None)
     config.require("train_dataset", "optimizer", "lr_scheduler", "loss", *(["val_dataset"] if with_val else []))
     if not with_val:

@@ -55,10 +55,10 @@ def build_model(config: Config) -> MscaleOCRNet:
     return network
 
 
-def open_network(config: Config, weights: str, *, engine: str, precision: str) -> tuple[Network, str]:
-    """The network of a recipe with its weights, run by an engine (see `hmsa.inference.network`).
+def open_network(config: Config, weights: str, *, backend: str, precision: str) -> tuple[Network, str]:
+    """The network of a recipe with its weights, run by a backend (see `hmsa.inference.network`).
 
-    Where the engine's programs are in its cache, neither the network nor its weights need to be loaded.
+    Where the backend's programs are in the cache, neither the network nor its weights need to be loaded.
 
     Returns:
         The network, and the SHA-256 of the weight file.
@@ -69,7 +69,7 @@ def open_network(config: Config, weights: str, *, engine: str, precision: str) -
     from hmsa.inference import backends
     from hmsa.inference import network as network_module
 
-    backends.choose_engine(engine, precision)
+    backends.choose(backend, precision)
     path = weight_file(weights)
     if not path.is_file():
         raise DataError(f"{path}: expected a weight file, found none; check the path")
@@ -83,7 +83,7 @@ def open_network(config: Config, weights: str, *, engine: str, precision: str) -
 
     unimportant = {"pretrained": True, "scales": True, "backbone": {"pretrained"}}
     identity = {"model": spec.model_dump(mode="json", exclude=unimportant), "weights": digest}
-    options = {"scales": spec.scales, "align_corners": spec.align_corners, "engine": engine, "precision": precision}
+    options = {"scales": spec.scales, "align_corners": spec.align_corners, "backend": backend, "precision": precision}
     return network_module.open_network(build, identity=identity, **options), digest
 
 

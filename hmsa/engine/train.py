@@ -22,7 +22,7 @@ from hmsa.engine.checkpoint import TrainingState
 from hmsa.engine.evaluate import evaluate
 from hmsa.engine.log import SilentLog, duration
 from hmsa.engine.progress import Failures, Meter, timed
-from hmsa.engine.step import Step, check_precision, prepare_gpu, statistics, step_seeds
+from hmsa.engine.step import Step, prepare_gpu, statistics, step_seeds
 from hmsa.errors import DataError, Interrupted
 from hmsa.inference.averaging import InferenceOptions
 from hmsa.inference.network import NetworkInTraining
@@ -57,7 +57,6 @@ def make_step(
 ) -> Step:
     """The step that `options` describe."""
     prepare_gpu(options.precision, options.deterministic)
-    check_precision(options.precision)
     return Step(
         model=model,
         loss=loss,
@@ -282,7 +281,7 @@ class _Run:
         number = self.stop.number or signal.SIGTERM
         return Interrupted(
             f"ended by {signal.Signals(number).name} after iteration {self.state.iteration}, saved in "
-            f"{self.folder(self.state.iteration)}; the same command with --resume_model auto goes on",
+            f"{self.folder(self.state.iteration)}; resume from there to go on",
             number,
         )
 
@@ -299,7 +298,7 @@ class _Run:
         raise DataError(
             f"expected a finite loss, found none in {len(failures)} iterations in a row from iteration {iteration + 1} "
             f"on, with the images {', '.join(files[:8])}{more}; look at them, and {again} with a lower "
-            "--learning_rate or with optimizer.clip_grad_norm"
+            "lr_scheduler.learning_rate or with optimizer.clip_grad_norm"
         )
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs the network in evaluation and prediction: Paddle's eager mode, or an inference engine.
+"""Opening a network for evaluation and prediction: in Paddle's eager mode, or as programs of another backend.
 
-An engine gets the network at one scale, in two programs: `logits` for the largest scale, whose attention nobody asks
+A backend gets the network at one scale, in two programs: `logits` for the largest scale, whose attention nobody asks
 for, and `attended`, which gives logits and attention, for all others. The scales are fused outside
 (`hmsa.models.hierarchical.fuse_scales`), one after the other, so that one scale's tensors are gone before the next
 one's are made and any series of scales runs on the same programs. Those of a set of weights are kept from one start to
@@ -21,23 +21,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Optional
 
-import hmsa.system.prepared
+import hmsa.system.prepared  # noqa: F401
 
 import numpy as np
 import paddle
 from paddle import Tensor, nn
 from paddle.version import full_version as PADDLE_VERSION
 
-import hmsa
 from hmsa.distributed import ranks
 from hmsa.errors import DataError
 from hmsa.inference import cache
-from hmsa.inference.backends import _form, choose_engine
-from hmsa.inference.programs import (
-    Programs,
-    write_checked_programs,
-    write_programs,
-)
+from hmsa.inference.backends import BACKENDS, choose, packages_of
+from hmsa.inference.programs import Programs, write_checked_programs, write_programs
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import FLOAT32_OPS, Network, ScaleNetwork, fuse_scales, joint_logits
 
@@ -48,26 +43,27 @@ def open_network(
     identity: Any,
     scales: Sequence[float],
     align_corners: bool,
-    engine: str = "auto",
+    backend: str = "auto",
     precision: str = "fp32",
 ) -> Network:
-    """The network for evaluation and prediction, run by `engine`.
+    """The network for evaluation and prediction, run by a backend.
 
     Args:
         build: makes the network with its weights; not called if the cache holds its programs.
         identity: JSON data that tell this network and its weights from every other.
         scales, align_corners: those of the network.
-        engine: "eager", "inference" (Paddle Inference with oneDNN), "openvino", "onnxruntime", or "auto": "eager" on a
-            GPU, else "inference".
-        precision: "fp32", or "bf16" where the engine has it; then the first image is run in both, and the share of
+        backend: a name in `hmsa.inference.backends`, or "auto".
+        precision: "fp32", or another where the backend has it; then the first image is run in both, and the share of
             pixels that get the same class is printed.
 
     Raises:
-        UsageError: a package is missing, or the engine does not know the precision.
-        DataError: the engine does not answer as the network does ("auto" says so and goes on eagerly).
+        UsageError: a package is missing, or the backend lacks the precision on this device.
+        DataError: the backend does not answer as the network does ("auto" says so and goes on eagerly).
     """
-    chosen = choose_engine(engine, precision)
-    folder = None if chosen == "eager" else _cached_programs(build, identity, chosen, fall_back=engine == "auto")
+    chosen = choose(backend, precision)
+    folder = None
+    if BACKENDS[chosen].forms:
+        folder = _cached_programs(build, identity, chosen, fall_back=backend == "auto")
     if folder is None:
         model = build()
         model.eval()
@@ -77,7 +73,8 @@ def open_network(
         at_scale = in_precision[precision] if folder is None else Programs(folder, chosen, precision)
         return lambda image: fuse_scales(at_scale, image, scales, align_corners=align_corners)["joint"]
 
-    return _with_agreement(network("bf16"), network("fp32")) if precision == "bf16" else network("fp32")
+    exact = network("fp32")
+    return exact if precision == "fp32" else _with_agreement(network(precision), exact, precision)
 
 
 class NetworkInTraining:
@@ -89,7 +86,7 @@ class NetworkInTraining:
 
     def __init__(self, model: nn.Layer, engine: str = "auto") -> None:
         self._model = model
-        self._chosen = choose_engine(engine)
+        self._chosen = choose(engine)
         self._fall_back = engine == "auto"
         self._template: Optional[_Template] = None
 
@@ -119,10 +116,10 @@ class NetworkInTraining:
             if was_training:
                 model.train()
 
-    def _write(self, model: MscaleOCRNet, folder: Path) -> None:
+    def _write(self, model: MscaleOCRNet, folder: Path, form: str) -> None:
         if self._template is None:
             plain = copy.deepcopy(model)
-            self._template = _Template(plain, lambda place: write_programs(plain, place, _form(self._chosen)))
+            self._template = _Template(plain, lambda place: write_programs(plain, place, form))
         self._template.write(model, folder)
 
 
@@ -168,19 +165,17 @@ _MARKED = re.compile(rb"[\0-\xff][\0-\x0f]\xc0\x7f", re.DOTALL)  # tensors 0 to 
 
 
 def _cached_programs(
-    build: Callable[[], MscaleOCRNet], identity: Any, engine: str, *, fall_back: bool
+    build: Callable[[], MscaleOCRNet], identity: Any, backend: str, *, fall_back: bool
 ) -> Optional[Path]:
     """The folder of the network's programs, written and checked if need be; None where eager mode has to do."""
-    depends_on = {"network": identity, "engine": engine, "versions": _versions(engine), "code": _code_hash()}
+    depends_on = {"network": identity, "backend": backend, "versions": _versions(backend), "code": code_hash()}
     built = False
 
     def write(folder: Path) -> None:
         nonlocal built
         model = build()
         built = True
-        write_checked_programs(
-            model, folder, engine, lambda simple, folder: write_programs(simple, folder, _form(engine))
-        )
+        write_checked_programs(model, folder, backend)
 
     try:
         if not ranks.is_main():
@@ -201,17 +196,15 @@ def _warn_of_eager_mode(error: DataError) -> None:
     print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
 
 
-def _versions(engine: str) -> list[str]:
+def _versions(backend: str) -> list[str]:
     """Of all that has a part in making and running a program."""
-    packages = ["paddleseg", *({"openvino", "onnxruntime"} & {engine}), *(["paddle2onnx"] * (_form(engine) == "onnx"))]
-    return [PADDLE_VERSION, *map(version, packages)]
+    return [PADDLE_VERSION, *map(version, ("paddleseg", *packages_of(backend)))]
 
 
-def _code_hash() -> str:
-    """Of this package's files that decide what a program computes; one made by other code is stale."""
-    folder = Path(hmsa.__file__).parent
+def code_hash(package: Path = Path(__file__).parents[1]) -> str:
+    """Of the files of this package that decide what a program computes; a program made by other code is stale."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("models/*.py"), *folder.glob("deploy/*.py")]):
+    for path in sorted([*package.glob("models/*.py"), *package.glob("inference/*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -227,7 +220,7 @@ def _in_bf16(at_scale: ScaleNetwork) -> ScaleNetwork:
     return run
 
 
-def _with_agreement(fast: Network, exact: Network) -> Network:
+def _with_agreement(fast: Network, exact: Network, precision: str) -> Network:
     """`fast`; its first answer is compared with that of `exact`, which is then dropped."""
     reference = [exact]
 
@@ -237,7 +230,7 @@ def _with_agreement(fast: Network, exact: Network) -> Network:
             same = paddle.argmax(logits, axis=1) == paddle.argmax(reference.pop()(image), axis=1)
             share = 100 * float(same.astype("float32").mean())
             if ranks.is_main():
-                print(f"bf16: {share:.2f} % of the pixels of the first image get the class they get in fp32")
+                print(f"{precision}: {share:.2f} % of the pixels of the first image get the class they get in fp32")
         return logits
 
     return run

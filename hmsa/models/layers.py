@@ -55,7 +55,7 @@ def image_size(x: Tensor) -> Any:
 
 
 def scaled_size(x: Tensor, scale: float) -> Any:
-    """(floor(H * scale), floor(W * scale)), computed in whole numbers so that every engine agrees.
+    """(floor(H * scale), floor(W * scale)), computed in whole numbers so that every backend agrees.
 
     Raises:
         DataError: no pixel would be left.
@@ -143,7 +143,7 @@ class ConvOverParts(nn.Conv2D):
         self.separate_weights = nn.ParameterList()
 
     def separate(self) -> None:
-        """For inference: make the weights of each part a parameter of its own, as engines fuse only those."""
+        """For inference: make the weights of each part a parameter of its own, as backends fuse only those."""
         for weight in paddle.split(self.weight.detach(), self.parts, axis=1):
             parameter = self.create_parameter(weight.shape)
             parameter.set_value(weight)
