@@ -6,10 +6,11 @@ PADDLE ?= paddlepaddle==$(USUAL)
 USUAL := 3.2.2
 OTHERS := 2.6.2 3.3.1
 # What depends on the Paddle: network, losses, gradients, files, inference, and the commands of the README.
-SHORT := tests/models/test_golden.py tests/models/test_hierarchical.py tests/models/test_backbones.py tests/losses \
+SHORT := tests/models/test_golden.py tests/models/test_hierarchical.py tests/losses \
 	tests/test_builder.py tests/config/test_reading.py tests/system/test_environment.py tests/system/test_memory.py \
 	tests/system/test_device.py tests/weights/test_loading.py tests/weights/test_weight_files.py \
-	tests/engine/test_checkpoint.py tests/engine/test_step.py tests/inference tests/deploy tests/test_paddle_calls.py \
+	tests/engine/test_checkpoint.py tests/engine/test_step.py tests/inference/test_averaging.py tests/inference/test_fold.py \
+	tests/inference/test_programs.py tests/inference/test_backends.py tests/deploy tests/test_paddle_calls.py \
 	tests/engine/test_train.py::test_a_resumed_run_equals_an_uninterrupted_one \
 	tests/test_readme.py
 DATA := data/toy_cityscapes
