@@ -15,6 +15,7 @@ from paddle import Tensor, nn
 from hmsa.distributed import ranks
 from hmsa.errors import UsageError
 from hmsa.losses import WeightedLoss
+from hmsa.models import layers
 from hmsa.models.hierarchical import FLOAT32_OPS
 from hmsa.system.device import as_tensor, on_gpu
 from hmsa.system.memory import release_unused, use_one_heap
@@ -49,6 +50,7 @@ class Step:
         recompute: bool,
     ) -> None:
         use_one_heap()
+        layers.between_parts = release_unused
         self.loss = loss
         self.optimizer = optimizer
         self.accumulation = accumulation
