@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, Callable, Literal
+from typing import TYPE_CHECKING, Any, Callable, Literal
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -49,6 +49,9 @@ from hmsa.models.hierarchical import Network
 from hmsa.optim import adamw, sgd
 from hmsa.system.files import sha256
 from hmsa.weights.loading import load_weights, weight_file
+
+if TYPE_CHECKING:
+    from hmsa.engine.train import TrainOptions
 
 Table = dict[str, Callable[..., Any]]
 
@@ -261,6 +264,24 @@ def build_optimizer(config: Config, scheduler: lr.LRScheduler, model: paddle.nn.
         return _construct(component, spec.type, {**options, **ours}, where)
     prepared = _construct(component, spec.type, options, where)  # PaddleSeg's are made in two steps.
     return _construct(prepared, spec.type, {"model": model, "lr": scheduler}, where)
+
+
+def train_options(config: Config, **options: Any) -> TrainOptions:
+    """What the recipe and `options` (the rest of `TrainOptions`) say of a run."""
+    from hmsa.engine.train import TrainOptions
+
+    return TrainOptions(
+        iters=config.iters,
+        batch_size=config.batch_size,
+        gradient_accumulation=config.gradient_accumulation,
+        precision=config.precision,
+        deterministic=config.deterministic,
+        seed=config.seed,
+        nonfinite_limit=config.nonfinite_limit,
+        ema_decay=config.ema.decay if config.ema else None,
+        config=config.dump(),
+        **options,
+    )
 
 
 def _build(kind: str, spec: dict[str, Any], ours: Table, where: str) -> Any:

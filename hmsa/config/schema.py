@@ -290,6 +290,12 @@ class SchedulerSpec(Component):
     warmup_start_lr: NonNegative = 0.0
 
 
+class EMASpec(Section):
+    """An exponential moving average of the weights, which is evaluated and kept in their place."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9998
+
+
 AnySchedulerSpec = Annotated[
     Union[Annotated[PolynomialDecaySpec, Tag("type:PolynomialDecay")], Annotated[SchedulerSpec, Tag("type:")]],
     _type_of("PolynomialDecay"),
@@ -478,6 +484,7 @@ class Config(Section):
     val_dataset: Optional[AnyDatasetSpec] = None
     optimizer: Optional[OptimizerSpec] = None
     lr_scheduler: Optional[AnySchedulerSpec] = None
+    ema: Optional[EMASpec] = None
     loss: Optional[LossSpec] = None
     test_config: InferenceSpec = InferenceSpec()
 
@@ -657,6 +664,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "train_dataset": CityscapesAutolabelingSpec,
     "lr_scheduler": PolynomialDecaySpec,
     "optimizer": SGDSpec,
+    "ema": EMASpec,
     "loss": LossSpec,
     "test_config": InferenceSpec,
 }
