@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hmsa.system.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from hmsa.builder import build_model as build_model
     from hmsa.config.reading import load_config as load_config
     from hmsa.weights.loading import load_weights as load_weights
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "build_model", "load_config", "load_weights"]
 
 _HOMES = {"load_config": "hmsa.config.reading", "build_model": "hmsa.builder", "load_weights": "hmsa.weights.loading"}

@@ -106,11 +106,11 @@ def _train_ids_of_polygons(source: Path) -> np.ndarray:
 
 def write_label(path: Path, label: np.ndarray, *, colored: bool) -> None:
     """Write a label uint8 [H, W] as PNG, whole or not at all: grey, or `colored` by PaddleSeg's palette."""
-    colored = Image.fromarray(label)
+    image = Image.fromarray(label)
     if colored:
-        colored.putpalette(palette(256))
+        image.putpalette(palette(256))
     content = io.BytesIO()
-    colored.save(content, "PNG", compress_level=3)
+    image.save(content, "PNG", compress_level=3)
     write_atomically(path, content.getvalue())
 
 

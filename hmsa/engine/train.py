@@ -231,6 +231,11 @@ class Trainer:
             f"memory {memory / 2**30:.2f} GiB, ETA {duration(seconds * (options.iters - iteration))} | "
             + " ".join(f"{name} {value:.4f}" for name, value in terms.items())
         )
+        if total == norm == 0:
+            self.log.line(
+                "warning: nothing was learnt, as the loss and its gradient are 0: check whether the labels hold more "
+                "than ignored pixels, and the crops more than padding"
+            )
 
     def _save(self) -> None:
         """Write this iteration's checkpoint and delete the oldest ones."""

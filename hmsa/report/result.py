@@ -11,15 +11,15 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import hmsa.system.prepared
+import hmsa.system.prepared  # noqa: F401
 
 import numpy as np
 from paddle.version import full_version as PADDLE_VERSION
 from rich.console import Console
 from rich.table import Table
 
-import hmsa
 from hmsa.metrics.confusion import Scores, scores
+from hmsa.system.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages a result depends on; None for one that is not installed."""
     found: dict[str, str | None] = {
         "python": platform.python_version(),
-        "hmsa": hmsa.__version__,
+        "hmsa": VERSION,
         "paddle": PADDLE_VERSION,
     }
     for package in ("paddleseg", "numpy", "opencv-python"):

@@ -20,7 +20,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Callable, Union
+from typing import IO, Any, Callable, Optional, Union
 
 import numpy as np
 
@@ -117,7 +117,7 @@ def _read_zip(file: IO[bytes], room: Room, *, packed: bool) -> dict[str, np.ndar
 
         if f"{roots[0]}byteorder" in archive.NameToInfo:
             check(read("byteorder") == b"little", _BIG_ENDIAN)
-        return _arrays(Machine(Source(io.BytesIO(read("data.pkl")), room)).run(), read_storage, room)
+        return _arrays(Machine(Source(io.BytesIO(read("data.pkl")), room)).load(), read_storage, room)
 
 
 def _read_from_zip(archive: zipfile.ZipFile, room: Room) -> dict[str, np.ndarray]:
@@ -211,7 +211,7 @@ class _Listing:
 def _read_pickles(file: IO[bytes], room: Room) -> dict[str, np.ndarray]:
     """Paddle's format, which is one pickle, or PyTorch's before 1.6: several in a row, and the storages behind them."""
     source = Source(file, room)
-    content = Machine(source).run()
+    content = Machine(source).load()
     if type(content) is int and content == _TORCH_LEGACY_MAGIC:
         return _read_torch_legacy(source, room)
     return _named(content)
@@ -219,13 +219,13 @@ def _read_pickles(file: IO[bytes], room: Room) -> dict[str, np.ndarray]:
 
 def _read_torch_legacy(source: Source, room: Room) -> dict[str, np.ndarray]:
     """What comes behind the magic number."""
-    Machine(source).run()  # the protocol's version
-    check(Machine(source).run()["little_endian"], _BIG_ENDIAN)
+    Machine(source).load()  # the protocol's version
+    check(Machine(source).load()["little_endian"], _BIG_ENDIAN)
     machine = Machine(source)
-    content = machine.run()
+    content = machine.load()
     wanted = {tensor.storage.key for tensor in _named(content).values() if isinstance(tensor, Tensor)}
     stored = {}
-    for key in Machine(source).run():
+    for key in Machine(source).load():
         check(type(key) is str)
         storage = machine.storages[key]
         check(source.number(8) == storage.count, WRONG_SIZE)
@@ -284,7 +284,7 @@ def read_pickle(path: Path) -> Any:
     Raises:
         DataError: no such file, damaged, or it asks for anything else.
     """
-    return _read(path, str(path), lambda file, room: Machine(Source(file, room)).run(), "a file Paddle saved")
+    return _read(path, str(path), lambda file, room: Machine(Source(file, room)).load(), "a file Paddle saved")
 
 
 def read_weights(path: Union[str, Path], title: str = "") -> dict[str, np.ndarray]:
@@ -328,10 +328,15 @@ def _parse(file: IO[bytes], suffix: str, room: Room, *, packed: bool) -> dict[st
     return arrays
 
 
-def write_weights(path: Union[str, Path], arrays: Mapping[str, np.ndarray]) -> None:
+def write_weights(
+    path: Union[str, Path], arrays: Mapping[str, np.ndarray], *, keep_earlier: bool = False
+) -> Optional[Path]:
     """Write arrays by name, as the suffix says: `.pdparams`, which `paddle.load` reads, or `.safetensors`.
 
     The file appears whole or not at all.
+
+    Args:
+        keep_earlier: whether what was there is kept, under the name that is returned.
 
     Raises:
         UsageError: another suffix.
@@ -340,7 +345,8 @@ def write_weights(path: Union[str, Path], arrays: Mapping[str, np.ndarray]) -> N
     path = Path(path)
     if path.suffix not in _WRITERS:
         raise UsageError(f"{path}: weights are written as {' or '.join(_WRITERS)}, not as {path.suffix or 'this'}")
-    write_atomically(path, lambda file: _WRITERS[path.suffix](file, arrays), durable=True)
+    writer = _WRITERS[path.suffix]
+    return write_atomically(path, lambda file: writer(file, arrays), durable=True, keep_earlier=keep_earlier)
 
 
 def _write_pickle(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:

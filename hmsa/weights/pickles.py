@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import pickle
-import struct
 from dataclasses import dataclass
-from typing import IO, Any, Callable, cast
+from typing import IO, Any, Callable, NoReturn, cast
 
 import numpy as np
 
@@ -72,10 +71,10 @@ class Source:
         check(len(data) == size, "it ends too early")
         return data
 
-    def line(self) -> str:
+    def readline(self) -> bytes:
         line = self.file.readline(_LONGEST_NAME)
         check(line.endswith(b"\n"))
-        return line[:-1].decode()
+        return line
 
     def number(self, size: int) -> int:
         return int.from_bytes(self.read(size), "little")
@@ -186,106 +185,79 @@ _KNOWN: dict[str, Any] = {
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
 }
 
-# Instructions: what they push, how it is spelt, or how many bytes tell a length or an index.
-_CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
-_EMPTY = {pickle.EMPTY_DICT: dict, pickle.EMPTY_LIST: list, pickle.EMPTY_TUPLE: tuple}
-_NUMBERS = {pickle.BININT: "<i", pickle.BININT1: "<B", pickle.BININT2: "<H", pickle.BINFLOAT: ">d"}
-_TEXTS = {pickle.SHORT_BINUNICODE: 1, pickle.BINUNICODE: 4, pickle.BINUNICODE8: 8}
-_BYTES = {pickle.SHORT_BINBYTES: 1, pickle.BINBYTES: 4, pickle.BINBYTES8: 8, pickle.BYTEARRAY8: 8}
-_TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
-_PUTS = {pickle.BINPUT: 1, pickle.LONG_BINPUT: 4}
-_GETS = {pickle.BINGET: 1, pickle.LONG_BINGET: 4}
+# Instructions that do no more here than in Python's own machine.
+_PLAIN = (
+    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"),
+    *("TUPLE1", "TUPLE2", "TUPLE3", "TUPLE", "MARK", "APPEND", "APPENDS"),
+    *("MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BINPERSID", "PROTO", "STOP"),
+)
+_TEXTS = {"SHORT_BINUNICODE": 1, "BINUNICODE": 4, "BINUNICODE8": 8}  # bytes that tell the length
+
+_Unpickler: Any = pickle._Unpickler  # type: ignore
+"""Python's own machine, in Python: it does not recurse, so that no nesting is too deep."""
 
 
-class Machine:
-    """Runs pickles of protocols 2 to 5. Nothing here recurses, so that no nesting is too deep."""
+class _Instructions(dict):
+    """By number: each counts what it makes; those that are not here are refused."""
+
+    def __setitem__(self, name: str, run: Callable[[Any], None]) -> None:
+        def counted(machine: Machine) -> None:
+            machine.source.room.take(_OBJECT)
+            run(machine)
+
+        super().__setitem__(getattr(pickle, name)[0], counted)
+
+    def __missing__(self, code: int) -> NoReturn:
+        _refuse(code)
+
+
+class Machine(_Unpickler):
+    """Runs pickles of protocols 2 to 5; `load` returns the result of the next one in the file.
+
+    It raises Refused where a pickle asks for something that no weights need, or for too much memory, and an exception
+    of any other kind where it is damaged.
+    """
+
+    dispatch = _Instructions()
 
     def __init__(self, source: Source) -> None:
+        super().__init__(source)
         self.source = source
         self.storages: dict[str, Storage] = {}
         """Those that the pickles have named."""
         self._known = {**_KNOWN, "_codecs.encode": self._encode}
 
-    def run(self) -> Any:
-        """The result of the next pickle in the file.
+    def find_class(self, module: Any, name: Any) -> Any:
+        called = f"{module}.{name}"
+        known = called in self._known
+        check(known, f"it asks for {called[:_LONGEST_NAME]}, which no weights need and which was not run")
+        return self._known[called]
 
-        Raises:
-            Refused: it asks for something that no weights need, or for too much memory.
-            Exception: of any other kind, where it is damaged.
-        """
-        read, number, line = self.source.read, self.source.number, self.source.line
-        stack: list[Any] = []
-        marks: list[int] = []
-        memo: dict[int, Any] = {}
-        push, pop = stack.append, stack.pop
+    def persistent_load(self, reference: Any) -> Storage:
+        """PyTorch's reference to numbers outside the pickle."""
+        kind, dtype, key, _, count, *view = reference
+        check(kind == "storage" and dtype in TORCH_STORAGES.values() and type(key) is str and is_shape((count,)))
+        storage = Storage(key, dtype, count)
+        check(view in ([], [None]) and self.storages.setdefault(key, storage) == storage)
+        return storage
 
-        def last(count: int) -> list[Any]:
-            items = stack[-count:]
-            del stack[-count:]
-            return items
+    def put(self, items: list[Any]) -> None:
+        """Keys and values in turn, into the dictionary on the stack."""
+        for key, value in zip(items[::2], items[1::2]):
+            # Any other key can be made so that finding its place takes for ever, or more stack than there is.
+            check(type(self.stack[-1]) is dict and (type(key) is str or (type(key) is int and abs(key) < 1 << 60)))
+            self.stack[-1][key] = value
 
-        def to_mark() -> list[Any]:
-            start = marks.pop()
-            items = stack[start:]
-            del stack[start:]
-            return items
+    def pop(self, count: int) -> list[Any]:
+        """The last things on the stack."""
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
 
-        while (code := read(1)) != pickle.STOP:
-            self.source.room.take(_OBJECT)
-            if code in _PUTS:
-                memo[number(_PUTS[code])] = stack[-1]
-            elif code == pickle.MEMOIZE:
-                memo[len(memo)] = stack[-1]
-            elif code in _GETS:
-                push(memo[number(_GETS[code])])
-            elif code in _NUMBERS:
-                push(*struct.unpack(_NUMBERS[code], read(struct.calcsize(_NUMBERS[code]))))
-            elif code == pickle.LONG1:
-                push(int.from_bytes(read(number(1)), "little", signed=True))
-            elif code in _TEXTS:
-                push(self._text(read(number(_TEXTS[code]))))
-            elif code in _BYTES:
-                push(read(number(_BYTES[code])))
-            elif code in _CONSTANTS:
-                push(_CONSTANTS[code])
-            elif code in _EMPTY:
-                push(_EMPTY[code]())
-            elif code == pickle.MARK:
-                marks.append(len(stack))
-            elif code in _TUPLES:
-                push(tuple(last(_TUPLES[code])))
-            elif code == pickle.TUPLE:
-                push(tuple(to_mark()))
-            elif code in (pickle.APPEND, pickle.APPENDS):
-                items = last(1) if code == pickle.APPEND else to_mark()
-                list.extend(stack[-1], items)
-            elif code in (pickle.SETITEM, pickle.SETITEMS):
-                items = last(2) if code == pickle.SETITEM else to_mark()
-                for key, value in zip(items[::2], items[1::2]):
-                    _put(stack[-1], key, value)
-            elif code == pickle.GLOBAL:
-                push(self._find(line(), line()))
-            elif code == pickle.STACK_GLOBAL:
-                push(self._find(*last(2)))
-            elif code == pickle.REDUCE:
-                function, arguments = last(2)
-                check(type(arguments) is tuple and callable(function))
-                push(function(*arguments))
-            elif code == pickle.BUILD:
-                state = pop()
-                _build(stack[-1], state)
-            elif code == pickle.BINPERSID:
-                push(self._storage(*pop()))
-            elif code == pickle.PROTO:
-                check(number(1) <= 5)
-            elif code == pickle.FRAME:
-                number(8)  # how much can be read at once, which is of no use here
-            else:
-                _refuse(code, line)
-        return pop()
-
-    def _text(self, data: bytes) -> str:
-        room = self.source.room
+    def text(self, size: int) -> str:
+        data, room = self.source.read(size), self.source.room
         # Old pickles spell data as text, where a character is one byte in memory: one that needs more is rare.
         narrow = data.isascii() or np.frombuffer(data, np.uint8).max() < 0xC4
         room.take(len(data) * (1 if narrow else 4))
@@ -298,26 +270,6 @@ class Machine:
         check(type(text) is str and type(encoding) is str and encoding in ("latin1", "latin-1"))
         self.source.room.take(len(text))
         return text.encode("latin1")
-
-    def _find(self, module: Any, name: Any) -> Any:
-        check(type(module) is str and type(name) is str)
-        called = f"{module}.{name}"
-        known = called in self._known
-        check(known, f"it asks for {called[:_LONGEST_NAME]}, which no weights need and which was not run")
-        return self._known[called]
-
-    def _storage(self, kind: Any, dtype: Any, key: Any, _: Any, count: Any, view: Any = None) -> Storage:
-        """PyTorch's reference to numbers outside the pickle."""
-        check(kind == "storage" and dtype in TORCH_STORAGES.values() and type(key) is str and is_shape((count,)))
-        storage = Storage(key, dtype, count)
-        check(view is None and self.storages.setdefault(key, storage) == storage)
-        return storage
-
-
-def _put(target: Any, key: Any, value: Any) -> None:
-    # Any other key can be made so that finding its place takes for ever, or more stack than there is.
-    check(type(target) is dict and (type(key) is str or (type(key) is int and abs(key) < 1 << 60)))
-    target[key] = value
 
 
 def _build(target: Any, state: Any) -> None:
@@ -333,9 +285,25 @@ def _build(target: Any, state: Any) -> None:
         check(type(target) is dict)  # PyTorch's notes on a dictionary, which are not needed
 
 
-def _refuse(code: bytes, line: Callable[[], str]) -> None:
+def _refuse(code: int) -> NoReturn:
     """Refused, with what an instruction that is none of weights would do."""
-    name = next((name for name in pickle.__all__ if getattr(pickle, name) == code), "")
-    called = f"{line()}.{line()}" if code == pickle.INST else f"the pickle instruction {name}"
-    check(not name, f"it uses {called}, which no weights need and which was not run")
+    name = next((name for name in pickle.__all__ if getattr(pickle, name) == bytes([code])), "")
+    check(not name, f"it uses the pickle instruction {name}, which no weights need and which was not run")
     raise Refused(DAMAGED)
+
+
+def _refuse_instance(machine: Machine) -> NoReturn:
+    machine.load_global()  # which says what it asks for
+    raise Refused(DAMAGED)
+
+
+for _name in _PLAIN:
+    Machine.dispatch[_name] = _Unpickler.dispatch[getattr(pickle, _name)[0]]
+for _name, _size in _TEXTS.items():
+    Machine.dispatch[_name] = lambda machine, size=_size: machine.append(machine.text(machine.source.number(size)))
+Machine.dispatch["BYTEARRAY8"] = lambda machine: machine.append(machine.source.read(machine.source.number(8)))
+Machine.dispatch["FRAME"] = lambda machine: machine.source.number(8)  # how much can be read at once
+Machine.dispatch["SETITEM"] = lambda machine: machine.put(machine.pop(2))
+Machine.dispatch["SETITEMS"] = lambda machine: machine.put(machine.pop_mark())
+Machine.dispatch["INST"] = _refuse_instance
+Machine.dispatch["BUILD"] = lambda machine: _build(machine.stack[-2], machine.pop(1)[0])

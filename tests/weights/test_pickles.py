@@ -173,7 +173,7 @@ def test_other_ways_to_run_something(tmp_path, registered, how):
 
 
 def run(data: bytes):
-    return Machine(Source(io.BytesIO(data), Room(len(data)))).run()
+    return Machine(Source(io.BytesIO(data), Room(len(data)))).load()
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -480,7 +480,7 @@ def test_the_limits_of_the_fuzzing_hold(tmp_path, monkeypatch):
     acts = "{'dies': lambda: os.abort(), 'hangs': lambda: max(iter(int, 1)), 'takes': lambda: bytes(90 << 20)}"
     reader.write_text(
         source.replace("MAX_SECONDS = 20", "MAX_SECONDS = 1")
-        .replace("parents[1]", f"parents[0]; ROOT = Path({str(fuzz_weights.ROOT)!r}); import os")
+        .replace("parents[2]", f"parents[0]; ROOT = Path({str(fuzz_weights.ROOT)!r}); import os")
         .replace(
             "            (read_pickle if", f"            {acts}.get(path.name, int)()\n            (read_pickle if"
         )
