@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Callable, Literal, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, Literal, NamedTuple, Optional
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -35,6 +35,9 @@ from hmsa.models.hierarchical import Network
 from hmsa.system.device import on_gpu
 from hmsa.system.files import sha256
 from hmsa.weights.loading import load_weights, weight_file
+
+if TYPE_CHECKING:
+    from hmsa.engine.train import TrainOptions
 
 # --- The network. ---
 
@@ -290,6 +293,24 @@ def _look_for_idle_layers(config: Config, backbone: paddle.nn.Layer) -> None:
             raise UsageError(problem)
         if is_main():
             print(printable(f"warning: {problem}"), file=sys.stderr)
+
+
+def train_options(config: Config, **options: Any) -> TrainOptions:
+    """What the recipe and `options` (the rest of `TrainOptions`) say of a run."""
+    from hmsa.engine.train import TrainOptions
+
+    return TrainOptions(
+        iters=config.iters,
+        batch_size=config.batch_size,
+        gradient_accumulation=config.gradient_accumulation,
+        precision=config.precision,
+        deterministic=config.deterministic,
+        seed=config.seed,
+        nonfinite_limit=config.nonfinite_limit,
+        ema_decay=config.ema.decay if config.ema else None,
+        config=config.dump(),
+        **options,
+    )
 
 
 # --- Any component. ---

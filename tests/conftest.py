@@ -75,13 +75,11 @@ def pretended_gpu(monkeypatch):
     return devices
 
 
-@pytest.fixture(scope="session")
-def toy_root(tmp_path_factory):
+def draw_toy(root):
     """A small converted street world: 6 training images, 6 coarse ones, 3 for validation, 1 for testing."""
     from hmsa.datasets.convert import coarse_jobs, convert_all, fine_jobs, train_ids, write_label
     from hmsa.toy.cityscapes import write_toy_cityscapes
 
-    root = tmp_path_factory.mktemp("toy")
     write_toy_cityscapes(root, size=(64, 128), train=6, coarse=6, val=3, test=1)
     for jobs, colored in ((fine_jobs(root), False), (coarse_jobs(root), True)):
         convert_all(
@@ -90,8 +88,7 @@ def toy_root(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="session")
-def tiny_recipe(toy_root):
+def write_tiny_recipe(toy_root):
     """A recipe with every part of the real one, at a size that trains in seconds."""
     path = toy_root / "tiny.yml"
     base = Path(__file__).parents[1] / "configs/mscale_ocr_toy.yml"
@@ -134,3 +131,13 @@ lr_scheduler:
         encoding="utf-8",
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def toy_root(tmp_path_factory):
+    return draw_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(toy_root):
+    return write_tiny_recipe(toy_root)

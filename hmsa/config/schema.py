@@ -72,6 +72,12 @@ class LossSpec(Section):
         return coef
 
 
+class EMASpec(Section):
+    """An exponential moving average of the weights, which is evaluated and kept beside them."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9998
+
+
 class InferenceSpec(Section):
     """`test_config`: how evaluation and prediction go over an image; sizes are [width, height]."""
 
@@ -145,6 +151,7 @@ class Config(Section):
     val_dataset: Optional[AnyDataset] = None
     optimizer: Optional[AnyOptimizer] = None
     lr_scheduler: Optional[AnyScheduler] = None
+    ema: Optional[EMASpec] = None
     loss: Optional[LossSpec] = None
     test_config: InferenceSpec = InferenceSpec()
 

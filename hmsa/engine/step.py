@@ -13,6 +13,7 @@ from paddle import Tensor, nn
 
 from hmsa.distributed import ranks
 from hmsa.losses import WeightedLoss
+from hmsa.models import layers
 from hmsa.models.hierarchical import FLOAT32_OPS
 from hmsa.system.device import as_tensor, check_precision, on_gpu
 from hmsa.system.memory import release_unused, use_one_heap
@@ -48,6 +49,7 @@ class Step:
     ) -> None:
         check_precision(precision)
         use_one_heap()
+        layers.between_parts = release_unused
         self.loss = loss
         self.optimizer = optimizer
         self.accumulation = accumulation

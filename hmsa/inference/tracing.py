@@ -127,14 +127,14 @@ def _old_form() -> Iterator[None]:
         if writes_json():
             stack.enter_context(paddle.pir_utils.DygraphOldIrGuard())
             for name, (operator, *slots) in OLD_OPERATORS.items():
-                stack.enter_context(_replaced(_C_ops, name, _traceable(getattr(_C_ops, name), operator, slots)))
-        stack.enter_context(_replaced(conv, "_conv_nd", convolve_then_add_bias))
-        stack.enter_context(_replaced(Variable, "__add__", add_in_order))
+                stack.enter_context(replaced(_C_ops, name, _traceable(getattr(_C_ops, name), operator, slots)))
+        stack.enter_context(replaced(conv, "_conv_nd", convolve_then_add_bias))
+        stack.enter_context(replaced(Variable, "__add__", add_in_order))
         yield
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, name: str, function: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, function: Any) -> Iterator[None]:
     before = getattr(owner, name)
     setattr(owner, name, function)
     try:

@@ -51,10 +51,15 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     return printable(", ".join(shown)) + more
 
 
-def weight_file(path: Union[str, Path]) -> Path:
-    """The file to read: `path` itself, `model.pdparams` in a checkpoint folder, or what a web address leads to.
+WEIGHTS, AVERAGED_WEIGHTS = "model.pdparams", "ema.pdparams"
+"""In a checkpoint folder: those that training goes on from, and in some their moving average, which is evaluated."""
 
-    That is downloaded once, see `hmsa.weights.downloads`.
+
+def weight_file(path: Union[str, Path]) -> Path:
+    """The file to read: `path` itself, that in a checkpoint folder, or what a web address leads to.
+
+    In a folder it is `ema.pdparams`, the averaged weights, or `model.pdparams` where there are none. What an address
+    leads to is downloaded once, see `hmsa.weights.downloads`.
 
     Raises:
         UsageError, DataError: it is an address, and cannot be downloaded.
@@ -62,7 +67,9 @@ def weight_file(path: Union[str, Path]) -> Path:
     if (address := web_address(path)) is not None:
         return downloaded(address)
     path = Path(path)
-    return path / "model.pdparams" if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    return path / (AVERAGED_WEIGHTS if (path / AVERAGED_WEIGHTS).is_file() else WEIGHTS)
 
 
 def named_file(path: Union[str, Path]) -> tuple[Path, str]:

@@ -213,6 +213,13 @@ def test_checkpoint_folder(tmp_path):
     hmsa.load_weights(model, tmp_path)
     assert_equal(model, expected)
 
+    averaged = arrays(network(seed=2))
+    save(averaged, tmp_path / "ema.pdparams")
+    hmsa.load_weights(model, tmp_path)
+    assert_equal(model, averaged)
+    hmsa.load_weights(model, tmp_path / "model.pdparams")
+    assert_equal(model, expected)
+
 
 def test_safetensors_and_pytorch_dtypes(tmp_path):
     """Weights in float64, float16 and bfloat16 (spelt as uint16) are what they were, as far as these can hold it."""
