@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from golden.loss_curve import CURVES, ITERATIONS, losses
 
-from hmsa.engine.step import check_precision
 from hmsa.errors import UsageError
+from hmsa.system.device import check_precision
 
 TOLERANCES = [1e-5] * 2 + [3e-3] * 6 + [1.5e-2] * (ITERATIONS - 8)
 """Relative, by iteration: about four times what lay between three paths of MKL (MKL_DEBUG_CPU_TYPE 4, 5 and 7) and

@@ -27,7 +27,7 @@ LARGEST = 65504.0
 def as_on_a_gpu(monkeypatch):
     place = types.SimpleNamespace(is_gpu_place=lambda: True)
     monkeypatch.setattr("paddle.amp.grad_scaler._dygraph_tracer", lambda: types.SimpleNamespace(_expected_place=place))
-    monkeypatch.setattr("hmsa.engine.train.check_precision", lambda precision: None)
+    monkeypatch.setattr("hmsa.engine.step.check_precision", lambda precision: None)
 
 
 def parts_of(recipe, *opts, precision="fp16"):

@@ -46,8 +46,8 @@ def main():
 
     from conftest import draw_toy, write_tiny_recipe
 
-    from hmsa.engine.step import check_precision
     from hmsa.errors import UsageError
+    from hmsa.system.device import check_precision
 
     curves = json.loads(CURVES.read_text()) if CURVES.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
