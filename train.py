@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from hmsa import cli
-from hmsa.errors import UsageError, printable
+from hmsa.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
     from hmsa.config.schema import Config
@@ -40,7 +41,12 @@ def make_parser() -> cli.Parser:
     add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
     cli.add_engine_flag(parser, "eager")
     add("--log_iters", type=cli.count, default=10, help="iterations between lines of progress (default: 10)")
-    add("--plan-memory", action="store_true", help="take two steps, evaluate one image, print the peaks, and end")
+    add(
+        "--plan-memory",
+        "--plan_memory",
+        action="store_true",
+        help="take two steps, evaluate one image, print the peaks, and end",
+    )
     add("--use_vdl", action="store_true", help="record curves for VisualDL in --save_dir")
     return parser
 
@@ -136,10 +142,14 @@ def build_trainer(
     for remark in config.remarks() if with_val else ():
         log.line(f"warning: {remark}")
 
-    pretrained = [(model.backbone, config.model.backbone.pretrained), (model, config.model.pretrained)]
-    for part, path in [] if resume_from else pretrained:
+    pretrained = {"model.backbone.pretrained": model.backbone, "model.pretrained": model}
+    for key, part in {} if resume_from else pretrained.items():
+        path = attrgetter(key)(config)
         if path:
-            log.line(load_pretrained(part, path))
+            try:
+                log.line(load_pretrained(part, path))
+            except DataError as error:
+                raise DataError(f"{config.where(key)}: {error} (null trains without it)") from error
 
     scheduler = builder.build_lr_scheduler(config)
     flags = ("engine", "num_workers", "log_iters", "save_interval", "keep_checkpoint_max")

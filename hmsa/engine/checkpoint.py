@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -61,6 +62,7 @@ class TrainingState:
     ema_updates: Optional[int] = None  # that the averaged weights have seen, if there are any
     to_evaluate: bool = False  # whether this iteration's evaluation was still to be done
     optimizer: Optional[str] = None  # its type
+    images: int = 0  # that an iteration took, on all ranks together; 0 if unknown
     serial: int = 0  # counts a folder's checkpoints: the newest is known even where an earlier run got further
 
 
@@ -95,7 +97,16 @@ def _restore_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, p
                 "config.yml beside it"
             )
         state[parameter.name + suffix] = value
-    optimizer.set_state_dict(state)
+
+    # The schedule is the recipe's of today, which may have been changed; `resume` brings it to its iteration.
+    state["LR_Scheduler"] = _schedule(optimizer).state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Paddle warns of the state that its own warm-up writes
+        optimizer.set_state_dict(state)
+
+
+def _schedule(optimizer: Any) -> paddle.optimizer.lr.LRScheduler:
+    return optimizer._learning_rate
 
 
 def save(
@@ -396,9 +407,10 @@ def _values(tree: Any, key: str = "") -> dict[str, Any]:
 def resume(
     folder: Path, *, model: nn.Layer, optimizer: paddle.optimizer.Optimizer, ema: Optional[EMA] = None
 ) -> TrainingState:
-    """Load a checkpoint into a model, its optimizer, learning-rate schedule included, and its averaged weights.
+    """Load a checkpoint into a model, its optimizer, and its averaged weights.
 
-    Where the checkpoint has none, the average starts from its weights.
+    The learning-rate schedule, which must be at its beginning, goes on to the checkpoint's iteration. Where the
+    checkpoint has no averaged weights, the average starts from its weights.
 
     Raises:
         DataError: not a checkpoint, or one of another model.
@@ -411,6 +423,8 @@ def resume(
         )
     load_weights(model, folder / WEIGHTS)
     _restore_optimizer(model, optimizer, folder / "model.pdopt")
+    for _ in range(state.iteration):
+        _schedule(optimizer).step()
     if ema:
         averaged = state.ema_updates is not None
         load_weights(ema.model, folder / (AVERAGED_WEIGHTS if averaged else WEIGHTS))

@@ -91,8 +91,13 @@ class Trainer:
 
         self.ema = EMA(self.model, options.ema_decay) if options.ema_decay else None
         self.evaluated = NetworkInTraining(self.ema.model if self.ema else self.model, options.engine)
-        self.state = TrainingState()
+        self.state = TrainingState(images=self.images)
         self.stop = StopRequest()
+
+    @property
+    def images(self) -> int:
+        """Images that an iteration takes, on all ranks together."""
+        return self.options.batch_size * self.options.gradient_accumulation * ranks.world_size()
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint.
@@ -104,6 +109,15 @@ class Trainer:
         if self.state.scaler is not None:
             self.step.scaler.load_state_dict(cast(Any, self.state.scaler))
         self.log.line(f"resumed from {folder} at iteration {self.state.iteration}")
+
+        before, now = self.state.images, self.images
+        if before not in (0, now):
+            epochs = (self.state.iteration * images / len(self.dataset) for images in (before, now))
+            self.log.line(
+                f"an iteration takes {now} images, not {before}, as batch size, accumulation or the number of processes"
+                " has changed: the position in the data moves from epoch {:.2f} to {:.2f}".format(*epochs)
+            )
+        self.state.images = now
 
         averaged = self.state.ema_updates is not None
         if averaged and not self.ema:
@@ -222,7 +236,7 @@ class Trainer:
         curves.update({"train/lr": rate, "train/data_seconds": data_seconds, "train/step_seconds": seconds})
         self.log.scalars(iteration, {**curves, "train/memory_bytes": memory})
 
-        samples = iteration * options.batch_size * options.gradient_accumulation * ranks.world_size()
+        samples = iteration * self.images
         total, norm = terms.pop("loss", np.nan), terms.pop("grad_norm", np.nan)
         self.log.line(
             f"[TRAIN] epoch {samples / len(self.dataset):.2f}, iter {iteration}/{options.iters}, loss {total:.4f}, "

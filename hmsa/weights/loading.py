@@ -63,13 +63,19 @@ def weight_file(path: Union[str, Path]) -> Path:
 
     Raises:
         UsageError, DataError: it is an address, and cannot be downloaded.
+        DataError: it is a folder without weights.
     """
     if (address := web_address(path)) is not None:
         return downloaded(address)
     path = Path(path)
     if not path.is_dir():
         return path
-    return path / (AVERAGED_WEIGHTS if (path / AVERAGED_WEIGHTS).is_file() else WEIGHTS)
+    for name in (AVERAGED_WEIGHTS, WEIGHTS):
+        if (path / name).is_file():
+            return path / name
+    inside = sorted(file.parent.name for file in path.glob(f"*/{WEIGHTS}") if not file.parent.name.startswith("."))
+    advice = f"give a checkpoint in it ({listed(inside)})" if inside else "check the path"
+    raise DataError(f"{path}: expected weights or the folder of a checkpoint, found one without {WEIGHTS}; {advice}")
 
 
 def named_file(path: Union[str, Path]) -> tuple[Path, str]:

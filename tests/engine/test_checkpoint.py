@@ -368,8 +368,8 @@ def test_nothing_is_said_of_an_equal_recipe(tmp_path):
 
 
 def test_of_many_changes_the_first_are_told_and_those_of_data_last(tmp_path):
-    normalize = "[" + "{type: RandomHorizontalFlip}, " * 30 + "{type: Normalize}]"
-    options = [f"train_dataset.transforms={normalize}", f"val_dataset.transforms={normalize}", "optimizer.beta2=0.5"]
+    many = "[{type: Normalize}, " + "{type: Resize}, " * 30 + "]"
+    options = [f"train_dataset.transforms={many}", f"val_dataset.transforms={many}", "optimizer.beta2=0.5"]
     changes = checkpoint.notes(checkpoint_of(tmp_path / "iter_1"), load_config(RECIPE, options).model_dump())[1:]
     assert len(changes) == checkpoint.MAX_CHANGES + 1
     assert changes[0] == "  optimizer.beta2: 0.98 -> 0.5"

@@ -97,6 +97,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_recipe, tmp_path, ema):
     assert checkpoint.read_state(tmp_path / "whole/best_model").iteration == whole.state.best_iteration
 
 
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_a_changed_schedule_counts_from_the_first_step_on(tiny_recipe, tmp_path, warmup, recwarn):
+    """Not the rate that the checkpoint stopped at, which for the last one of a run is 0; and Paddle says nothing."""
+    run(tiny_recipe, tmp_path / "first", "iters=3")
+    options = ["iters=6", "lr_scheduler.learning_rate=0.1", f"lr_scheduler.warmup_iters={warmup}"]
+    trainer = make_trainer(tiny_recipe, tmp_path / "second", *options)
+    trainer.resume(tmp_path / "first/iter_3")
+    schedule = builder.build_lr_scheduler(load_config(tiny_recipe, options))
+    for _ in range(3):
+        schedule.step()
+    assert trainer.optimizer.get_lr() == schedule() > 0.02
+    assert not [str(warning.message) for warning in recwarn if "unused values" in str(warning.message)]
+
+
+def test_a_step_of_another_size_is_told(tiny_recipe, tmp_path):
+    run(tiny_recipe, tmp_path / "first", "iters=3")
+    log = Lines()
+    run(tiny_recipe, tmp_path / "second", "iters=4", "batch_size=4", log=log, resume_from=tmp_path / "first/iter_3")
+    assert any(
+        "an iteration takes 4 images, not 2, as " in line and "from epoch 0.50 to 1.00" in line for line in log.lines
+    )
+
+
 def test_averaged_weights_are_evaluated_and_kept_beside_those_that_training_goes_on_from(tiny_recipe, tmp_path):
     log = Lines()
     trainer = run(
@@ -115,7 +138,7 @@ def test_averaged_weights_are_evaluated_and_kept_beside_those_that_training_goes
 
     with NetworkInTraining(other)() as network:
         found = evaluate(network, trainer.val_dataset, InferenceOptions(), progress=False)
-    assert any(f"mIoU {found.scores.mean_iou:.4f}, over" in line for line in log.lines)
+    assert any(f"mIoU {found.scores['mean_iou']:.4f}, over" in line for line in log.lines)
 
 
 def test_iterations_that_are_skipped_do_not_count_for_the_average(tiny_recipe, tmp_path, monkeypatch):
