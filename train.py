@@ -41,12 +41,8 @@ def make_parser() -> cli.Parser:
     add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
     cli.add_engine_flag(parser, "eager")
     add("--log_iters", type=cli.count, default=10, help="iterations between lines of progress (default: 10)")
-    add(
-        "--plan-memory",
-        "--plan_memory",
-        action="store_true",
-        help="take two steps, evaluate one image, print the peaks, and end",
-    )
+    plan = "take two steps, evaluate one image, print the peaks, and end"
+    add("--plan-memory", "--plan_memory", action="store_true", help=plan)
     add("--use_vdl", action="store_true", help="record curves for VisualDL in --save_dir")
     return parser
 
