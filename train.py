@@ -31,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="checkpoints kept besides the best, 0 for all (default: %(default)s)",
     )
     add("--resume_model", help="checkpoint folder to go on from, or 'auto' for the newest in --save_dir, if any")
-    add("--num_workers", type=int, default=0, help="threads that load images ahead (default: 0)")
+    add("--num_workers", type=cli.count_or_none, default=0, help="threads that load images ahead (default: 0)")
     add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
     cli.add_engine_flag(parser, "eager")
     add("--log_iters", type=cli.count, default=10, help="iterations between lines of progress (default: 10)")

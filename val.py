@@ -16,7 +16,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model_path", required=True, help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder"
     )
-    parser.add_argument("--num_workers", type=int, default=0, help="threads that load images ahead")
+    parser.add_argument("--num_workers", type=cli.count_or_none, default=0, help="threads that load images ahead")
     parser.add_argument(
         "--output", default="output/evaluation.json", help="where the JSON goes; an earlier one is kept, as NAME.1.json"
     )

@@ -62,6 +62,8 @@ class _Store(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
     ) -> None:
+        if values == "":  # of a shell's variable that is not set; as a path it would be the folder one is in
+            raise argparse.ArgumentError(self, "expected a value, found an empty text: give one, or leave the flag out")
         given = vars(namespace).setdefault("given", set())
         if self.dest in given:
             before = getattr(namespace, self.dest)
@@ -129,17 +131,20 @@ def add_inference_flags(parser: argparse.ArgumentParser, augment_flag: str) -> N
     parser.add_argument("--stride", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"), help="step from tile to tile")
 
 
-def count(text: str) -> int:
+def count(text: str, least: int = 1) -> int:
     """A whole number of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}: correct it")
     return value
 
 
 def count_or_none(text: str) -> int:
     """A whole number of at least 0, for argparse."""
-    return 0 if int(text) == 0 else count(text)
+    return count(text, least=0)
 
 
 def training_options(args: argparse.Namespace) -> list[str]:

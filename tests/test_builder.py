@@ -440,9 +440,9 @@ def test_transforms_of_paddleseg_take_our_generator(recipe: Any, tmp_path: Path)
 
 def test_transforms_that_are_refused(recipe: Any) -> None:
     options = "{type: Dataset, num_classes: 19, transforms: [{type: Normalize}, %s]}"
-    message = refused(builder.build_dataset, recipe("val_dataset=" + options % "{type: RandomBlurr}"), "val")
+    message = refused(builder.build_dataset, recipe("val_dataset=" + options % "{type: ResizeByLongg}"), "val")
     assert "val_dataset.transforms.1: expected type to name a transform" in message
-    assert "did you mean RandomBlur?" in message
+    assert "did you mean ResizeByLong?" in message
     message = refused(builder.build_dataset, recipe("val_dataset=" + options % "{type: Padding, target_sze: 3}"), "val")
     assert "expected target_size to be given, which Padding needs" in message
     assert "expected only arguments of Padding, found target_sze: did you mean target_size?" in message

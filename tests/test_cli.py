@@ -76,6 +76,31 @@ def test_a_flag_given_twice_loses_nothing(name: str, flag: str, capsys: pytest.C
     assert re.search(rf"{flag}\S*: expected once, found both .* and .*: leave one out", capsys.readouterr().err)
 
 
+TEXTS = [
+    (name, flag)
+    for name, flag in FLAGS
+    for action in PARSERS[name]._actions
+    if flag in action.option_strings and action.type is None and not action.nargs and not action.choices
+]
+
+
+@pytest.mark.parametrize(("name", "flag"), TEXTS)
+def test_an_empty_text_is_no_value(name: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    required = [a for a in PARSERS[name]._actions if a.required and a.option_strings and flag not in a.option_strings]
+    with pytest.raises(SystemExit) as end:
+        PARSERS[name].parse_args([*(word for action in required for word in words(action, 0)), flag, ""])
+    assert end.value.code == 2
+    assert "expected a value, found an empty text: give one, or leave the flag out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "flag"), [flag for flag in FLAGS if flag[1] == "--num_workers"])
+def test_fewer_than_no_threads(name: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        both(name, flag, -4)
+    assert end.value.code == 2
+    assert re.search("--num_workers: expected a whole number of at least [01], found '-3'", capsys.readouterr().err)
+
+
 def test_all_of_several_options_count() -> None:
     line = ["--config", str(TOY), "--opts", "iters=60", "seed=3", "--opts", "batch_size=2"]
     args = PARSERS["train"].parse_args(line)

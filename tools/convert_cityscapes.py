@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
         "Files that are there already are kept."
     )
     parser.add_argument("--cityscapes_path", type=Path, required=True, help="folder that gtFine lies in")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="threads (default: %(default)s)")
+    parser.add_argument("--num_workers", type=cli.count, default=os.cpu_count(), help="threads (default: %(default)s)")
     return parser
 
 

@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
         "Files that are there already are kept, folders named tmp left out."
     )
     parser.add_argument("--dataset_root", type=Path, required=True, help="folder that refinement_final lies in")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="threads (default: %(default)s)")
+    parser.add_argument("--num_workers", type=cli.count, default=os.cpu_count(), help="threads (default: %(default)s)")
     return parser
 
 

@@ -54,19 +54,21 @@ def main(args: argparse.Namespace) -> None:
             raise DataError(f"{source}: expected weights, found {error} in {before}; give other weights") from error
         lines.append(f"{before} -> {after} {list(arrays[before].shape)}")
     lines += [f"{printable(name)} dropped" for name in arrays if is_counter(name)]
-    write_weights(args.output, converted)
+    kept = write_weights(args.output, converted, keep_earlier=True)
     print(*lines, sep="\n")
     dropped = len(arrays) - len(converted)
     print(
         f"{len(converted)} tensors ({scheme} names) written to {args.output}, {dropped} "
-        f"counter{'' if dropped == 1 else 's'} dropped"
+        f"counter{'' if dropped == 1 else 's'} dropped" + (f"; the earlier file is kept as {kept}" if kept else "")
     )
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--input", required=True, help=".pth, .pdparams or .safetensors, a folder or an address")
-    parser.add_argument("--output", required=True, help=".pdparams or .safetensors file to write")
+    parser.add_argument(
+        "--output", required=True, help=".pdparams or .safetensors file to write; an earlier one is kept"
+    )
     parser.add_argument(
         "--names",
         choices=["hmsa", "released", "original"],

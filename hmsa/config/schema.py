@@ -39,6 +39,9 @@ NORMALIZE = "{type: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 
 NORMALIZING = ("Normalize",)
 """Transforms, of this project and of PaddleSeg, that bring images to the range of numbers that weights want."""
 
+RANDOM = ("ResizeStepScaling", "ResizeRangeScaling")
+"""Transforms that change images at random, beside those whose names start with Random."""
+
 NUM_CLASSES = {"CityscapesAutolabeling": 19}
 """Class counts of the data sets that have a fixed one."""
 # Upper ends are far above what makes sense, and below what ends in an overflow or takes all memory.
@@ -584,7 +587,17 @@ class Config(Section):
             )
         if not training and getattr(spec, "add_val", False):
             yield f"{name}.add_val", "in train_dataset alone, found it where it has no effect: remove it"
-        if not any(transform.type in NORMALIZING for transform in spec.transforms):
+        for index, transform in enumerate(() if training else spec.transforms):
+            if transform.type.startswith("Random") or transform.type in RANDOM:
+                yield (
+                    f"{name}.transforms.{index}",
+                    f"to be the same for every run, found {transform.type}, which changes images at random (and not "
+                    "their labels): remove it",
+                )
+        normalizing = [index for index, transform in enumerate(spec.transforms) if transform.type in NORMALIZING]
+        for index in normalizing[1:]:
+            yield f"{name}.transforms.{index}", "to be no second Normalize, found one: remove it"
+        if not normalizing:
             yield (
                 f"{name}.transforms",
                 f"to normalise images, which all weights want, found no {' or '.join(NORMALIZING)}: add {NORMALIZE}",

@@ -175,6 +175,11 @@ def find_images(image_path: str, left_out: Optional[LeftOut] = None) -> list[Ima
     """
     noted = LeftOut() if left_out is None else left_out
     try:
+        if not glob.has_magic(image_path) and not os.path.lexists(image_path):
+            raise DataError(
+                f"{image_path}: expected an image, a folder of images, a list or a glob pattern, found nothing of this "
+                "name; correct the path"
+            )
         folder, paths = _found(Path(image_path), noted)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise DataError(f"{image_path}: expected a path or a pattern, but: {error}; correct it") from error

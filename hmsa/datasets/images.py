@@ -200,7 +200,7 @@ def _accepts(form: str, start: bytes) -> bool:
 def _decode_by_pillow(pil: Image.Image, data: bytes) -> np.ndarray:
     """The colours that are stored, uint8 [H, W, 3] RGB."""
     if pil.mode.startswith(("I", "F")):
-        raise ValueError("its channels have more than 8 bits, the range of which only PNG defines")
+        raise UnfitError("its channels have more than 8 bits, which are read of PNG alone", "save it as a PNG")
     if pil.format == "JPEG" and pil.width * pil.height > _MAX_JPEG_PIXELS_PER_BYTE * len(data):
         raise ValueError(f"its {len(data)} bytes are too few for {pil.width}x{pil.height} pixels")
     if pil.format == "TIFF" and pil.width * pil.height > _limit(None):

@@ -30,7 +30,8 @@ class ListDataset(SegmentationDataset):
     passed over.
 
     Raises:
-        DataError: naming every line that is no pair (at most 20).
+        DataError: naming every line that is no pair, and every file that is missing (at most 20), unless there is a
+            `bad_sample_limit` for these.
     """
 
     def __init__(
@@ -55,8 +56,12 @@ class ListDataset(SegmentationDataset):
         root = Path(dataset_root)
         if not root.is_dir():
             raise DataError(f"{root} should be the folder of the data set, but is none: correct dataset_root")
+        path = _list_file(given, root)
+        pairs = listed_pairs(path, root, separator=separator, labelled=mode != "test")
+        if bad_sample_limit is None:
+            _check_files(path, pairs)
         super().__init__(
-            pairs=listed_pairs(_list_file(given, root), root, separator=separator, labelled=mode != "test"),
+            pairs=pairs,
             num_classes=num_classes,
             ignore_index=ignore_index,
             transforms=transforms,
@@ -88,6 +93,18 @@ def listed_pairs(path: Path, root: Path, *, separator: Optional[str], labelled: 
     if not pairs:
         raise DataError(f"{path} should name an image{' and its label' * labelled} on each line, but names none")
     return pairs
+
+
+def _check_files(path: Path, pairs: Sequence[Pair]) -> None:
+    """DataError if a file of the list is missing, which would otherwise end a training in the middle of an epoch."""
+    missing = [name for pair in pairs for name in pair if name is not None and not is_file(Path(name))]
+    if missing:
+        more = len(missing) - MAX_PROBLEMS
+        raise DataError(
+            f"{path} should name files that are there, but {len(missing)} are not: "
+            f"{', '.join(missing[:MAX_PROBLEMS])}{f' and {more} more' if more > 0 else ''}; correct the list or "
+            "dataset_root"
+        )
 
 
 def _pair(text: str, root: Path, separator: Optional[str], labelled: bool) -> Pair:

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Ranks: what processes do together, and how one that fails ends all."""

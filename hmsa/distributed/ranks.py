@@ -56,12 +56,16 @@ def join() -> None:
 def init() -> None:
     """Join the processes that `paddle.distributed.launch` started; does nothing for one process."""
     if world_size() > 1:
+        import paddle
         import paddle.distributed as dist
 
         from hmsa.system.device import on_gpu
 
         join()
         assert _lifeline is not None
+        if not paddle.device.is_compiled_with_cuda() and not paddle.device.is_compiled_with_xpu():
+            # The launcher says so itself, unless CUDA_VISIBLE_DEVICES is set.
+            os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
         if not dist.is_initialized():
             barrier()  # the next call takes a moment, in which Paddle holds the lock of the interpreter: no thread runs
             # With GPUs, NCCL connects them all in it, which can take long on many machines.

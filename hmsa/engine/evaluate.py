@@ -60,7 +60,10 @@ def evaluate(
             image_path = batch["image_path"][0]
             if "label" not in batch:
                 raise DataError(f"{image_path} has no label to compare with: set val_dataset to a labelled split")
-            logits = class_scores(network, as_tensor(batch["img"]), options)
+            try:
+                logits = class_scores(network, as_tensor(batch["img"]), options)
+            except DataError as error:
+                raise DataError(f"{image_path}: {error}") from error
             prediction = undo_transforms(logits, batch["trans_info"][0])
             del logits
             label = batch["label"][0]

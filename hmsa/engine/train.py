@@ -215,6 +215,11 @@ class _Run:
             f"memory {memory / 2**30:.2f} GiB, ETA {duration(seconds * (options.iters - iteration))} | "
             + " ".join(f"{name} {value:.4f}" for name, value in terms.items())
         )
+        if total == norm == 0:
+            self.log.line(
+                "warning: nothing was learnt, as the loss and its gradient are 0: check whether the labels hold more "
+                "than ignored pixels, and the crops more than padding"
+            )
 
     def save(self) -> None:
         """Write this iteration's checkpoint and delete the oldest ones."""

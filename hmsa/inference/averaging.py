@@ -97,7 +97,7 @@ def class_scores(
     total = None
     with paddle.no_grad():
         for scale in options.scales:
-            scaled = _resize(image, (int(H * scale + 0.5), int(W * scale + 0.5)))
+            scaled = _resize(image, (int(H * scale + 0.5) or 1, int(W * scale + 0.5) or 1))
             for flip in flips:
                 # An answer is bound to one name only, so that at most two of full size are alive while a network runs.
                 logits = _flip(scaled, flip)

@@ -14,6 +14,7 @@ from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 from paddle.nn.layer.norm import _BatchNormBase  # BatchNorm2D and SyncBatchNorm
 
+from hmsa.errors import DataError
 from hmsa.system.memory import release_unused
 
 
@@ -54,11 +55,21 @@ def image_size(x: Tensor) -> Any:
 
 
 def scaled_size(x: Tensor, scale: float) -> Any:
-    """(floor(H * scale), floor(W * scale)), computed in whole numbers so that every engine agrees."""
+    """(floor(H * scale), floor(W * scale)), computed in whole numbers so that every engine agrees.
+
+    Raises:
+        DataError: no pixel would be left.
+    """
     ratio = Fraction(scale).limit_denominator(1000)
     size = image_size(x)
     if paddle.in_dynamic_mode():
-        return [side * ratio.numerator // ratio.denominator for side in size]
+        scaled = [side * ratio.numerator // ratio.denominator for side in size]
+        if min(scaled) < 1:
+            raise DataError(
+                f"expected an image of which scale {scale:g} leaves a pixel, found one of {size[1]}x{size[0]} pixels: "
+                "enlarge or remove it"
+            )
+        return scaled
     return size * ratio.numerator // ratio.denominator
 
 

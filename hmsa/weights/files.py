@@ -20,7 +20,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Callable, Union
+from typing import IO, Any, Callable, Optional, Union
 
 import numpy as np
 
@@ -328,10 +328,15 @@ def _parse(file: IO[bytes], suffix: str, room: Room, *, packed: bool) -> dict[st
     return arrays
 
 
-def write_weights(path: Union[str, Path], arrays: Mapping[str, np.ndarray]) -> None:
+def write_weights(
+    path: Union[str, Path], arrays: Mapping[str, np.ndarray], *, keep_earlier: bool = False
+) -> Optional[Path]:
     """Write arrays by name, as the suffix says: `.pdparams`, which `paddle.load` reads, or `.safetensors`.
 
     The file appears whole or not at all.
+
+    Args:
+        keep_earlier: whether what was there is kept, under the name that is returned.
 
     Raises:
         UsageError: another suffix.
@@ -340,7 +345,8 @@ def write_weights(path: Union[str, Path], arrays: Mapping[str, np.ndarray]) -> N
     path = Path(path)
     if path.suffix not in _WRITERS:
         raise UsageError(f"{path}: weights are written as {' or '.join(_WRITERS)}, not as {path.suffix or 'this'}")
-    write_atomically(path, lambda file: _WRITERS[path.suffix](file, arrays), durable=True)
+    writer = _WRITERS[path.suffix]
+    return write_atomically(path, lambda file: writer(file, arrays), durable=True, keep_earlier=keep_earlier)
 
 
 def _write_pickle(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:

@@ -497,6 +497,22 @@ DATASET = "{type: ADE20K, transforms: [{type: Normalize}], "
         ),
         ("val_dataset: {type: Dataset, transforms: []}", "expected val_dataset.transforms to normalise images"),
         (
+            "val_dataset: {type: Dataset, transforms: [{type: Normalize}, {type: RandomHorizontalFlip}]}",
+            "expected val_dataset.transforms.1 to be the same for every run, found RandomHorizontalFlip, which changes",
+        ),
+        (
+            "val_dataset: {type: ADE20K, transforms: [{type: RandomRotation}, {type: Normalize}]}",
+            "expected val_dataset.transforms.0 to be the same for every run, found RandomRotation",
+        ),
+        (
+            "val_dataset: {type: Dataset, transforms: [{type: ResizeStepScaling}, {type: Normalize}]}",
+            "expected val_dataset.transforms.0 to be the same for every run, found ResizeStepScaling",
+        ),
+        (
+            "train_dataset: {type: Dataset, transforms: [{type: Normalize}, {type: Normalize}]}",
+            "expected train_dataset.transforms.1 to be no second Normalize, found one: remove it",
+        ),
+        (
             "train_dataset: {type: Dataset, transforms: [{type: RandomBlur}]}",
             "expected train_dataset.transforms to norm",
         ),

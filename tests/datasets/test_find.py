@@ -198,7 +198,7 @@ def test_relative_paths(folder, monkeypatch):
 
 @pytest.mark.parametrize("path", ["nowhere", "nowhere/*.png", "notes*", ".cache/nothing"])
 def test_nothing_found_is_an_error(folder, path):
-    with pytest.raises(DataError, match="found no image"):
+    with pytest.raises(DataError, match=r"found (no image|nothing of this name)"):
         find_images(str(folder / path))
 
 
@@ -246,7 +246,7 @@ def test_names_in_a_list_may_hold_any_character_but_the_end_of_a_line(tmp_path):
 
 @pytest.mark.parametrize("path", ["x" * 300, "a/**b/*.png", "\0.png"])
 def test_impossible_paths(tmp_path, path):
-    with pytest.raises(DataError, match=r"expected a path or a pattern|found no image"):
+    with pytest.raises(DataError, match=r"expected a path or a pattern|found no image|found nothing"):
         find_images(str(tmp_path / path))
 
 

@@ -188,6 +188,12 @@ def test_sixteen_bits_become_eight(tmp_path):
     assert read_image(tmp_path / "a.png")[0, :, 1].tolist() == [0, 0, 1, 1, 1, 1, 2, 255]
 
 
+def test_more_bits_without_a_known_range_say_what_to_do(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 65535\n" + bytes(4))
+    with pytest.raises(DataError, match=r"a\.pgm .* more than 8 bits, which are read of PNG alone; save it as a PNG"):
+        read_image(tmp_path / "a.pgm")
+
+
 def test_labels_are_indices_not_colours(tmp_path):
     path = tmp_path / "label.png"
     picture = Image.fromarray(LABEL)

@@ -163,3 +163,13 @@ def test_lists_and_folders_that_are_missing_or_empty(root):
 def test_a_file_that_is_missing_is_a_bad_sample_not_a_bad_list(root):
     data = dataset(root, f"images/gone.jpg labels/gone.png\n{LINES[0]}", bad_sample_limit=1)
     assert all(np.isfinite(data[i]["img"]).all() for i in range(4)) and len(data.skipped) == 1
+
+
+def test_files_that_are_missing_are_named_before_a_training_starts(root):
+    lines = f"{LINES[0]}\nimages/gone.jpg labels/p1.png\n{LINES[2].replace('labels', 'nowhere')}"
+    with pytest.raises(DataError, match=r"list\.txt should name files that are there, but 2 are not: ") as error:
+        dataset(root, lines)
+    assert f"{root}/images/gone.jpg, {root}/nowhere/p2.png; correct" in str(error.value)
+    many = "\n".join(f"{i}.jpg {i}.png" for i in range(15))
+    with pytest.raises(DataError, match=r"9\.png and 10 more; correct the list or dataset_root"):
+        dataset(root, many, mode="val")

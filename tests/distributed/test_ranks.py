@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What needs no other process. Real jobs are in distributed/."""
 
 from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launcher import launch
 
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import training_indices
@@ -118,3 +118,11 @@ def test_what_the_main_process_decides_or_refuses():
 
     with pytest.raises(UsageError, match="no"):
         ranks.decided_by_main(refuse)
+
+
+def test_a_machine_without_a_gpu_needs_no_unset_variable(tmp_path):
+    """The launcher takes CUDA_VISIBLE_DEVICES for GPUs, and tells Paddle of no other way for processes to talk."""
+    script = tmp_path / "say.py"
+    script.write_text("from hmsa.distributed import ranks; ranks.init(); print(ranks.all_gather(ranks.rank()))")
+    said = launch(tmp_path / "job", script, processes=2, environment={"CUDA_VISIBLE_DEVICES": "0,1"})
+    assert "[0, 1]" in said

@@ -134,6 +134,14 @@ def test_a_size_that_cannot_be_undone_names_the_picture(pictures):
         evaluate(red_channel, make_dataset(pictures[2], [cut]), InferenceOptions(), progress=False)
 
 
+def test_what_is_wrong_with_an_image_names_it(pictures):
+    def network(image):
+        raise DataError("expected a larger image")
+
+    with pytest.raises(DataError, match=r"0\.png: expected a larger image"):
+        evaluate(network, make_dataset(pictures[2]), InferenceOptions(), progress=False)
+
+
 def test_pictures_without_labels_are_refused(pictures):
     dataset = make_dataset([(image, None) for image, _ in pictures[2]])
     with pytest.raises(DataError, match=r"0\.png has no label"):

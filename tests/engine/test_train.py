@@ -8,6 +8,8 @@ import pytest
 
 from hmsa import builder
 from hmsa.config.reading import load_config
+from hmsa.datasets.convert import write_label
+from hmsa.datasets.images import read_image
 from hmsa.engine import checkpoint
 from hmsa.engine.evaluate import evaluate
 from hmsa.engine.log import SilentLog
@@ -336,3 +338,16 @@ def test_skipped_samples_of_any_name_are_listed(tiny_recipe, toy_root, tmp_path)
     (line,) = (save_dir / "skipped_samples.txt").read_text(encoding="utf-8").splitlines()
     assert line.startswith(f"{tmp_path}/bad_stra\\udcdfe.png: ") and "no image format is recognised" in line
     assert checkpoint.read_state(save_dir / "iter_1").iteration == 1
+
+
+def test_images_of_ignored_pixels_alone_are_warned_of(tiny_recipe, toy_root, tmp_path):
+    image = next(iter(sorted(toy_root.glob("leftImg8bit/train/*/*.png"))))
+    size = read_image(image).shape[:2]
+    write_label(tmp_path / "ignored.png", np.full(size, 255, np.uint8), colored=False)
+    (tmp_path / "list.txt").write_text(f"{image}\tignored.png\n")
+    crop = "{type: RandomPaddingCrop, crop_size: [96, 64]}, {type: Normalize}"
+    dataset = f"{{type: Dataset, dataset_root: {tmp_path}, train_path: list.txt, transforms: [{crop}]}}"
+    for option, warnings in ((f"train_dataset={dataset}", 2), ("seed=1", 0)):
+        log = Lines()
+        run(tiny_recipe, tmp_path / str(warnings), option, "iters=2", log=log)
+        assert sum(line.startswith("warning: nothing was learnt, as the loss") for line in log.lines) == warnings

@@ -127,6 +127,8 @@ def test_the_sizes_a_network_sees():
 
     class_scores(network, picture(97, 161), InferenceOptions(scales=(0.5, 1.0, 1.5)))
     assert sizes == [(49, 81), (97, 161), (146, 242)]
+    class_scores(network, picture(1, 161), InferenceOptions(scales=(0.25,)))
+    assert sizes[-1] == (1, 40)
 
 
 @settings(deadline=None, max_examples=40)

@@ -4,6 +4,7 @@ import paddle
 import pytest
 from paddle import nn
 
+from hmsa.errors import DataError
 from hmsa.models import BACKBONES, OUTPUTS, MscaleOCRNet
 from hmsa.models.layers import ConvOverParts, resize, resize_through, scaled_size
 
@@ -102,6 +103,12 @@ def test_align_corners_is_the_same_in_both_modes():
 @pytest.mark.parametrize(("size", "scale", "expected"), [(10, 0.7, 7), (101, 0.5, 50), (100, 0.29, 29), (33, 1.5, 49)])
 def test_scaled_size_is_the_exact_floor(size, scale, expected):
     assert scaled_size(paddle.zeros([1, 3, size, size]), scale) == [expected, expected]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (300, 1), (1, 300)])
+def test_an_image_of_which_no_pixel_is_left(size):
+    with pytest.raises(DataError, match=rf"of which scale 0.5 leaves a pixel, found one of {size[1]}x{size[0]} pixels"):
+        scaled_size(paddle.zeros([1, 3, *size]), 0.5)
 
 
 def test_recomputation_changes_nothing_but_rounding():

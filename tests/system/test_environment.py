@@ -229,7 +229,7 @@ print(threads(), os.environ.get("MKL_DEBUG_CPU_TYPE") == amd_matrix_path())
 @pytest.mark.parametrize("given", [{}, {"OMP_NUM_THREADS": "1"}])
 def test_what_the_launcher_sets_is_no_setting_of_the_users(given):
     """It loads Paddle, which sets OMP_NUM_THREADS to 1, before it starts the processes."""
-    rank = "from hmsa import environment as e; e._cores = lambda: 8; e.prepare(); print(e.threads())"
+    rank = "from hmsa.system import environment as e; e._cores = lambda: 8; e.prepare(); print(e.threads())"
     code = f"""
 import os, subprocess, sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -100,6 +100,17 @@ def test_checked_against_a_recipe(tmp_path, tiny_recipe):
     assert not target.exists()
 
 
+def test_no_file_is_lost_that_was_there(tmp_path, weights):
+    path = tmp_path / "w.safetensors"
+    given = {released_name(name): value for name, value in weights.items()}
+    write_weights(path, given)
+    result = run(tmp_path, "--input", path, "--output", path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(f"; the earlier file is kept as {tmp_path}/w.1.safetensors\n")
+    assert set(read_weights(tmp_path / "w.1.safetensors")) == set(given)
+    assert set(read_weights(path)) == set(weights)
+
+
 def assert_refused(result, status, sentence):
     assert result.returncode == status
     assert result.stdout == ""
