@@ -30,8 +30,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    from hmsa.config.fields import arguments
     from hmsa.config.reading import load_config
-    from hmsa.config.schema import arguments
 
     config = load_config(args.config, args.opts)
     output_op = cli.output_op(args)

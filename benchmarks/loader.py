@@ -46,7 +46,7 @@ def paddleseg() -> Run:
     folder, image, label, transforms = prepared()
     from paddleseg import transforms as theirs
 
-    from hmsa.config.schema import arguments
+    from hmsa.config.fields import arguments
 
     pipeline = theirs.Compose([getattr(theirs, spec.type)(**arguments(spec)) for spec in transforms])
 

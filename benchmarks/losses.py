@@ -15,9 +15,15 @@ def ours() -> Run:
     from hmsa.system.environment import prepare
 
     prepare()
-    from hmsa.losses import BootstrappedCrossEntropyLoss, DiceLoss, WeightedLoss
+    from hmsa.losses import WeightedLoss
+    from hmsa.losses.bootstrapped_cross_entropy import BootstrappedCrossEntropyLoss
+    from hmsa.losses.dice import DiceLoss
 
-    terms = {"dice": DiceLoss(), "bootstrapped": BootstrappedCrossEntropyLoss(**theirs.BOOTSTRAPPED)}
+    common = {"weight": None, "ignore_index": 255}
+    terms = {
+        "dice": DiceLoss(smooth=1.0, **common),
+        "bootstrapped": BootstrappedCrossEntropyLoss(**theirs.BOOTSTRAPPED, **common),
+    }
     loss = WeightedLoss(terms=terms, weights=theirs.WEIGHTS)
     return forward_backward(lambda outputs, labels: loss(outputs, labels)[0])
 

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a recipe to objects: `{type: Name, **arguments}` is looked up in our tables, then in PaddleSeg's registries.
 
-Nothing below this module sees the config. PaddleSeg is imported only when one of its components is named.
+Nothing below this module sees the config. A component is imported when it is named, and PaddleSeg only with one of its
+own.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from itertools import chain
-from typing import Any, Callable, Literal
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, Literal, NamedTuple, Optional
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -17,62 +18,23 @@ import paddle
 from paddle.optimizer import lr
 from paddle.version import full_version as PADDLE_VERSION
 
+from hmsa.components import IMAGENET, KINDS, MixedLossSpec, imported
 from hmsa.config.dialect import folded
-from hmsa.config.schema import Config, MixedLossSpec, NormalizeSpec, Section, arguments
-from hmsa.datasets.cityscapes import CityscapesAutolabeling
+from hmsa.config.fields import Component, arguments, defaults
+from hmsa.config.schema import Config
 from hmsa.datasets.dataset import SegmentationDataset
-from hmsa.datasets.lists import ListDataset
-from hmsa.datasets.transforms import (
-    Normalize,
-    Padding,
-    PaddleSegTransform,
-    RandomDistort,
-    RandomHorizontalFlip,
-    RandomPaddingCrop,
-    Resize,
-    ResizeStepScaling,
-    Transform,
-)
-from hmsa.distributed.ranks import world_size
-from hmsa.errors import DataError, HmsaError, UsageError, dotted, shown, suggest
-from hmsa.losses import (
-    BootstrappedCrossEntropyLoss,
-    CrossEntropyLoss,
-    DiceLoss,
-    ForeignLoss,
-    MixedLoss,
-    OhemCrossEntropyLoss,
-    WeightedLoss,
-)
-from hmsa.models import BACKBONES, MscaleOCRNet
+from hmsa.datasets.transforms import PaddleSegTransform, Transform
+from hmsa.distributed.ranks import is_main, world_size
+from hmsa.errors import DataError, HmsaError, UsageError, dotted, printable, shown, suggest
+from hmsa.losses.foreign import ForeignLoss
+from hmsa.losses.weighted import WeightedLoss
+from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import Network
-from hmsa.optim import adamw, sgd
+from hmsa.system.device import on_gpu
 from hmsa.system.files import sha256
 from hmsa.weights.loading import load_weights, weight_file
 
-Table = dict[str, Callable[..., Any]]
-
-
-MODELS: Table = {"MscaleOCRNet": MscaleOCRNet}
-DATASETS: Table = {"CityscapesAutolabeling": CityscapesAutolabeling, "Dataset": ListDataset}
-TRANSFORMS: Table = {
-    "ResizeStepScaling": ResizeStepScaling,
-    "RandomPaddingCrop": RandomPaddingCrop,
-    "RandomHorizontalFlip": RandomHorizontalFlip,
-    "RandomDistort": RandomDistort,
-    "Normalize": Normalize,
-    "Padding": Padding,
-    "Resize": Resize,
-}
-LOSSES: Table = {
-    "DiceLoss": DiceLoss,
-    "BootstrappedCrossEntropyLoss": BootstrappedCrossEntropyLoss,
-    "CrossEntropyLoss": CrossEntropyLoss,
-    "OhemCrossEntropyLoss": OhemCrossEntropyLoss,
-    "MixedLoss": MixedLoss,
-}
-OPTIMIZERS: Table = {"SGD": sgd, "AdamW": adamw}
-SCHEDULERS: Table = {"PolynomialDecay": lr.PolynomialDecay}
+# --- The network. ---
 
 
 def build_model(config: Config) -> MscaleOCRNet:
@@ -80,13 +42,13 @@ def build_model(config: Config) -> MscaleOCRNet:
 
     Its normalisation is synchronised over the ranks where there are several GPUs.
     """
-    spec = config.model
+    spec, where = config.model, config.where("model")
     paddle.seed(config.seed)
-    backbone = _build_backbone(config)
-    options = arguments(spec)
-    del options["backbone"], options["pretrained"]
-    network = _construct(MODELS[spec.type], spec.type, {"backbone": backbone, **options}, config.where("model"))
-    if world_size() > 1 and paddle.device.get_device().startswith("gpu"):
+    options = {**arguments(spec), "backbone": _build_backbone(config)}
+    del options["pretrained"]
+    network = _construct(_find("model", spec.type, where), options, where)
+
+    if world_size() > 1 and on_gpu():
         paddle.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place, as the network itself is no BatchNorm
     return network
 
@@ -126,12 +88,13 @@ def open_network(config: Config, weights: str, *, engine: str, precision: str) -
 def _build_backbone(config: Config) -> paddle.nn.Layer:
     """Ours share `align_corners` and `recompute` with the network; PaddleSeg's take what the YAML says."""
     spec, where = config.model.backbone, config.where("model.backbone")
-    name = _name("backbone", spec.type, BACKBONES, where)
+    found = _find("backbone", spec.type, where)
     options = arguments(spec)
     del options["pretrained"]
-    if name in BACKBONES:
+    if found.spec:
         options = {"align_corners": config.model.align_corners, "recompute": config.model.recompute, **options}
-    backbone = _build("backbone", {"type": name, **options}, BACKBONES, where)
+    backbone = _build(found, options, where)
+
     channels = getattr(backbone, "feat_channels", None)
     if channels is None:
         raise UsageError(
@@ -140,12 +103,15 @@ def _build_backbone(config: Config) -> paddle.nn.Layer:
     if any(not -len(channels) <= index < len(channels) for index in config.model.backbone_indices):
         raise UsageError(
             f"{config.source('model.backbone_indices')}: expected model.backbone_indices to be below {len(channels)}, "
-            f"the number of feature maps of {name}, found {config.model.backbone_indices}: correct them"
+            f"the number of feature maps of {found.name}, found {config.model.backbone_indices}: correct them"
         )
     return backbone
 
 
-def build_transforms(specs: Sequence[Section], *, where: str = "transforms") -> list[Transform]:
+# --- Data. ---
+
+
+def build_transforms(specs: Sequence[Component], *, where: str = "transforms") -> list[Transform]:
     """Callables (sample, rng) -> sample, in order; `where` names the list in messages."""
     return [_build_transform(spec, f"{where}.{index}") for index, spec in enumerate(specs)]
 
@@ -154,37 +120,40 @@ def inference_transforms(config: Config) -> list[Any]:
     """What prepares an image for the network: `val_dataset.transforms`, or ImageNet's `Normalize` without them."""
     if config.val_dataset is not None:
         return list(config.val_dataset.transforms)
-    return [NormalizeSpec(type="Normalize", mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])]
+    return [IMAGENET]
 
 
-def _build_transform(spec: Any, where: str) -> Transform:
-    name = _name("transform", spec.type, TRANSFORMS, where)
-    transform = _build("transform", {"type": name, **arguments(spec)}, TRANSFORMS, where)
-    return transform if name in TRANSFORMS else PaddleSegTransform(transform)
+def _build_transform(spec: Component, where: str) -> Transform:
+    found = _find("transform", spec.type, where)
+    transform = _build(found, arguments(spec), where)
+    return transform if found.spec else PaddleSegTransform(transform)
 
 
 def build_dataset(config: Config, split: Literal["train", "val"]) -> SegmentationDataset:
     """`train_dataset` (shuffled, labels transformed along) or `val_dataset` (in order, labels as they are)."""
     section = f"{split}_dataset"
     config.require(section)
-    spec = getattr(config, section)
-    where = config.where(section)
-    transforms = build_transforms(spec.transforms, where=config.where(f"{section}.transforms"))
+    spec, where = getattr(config, section), config.where(section)
+    found = _find("dataset", spec.type, where)
     training = split == "train"
-    options = {"type": spec.type, **arguments(spec)}
-    del options["transforms"]
+
+    options = arguments(spec)
     for key, default in (("mode", split), ("num_classes", config.model.num_classes)):
         if key in options and options[key] is None:
             options[key] = default
-    # An evaluation that leaves images out would be no score.
-    limit = config.bad_sample_limit if training and config.on_bad_sample == "skip" else None
-    common = {"transforms": transforms, "seed": config.seed, "bad_sample_limit": limit}
-    common["max_image_pixels"] = config.max_image_pixels
-    if spec.type in DATASETS:
-        dataset = _build("dataset", {**options, **common}, DATASETS, where)
+    common = {
+        "transforms": build_transforms(spec.transforms, where=config.where(f"{section}.transforms")),
+        "seed": config.seed,
+        # An evaluation that leaves images out would be no score.
+        "bad_sample_limit": config.bad_sample_limit if training and config.on_bad_sample == "skip" else None,
+        "max_image_pixels": config.max_image_pixels,
+    }
+    if found.spec:
+        dataset = _build(found, {**options, **common}, where)
     else:
-        theirs = _build("dataset", {**options, "transforms": []}, DATASETS, where)
+        theirs = _build(found, {**options, "transforms": []}, where)
         dataset = SegmentationDataset.from_paddleseg(theirs, shuffle=training, label_transforms=training, **common)
+
     if dataset.num_classes != config.model.num_classes:
         raise UsageError(
             f"{config.source('model.num_classes')}: expected model.num_classes to be the {dataset.num_classes} classes "
@@ -196,6 +165,9 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
             "mode, or a list, with labels"
         )
     return dataset
+
+
+# --- The loss. ---
 
 
 def build_loss(config: Config) -> WeightedLoss:
@@ -214,11 +186,12 @@ def build_loss(config: Config) -> WeightedLoss:
 
 def _build_loss(spec: Any, config: Config, where: str) -> Callable[..., paddle.Tensor]:
     """One loss; those of PaddleSeg are tried out."""
+    found = _find("loss", spec.type, where)
     if isinstance(spec, MixedLossSpec):
         parts = [_build_loss(part, config, f"{where}.losses.{index}") for index, part in enumerate(spec.losses)]
-        return MixedLoss(losses=parts, coef=spec.coef)
-    loss = _build("loss", {"type": spec.type, **arguments(spec)}, LOSSES, where)
-    if spec.type in LOSSES:
+        return _construct(found, {**arguments(spec), "losses": parts}, where)
+    loss = _build(found, arguments(spec), where)
+    if found.spec:
         return loss
 
     foreign = ForeignLoss(loss, ignore_index=getattr(config.train_dataset, "ignore_index", 255))
@@ -233,16 +206,20 @@ def _build_loss(spec: Any, config: Config, where: str) -> Callable[..., paddle.T
     return foreign
 
 
+# --- Schedule and optimizer. ---
+
+
 def build_lr_scheduler(config: Config) -> lr.LRScheduler:
     """The rate of iteration i after i calls of `step()`: a linear warm-up, then the decay over the iterations left."""
     config.require("lr_scheduler")
     assert config.lr_scheduler is not None
-    spec = config.lr_scheduler
-    options = {"type": spec.type, **arguments(spec)}
+    spec, where = config.lr_scheduler, config.where("lr_scheduler")
+    found = _find("scheduler", spec.type, where)
+    options = arguments(spec)
     warmup, start = options.pop("warmup_iters"), options.pop("warmup_start_lr")
-    if spec.type == "PolynomialDecay":
+    if found.spec:
         options["decay_steps"] = config.iters - warmup
-    scheduler = _build("scheduler", options, SCHEDULERS, config.where("lr_scheduler"))
+    scheduler = _build(found, options, where)
     return lr.LinearWarmup(scheduler, warmup, start, spec.learning_rate) if warmup else scheduler
 
 
@@ -250,57 +227,109 @@ def build_optimizer(config: Config, scheduler: lr.LRScheduler, model: paddle.nn.
     """The optimizer over all parameters of `model`."""
     config.require("optimizer")
     assert config.optimizer is not None
+    _look_for_idle_layers(config, getattr(model, "backbone", model))
+
     spec, where = config.optimizer, config.where("optimizer")
-    component = _find("optimizer", spec.type, OPTIMIZERS, where)
+    found = _find("optimizer", spec.type, where)
     options = arguments(spec)
-    if spec.type in OPTIMIZERS or (inspect.isclass(component) and issubclass(component, paddle.optimizer.Optimizer)):
+    if found.spec or (inspect.isclass(found.make) and issubclass(found.make, paddle.optimizer.Optimizer)):
         ours = {"learning_rate": scheduler, "parameters": model.parameters()}
         twice = sorted(set(ours) & set(options))
         if twice:
             raise UsageError(f"{where}: expected {twice[0]} to be left to lr_scheduler and model, found it: remove it")
-        return _construct(component, spec.type, {**options, **ours}, where)
-    prepared = _construct(component, spec.type, options, where)  # PaddleSeg's are made in two steps.
-    return _construct(prepared, spec.type, {"model": model, "lr": scheduler}, where)
+        return _construct(found, {**options, **ours}, where)
+    prepared = _construct(found, options, where)  # PaddleSeg's are made in two steps.
+    return _construct(found._replace(make=prepared), {"model": model, "lr": scheduler}, where)
 
 
-def _build(kind: str, spec: dict[str, Any], ours: Table, where: str) -> Any:
-    """The object that `{type: Name, **arguments}` describes; arguments of that form are built first."""
-    options = dict(spec)
-    name = options.pop("type")
-    component = _find(kind, name, ours, where)
-    for key, value in options.items():
-        if _is_component(value):
-            options[key] = _build(kind, value, ours, f"{where}.{key}")
-        elif isinstance(value, list) and value and all(map(_is_component, value)):
-            options[key] = [_build(kind, part, ours, f"{where}.{key}.{i}") for i, part in enumerate(value)]
-    return _construct(component, name, options, where)
+def _look_for_idle_layers(config: Config, backbone: paddle.nn.Layer) -> None:
+    """A warning if a backbone of PaddleSeg's has layers behind the chosen feature maps, which would stay random; on
+    several GPUs, where training would wait for their gradients, a UsageError."""
+    spec = config.model
+    if _find("backbone", spec.backbone.type, config.where("model.backbone")).spec:
+        return
+    was_training = backbone.training
+    backbone.eval()  # a trial that leaves running statistics alone
+    features = backbone(paddle.ones([1, 3, 128, 128]))
+    paddle.add_n([features[index].sum() for index in spec.backbone_indices]).backward()
+    parameters = [(name, p) for name, p in backbone.named_parameters() if not p.stop_gradient]
+    idle = [name for name, parameter in parameters if parameter.grad is None]
+    for _, parameter in parameters:
+        parameter.clear_gradient(set_to_zero=False)
+    if was_training:
+        backbone.train()
+    if idle:
+        problem = (
+            f"{config.source('model.backbone_indices')}: expected model.backbone_indices to reach all of "
+            f"{spec.backbone.type}, found {spec.backbone_indices}, which leave {len(idle)} of its {len(parameters)} "
+            f"tensors untrained ({idle[0]}, ...): choose {len(features) - 1}, its last feature map, or others with it"
+        )
+        if world_size() > 1 and on_gpu():
+            raise UsageError(problem)
+        if is_main():
+            print(printable(f"warning: {problem}"), file=sys.stderr)
+
+
+# --- Any component. ---
+
+
+class _Found(NamedTuple):
+    """A component: what messages call its kind, its name as it is spelled, what makes it, and of ours the Spec."""
+
+    kind: str
+    name: str
+    make: Callable[..., Any]
+    spec: Optional[type[Component]] = None
+
+
+def _find(kind: str, name: str, where: str) -> _Found:
+    """The component of that name, in any spelling: ours, else PaddleSeg's or Paddle's, which are imported only then."""
+    ours = KINDS[kind]
+    known = _spelled(name, ours)
+    if known:
+        spec, place = ours[known]
+        return _Found(kind, known, imported(place), spec)
+
+    theirs = _foreign(kind)
+    known = _spelled(name, theirs)
+    if known:
+        return _Found(kind, known, theirs[known])
+    raise UsageError(
+        f"{where}: expected type to name a {kind} of this project or of PaddleSeg, found {shown(name)}: "
+        f"{suggest(name, (*ours, *theirs))}"
+    )
+
+
+def _spelled(name: str, names: Iterable[str]) -> Optional[str]:
+    """A name as these have it: itself, or the only one that is spelled alike."""
+    alike = [known for known in names if folded(known) == folded(name)]
+    if name in alike:
+        return name
+    return alike[0] if len(alike) == 1 else None
+
+
+def _build(found: _Found, options: dict[str, Any], where: str) -> Any:
+    """The component with these arguments; those of the form `{type: Name, **arguments}` are built first."""
+    built = {key: _built(found.kind, value, f"{where}.{key}") for key, value in options.items()}
+    return _construct(found, built, where)
+
+
+def _built(kind: str, value: Any, where: str) -> Any:
+    """An argument: a component, or a list of them, is built, anything else stays as it is."""
+    if _is_component(value):
+        options = dict(value)
+        found = _find(kind, options.pop("type"), where)
+        return _build(found, {**(defaults(found.spec) if found.spec else {}), **options}, where)
+    if isinstance(value, list) and value and all(map(_is_component, value)):
+        return [_built(kind, part, f"{where}.{index}") for index, part in enumerate(value)]
+    return value
 
 
 def _is_component(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("type"), str)
 
 
-def _find(kind: str, name: str, ours: Table, where: str) -> Callable[..., Any]:
-    """The component of that name: ours, else PaddleSeg's or Paddle's."""
-    name = _name(kind, name, ours, where)
-    return ours[name] if name in ours else _foreign(kind)[name]
-
-
-def _name(kind: str, name: str, ours: Table, where: str) -> str:
-    """A component's name as it is spelled in our table, else in PaddleSeg's or Paddle's."""
-    tables = []
-    for table in (lambda: ours, lambda: _foreign(kind)):  # the second is opened only if it must be
-        tables.append(table())
-        alike = [known for known in tables[-1] if folded(known) == folded(name)]
-        if name in alike or len(alike) == 1:
-            return name if name in alike else alike[0]
-    raise UsageError(
-        f"{where}: expected type to name a {kind} of this project or of PaddleSeg, found {shown(name)}: "
-        f"{suggest(name, chain(*tables))}"
-    )
-
-
-def _foreign(kind: str) -> Table:
+def _foreign(kind: str) -> dict[str, Callable[..., Any]]:
     """PaddleSeg's registry of a kind of component, and Paddle's own classes where the kind is theirs."""
     if kind == "scheduler":
         return _subclasses(lr, lr.LRScheduler)
@@ -318,7 +347,7 @@ def _foreign(kind: str) -> Table:
     return registries[kind].components_dict
 
 
-def _subclasses(module: Any, base: type) -> Table:
+def _subclasses(module: Any, base: type) -> dict[str, Callable[..., Any]]:
     return {
         name: member
         for name, member in vars(module).items()
@@ -332,9 +361,9 @@ def _steps_by_itself(component: Any) -> bool:
     return all(p.default is not p.empty for p in parameters)
 
 
-def _construct(component: Callable[..., Any], name: str, options: dict[str, Any], where: str) -> Any:
-    """Call the component with its arguments; what does not fit its signature, or what it refuses, is a UsageError."""
-    parameters = inspect.signature(component).parameters.values()
+def _construct(found: _Found, options: dict[str, Any], where: str) -> Any:
+    """Make the component; arguments that do not fit its signature, or that it refuses, are a UsageError."""
+    name, parameters = found.name, inspect.signature(found.make).parameters.values()
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     problems = [
         f"{where}: expected {p.name} to be given, which {name} needs, found nothing: add it"
@@ -350,7 +379,7 @@ def _construct(component: Callable[..., Any], name: str, options: dict[str, Any]
     if problems:
         raise UsageError(*problems)
     try:
-        return component(**options)
+        return found.make(**options)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     except HmsaError:

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmsa import builder
+from hmsa import builder, components
+from hmsa.config.fields import Unchecked
 from hmsa.config.reading import load_config
-from hmsa.config.schema import OUR_SPECS, Config
+from hmsa.config.schema import Config
 from hmsa.errors import DataError, UsageError
 
 RECIPE = """
@@ -53,35 +54,36 @@ def refused(build: Any, *args: Any) -> str:
 # --- The schema says what the constructors say. ---
 
 
-CONSTRUCTORS = {**builder.MODELS, **builder.DATASETS, **builder.TRANSFORMS, **builder.LOSSES}
+CHECKED = [
+    pytest.param(spec, components.imported(place), id=name)
+    for table in components.KINDS.values()
+    for name, (spec, place) in table.items()
+    if not issubclass(spec, Unchecked)
+]
 
 
-@pytest.mark.parametrize("name", sorted(set(OUR_SPECS) & set(CONSTRUCTORS)))
-def test_schema_and_constructor_agree(name: str) -> None:
-    given_by_builder = {"seed", "bad_sample_limit", "max_image_pixels", "backbone", "type", "pretrained"}
-    parameters = {
-        key: parameter.default
-        for key, parameter in inspect.signature(CONSTRUCTORS[name]).parameters.items()
-        if key not in given_by_builder
-    }
-    fields = {
-        key: inspect.Parameter.empty if field.is_required() else field.default
-        for key, field in OUR_SPECS[name].model_fields.items()
-        if key not in given_by_builder
-    }
-    if name == "CityscapesAutolabeling":  # In a YAML it depends on the section.
-        assert (fields.pop("mode"), parameters.pop("mode")) == (inspect.Parameter.empty, "train")
-    if name == "Dataset":  # Left out, the section and the model say them; the others have one value.
-        assert [(fields.pop(key), parameters.pop(key)) for key in ("mode", "num_classes")] == [
-            (None, inspect.Parameter.empty)
-        ] * 2
-        assert (fields.pop("img_channels"), fields.pop("edge")) == (3, False)
-    as_list = {key: list(value) if isinstance(value, tuple) else value for key, value in parameters.items()}
-    assert fields == as_list
+@pytest.mark.parametrize(("spec", "constructor"), CHECKED)
+def test_schema_and_constructor_agree(spec: Any, constructor: Any) -> None:
+    of_builder = {"transforms", "seed", "bad_sample_limit", "max_image_pixels"}
+    of_builder |= {"learning_rate", "parameters", "decay_steps", "pretrained", "warmup_iters", "warmup_start_lr"}
+    of_paddle = {"last_epoch", "verbose", "cycle"} if "paddle" in constructor.__module__ else set()
+    parameters = inspect.signature(constructor).parameters
+    fields = {key: field for key, field in spec.model_fields.items() if not field.exclude and key != "type"}
+    assert set(parameters) - of_builder - of_paddle == set(fields) - of_builder
+
+    with_defaults = {key for key in set(fields) - of_builder if parameters[key].default is not inspect.Parameter.empty}
+    if "paddle" in constructor.__module__ or issubclass(spec, components.NetworkSpec):
+        for key in with_defaults:
+            default = parameters[key].default
+            assert fields[key].default == (list(default) if isinstance(default, tuple) else default)
+    else:
+        assert not with_defaults, "defaults stand in the Spec alone"
 
 
-def test_every_known_component_is_in_a_table() -> None:
-    assert set(OUR_SPECS) <= {*CONSTRUCTORS, *builder.OPTIMIZERS, *builder.SCHEDULERS}
+def test_every_component_is_where_its_table_says() -> None:
+    for table in components.KINDS.values():
+        for name, (_, place) in table.items():
+            assert callable(components.imported(place)), name
 
 
 # --- The network. ---
@@ -119,6 +121,27 @@ def test_a_backbone_of_paddleseg(recipe: Any) -> None:
     model = builder.build_model(recipe("model.backbone={type: STDC1}", "model.backbone_indices=[2]"))
     model.eval()
     assert model(paddle.zeros([1, 3, 64, 96]))["joint"].shape == [1, 19, 64, 96]
+
+
+def test_layers_of_a_backbone_that_nothing_trains_are_told(
+    recipe: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def optimizer_with(*indices: int) -> Any:
+        config = recipe("model.backbone={type: STDC1}", f"model.backbone_indices={list(indices)}")
+        model = builder.build_model(config)
+        return builder.build_optimizer(config, builder.build_lr_scheduler(config), model)
+
+    optimizer_with(2, 4)
+    assert capfd.readouterr().err == ""
+    optimizer_with(2)
+    said = capfd.readouterr().err
+    assert "expected model.backbone_indices to reach all of STDC1, found [2], which leave " in said
+    assert said.endswith("choose 4, its last feature map, or others with it\n")
+
+    monkeypatch.setattr(builder, "world_size", lambda: 2)
+    monkeypatch.setattr(builder, "on_gpu", lambda: True)
+    monkeypatch.setattr(builder.paddle.nn.SyncBatchNorm, "convert_sync_batchnorm", lambda network: network)
+    assert "found [2], which leave " in refused(optimizer_with, 2)
 
 
 @pytest.mark.parametrize(("name", "indices"), [("hrnet_w18_nv_small_v1", [0]), ("HRNET_W18_nv", [0]), ("stdc1", [2])])
@@ -177,8 +200,12 @@ def test_backbones_that_are_refused(recipe: Any, backbone: str, sentence: str) -
     assert sentence in message
 
 
+def mute(**options: Any) -> paddle.nn.Layer:
+    return paddle.nn.Identity()
+
+
 def test_backbones_must_tell_their_channels(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(builder.BACKBONES, "Mute", lambda **_: paddle.nn.Identity())
+    monkeypatch.setitem(components.BACKBONES, "Mute", (components.UncheckedBackboneSpec, f"{__name__}:mute"))
     message = refused(builder.build_model, recipe("model.backbone={type: Mute}"))
     assert "expected a backbone with feat_channels, found Mute without" in message
 
@@ -193,7 +220,7 @@ def test_what_a_constructor_says_is_shortened(recipe: Any, monkeypatch: pytest.M
     def fail(**options: Any) -> None:
         raise MemoryError("C++ Traceback\n...\n----\nError Message Summary:\n----\nno room\n" + "here " * 999)
 
-    monkeypatch.setitem(builder.MODELS, "MscaleOCRNet", fail)
+    monkeypatch.setattr("hmsa.models.hierarchical.MscaleOCRNet", fail)
     message = refused(builder.build_model, recipe())
     assert ": model: expected arguments that MscaleOCRNet accepts, but it says: no room here here" in message
     assert len(message) < 700
@@ -242,7 +269,7 @@ def test_a_mixture_is_made_of_our_losses(recipe: Any) -> None:
     mixture = loss.terms["MixedLoss"]
     dice, inner, ohem, bootstrapped = mixture.losses
     assert [type(part) for part in (dice, *inner.losses, ohem, bootstrapped)] == [
-        builder.LOSSES[name]
+        components.imported(components.LOSSES[name][1])
         for name in ("DiceLoss", "CrossEntropyLoss", "OhemCrossEntropyLoss", "BootstrappedCrossEntropyLoss")
     ]
     assert mixture.coef == [1, 2, 3, 4]
@@ -443,12 +470,15 @@ def test_transforms_that_are_refused(recipe: Any) -> None:
     message = refused(builder.build_dataset, recipe("val_dataset=" + options % "{type: ResizeByLongg}"), "val")
     assert "val_dataset.transforms.1: expected type to name a transform" in message
     assert "did you mean ResizeByLong?" in message
-    message = refused(builder.build_dataset, recipe("val_dataset=" + options % "{type: Padding, target_sze: 3}"), "val")
-    assert "expected target_size to be given, which Padding needs" in message
-    assert "expected only arguments of Padding, found target_sze: did you mean target_size?" in message
-    config = recipe("val_dataset=" + options % "{type: Padding, target_size: [0, 9]}")
-    message = refused(builder.build_dataset, config, "val")
-    assert message.startswith("--opts: val_dataset.transforms.1: Padding's target_size should be a width")
+    message = refused(
+        builder.build_dataset, recipe("val_dataset=" + options % "{type: ResizeByLong, long_sze: 1}"), "val"
+    )
+    assert "expected only arguments of ResizeByLong, found long_sze: did you mean long_size?" in message
+    missing, unknown = refused(recipe, "val_dataset=" + options % "{type: Padding, target_sze: 3}").splitlines()
+    assert "expected val_dataset.transforms.1.target_size to be given, found nothing: add it" in missing
+    assert "found val_dataset.transforms.1.target_sze: did you mean target_size?" in unknown
+    message = refused(recipe, "val_dataset=" + options % "{type: Padding, target_size: [0, 9]}")
+    assert "expected val_dataset.transforms.1.target_size.0 to be greater than or equal to 1, found 0" in message
 
 
 def test_a_data_set_of_lists(recipe: Any, tmp_path: Path) -> None:

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Recipes: YAML files read, laid over one another, and checked."""

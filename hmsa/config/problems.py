@@ -5,76 +5,33 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from hmsa.components import IMAGENET, KINDS, NORMALIZING, RANDOM, NetworkSpec, PolynomialDecaySpec, checked_specs
 from hmsa.config import dialect
-from hmsa.config.schema import (
-    _SECTIONS,
-    OUR_SPECS,
-    AnyDatasetSpec,
-    AnySchedulerSpec,
-    Config,
-    LossTermSpec,
-    OptimizerSpec,
-    Origins,
-    Section,
-    TransformSpec,
-)
+from hmsa.config.fields import MAX_CLASSES, Section
+from hmsa.config.schema import Config, InferenceSpec, LossSpec, Origins, single_losses
 from hmsa.errors import dotted, shown, suggest
 
 MAX_PROBLEMS = 20
 """That are told at once."""
 
+SECTIONS: dict[str, type[Section]] = {"model": NetworkSpec, "loss": LossSpec, "test_config": InferenceSpec}
+"""Sections that are the same whatever their type is."""
 
-def _suggest_key(name: str, at: str, section: type[Section], tree: dict[str, Any]) -> str:
-    """What to do about a key, found at `at`, that its section does not have.
-
-    It may be near one that the section has, stand in another component of this kind, or in another section.
-    """
-    if not difflib.get_close_matches(name.lower(), section.model_fields):
-        owners = [_type_name(spec) for spec in _alternatives(section) if name in spec.model_fields]
-        if owners:
-            return f"it is for the type {' or '.join(owners)}, not for {_type_name(section)}: remove it, or change type"
-        if name in dialect.REMEDIES:
-            return dialect.REMEDIES[name]
-        elsewhere = [f"{path}.{name}" for path in _SECTIONS if name in _section_in_force(path, tree).model_fields]
-        if name in Config.model_fields:
-            elsewhere.append(f"{name} at the top level")
-        if elsewhere and at not in elsewhere:
-            return f"did you mean {' or '.join(elsewhere)}?"
-    return suggest(name, section.model_fields)
+_KINDS_OF_SECTIONS = {"train_dataset": "dataset", "lr_scheduler": "scheduler", "optimizer": "optimizer"}
 
 
-def _alternatives(section: type[Section]) -> list[type[Section]]:
-    """All components of the kind of this one."""
-    unions = (TransformSpec, AnyDatasetSpec, OptimizerSpec, AnySchedulerSpec, LossTermSpec)
-    kinds = [[get_args(tagged)[0] for tagged in get_args(get_args(union)[0])] for union in unions]
-    return next((kind for kind in kinds if section in kind), [])
+# --- One value that is wrong by itself. ---
 
 
-def _type_name(section: type[Section]) -> str:
-    return get_args(section.model_fields["type"].annotation)[0]
-
-
-def _section_in_force(path: str, tree: dict[str, Any]) -> type[Section]:
-    """What a section's type in the recipe says; our first component of the kind where it says nothing."""
-    given = tree.get(path)
-    name = given.get("type") if isinstance(given, dict) else None
-    return OUR_SPECS.get(name, Section) if isinstance(name, str) else _SECTIONS[path]
-
-
-def _sentence(details: Any, tree: dict[str, Any], origins: Origins) -> str:
+def sentence(details: Any, tree: dict[str, Any], origins: Origins) -> str:
     """One of pydantic's error records as a sentence: where, what was expected and found, what to do."""
-    *parts, last = details["loc"]
-    location = [part for part in parts if not str(part).startswith("type:")]
-    if details["type"] == "extra_forbidden" or not str(last).startswith("type:"):
-        location.append(last)
+    location, kind, found = details["loc"], details["type"], details["input"]
     key, source = dotted(location), origins.of(location)
-    kind, found = details["type"], details["input"]
     if kind == "extra_forbidden":
-        parent = str(parts[-1]) if parts else ""
-        section = OUR_SPECS.get(parent.partition(":")[2]) or _SECTIONS.get(parent, Config)
-        return f"{source}: expected only known keys, found {key}: {_suggest_key(str(last), key, section, tree)}"
+        return f"{source}: expected only known keys, found {key}: {_suggest_key(location, tree)}"
     if kind == "missing":
         return f"{source}: expected {key} to be given, found nothing: add it"
 
@@ -96,3 +53,189 @@ def _sentence(details: Any, tree: dict[str, Any], origins: Origins) -> str:
     if names:
         remedy = suggest(shown(found), names)
     return f"{source}: expected {key} to be {expected}, found {shown(found)}: {remedy}"
+
+
+def _suggest_key(location: Sequence[Any], tree: dict[str, Any]) -> str:
+    """What to do about a key that its section does not have.
+
+    It may be near one that the section has, stand in another component of this kind, or in another section.
+    """
+    *above, name = location
+    section = _section_at(above, tree)
+    if not difflib.get_close_matches(name.lower(), section.model_fields):
+        this, owners = _types_with(name, section)
+        if owners:
+            return f"it is for the type {' or '.join(owners)}, not for {this}: remove it, or change type"
+        if name in dialect.REMEDIES:
+            return dialect.REMEDIES[name]
+
+        places = [*SECTIONS, *_KINDS_OF_SECTIONS]
+        elsewhere = [f"{place}.{name}" for place in places if name in _section_at([place], tree).model_fields]
+        if name in Config.model_fields:
+            elsewhere.append(f"{name} at the top level")
+        if elsewhere and dotted(location) not in elsewhere:
+            return f"did you mean {' or '.join(elsewhere)}?"
+    return suggest(name, section.model_fields)
+
+
+def _section_at(location: Sequence[Any], tree: Any) -> type[Section]:
+    """What checks the mapping there; where a section does not say its type, our first component of its kind."""
+    if not location:
+        return Config
+    if len(location) == 1 and location[0] in SECTIONS:
+        return SECTIONS[location[0]]
+    for part in location:
+        tree = tree.get(part) if isinstance(tree, dict) else tree[part]
+    name = tree.get("type") if isinstance(tree, dict) else None
+    if isinstance(name, str):
+        return checked_specs().get(name, Section)
+    return next(iter(KINDS[_KINDS_OF_SECTIONS[location[0]]].values()))[0]
+
+
+def _types_with(name: str, section: type[Section]) -> tuple[str, list[str]]:
+    """The type of a component, and the others of its kind that have the key."""
+    for table in KINDS.values():
+        this = [kind for kind, (spec, _) in table.items() if spec is section]
+        if this:
+            return this[0], [kind for kind, (spec, _) in table.items() if name in spec.model_fields]
+    return "", []
+
+
+# --- Sections that are right by themselves, and wrong together. ---
+
+
+def problems_between_sections(config: Config) -> Iterator[tuple[str, str]]:
+    """What is wrong though every section is right by itself: the key at fault, and a sentence about it."""
+    for name in ("train_dataset", "val_dataset"):
+        if getattr(config, name):
+            yield from _problems_of_dataset(config, name, getattr(config, name))
+            yield from _problems_of_transforms(name, getattr(config, name).transforms)
+    if config.train_dataset:
+        yield from _problems_with_labels(config, config.train_dataset)
+    for key, spec in single_losses(config.loss.types if config.loss else (), "loss.types"):
+        weight = getattr(spec, "weight", None) if "weight" in type(spec).model_fields else None
+        if weight and len(weight) != config.model.num_classes:
+            yield (
+                f"{key}.weight",
+                f"to be a number for each of the {config.model.num_classes} classes (model.num_classes), found "
+                f"{len(weight)}: correct it",
+            )
+    if config.lr_scheduler:
+        yield from _problems_of_rate(config.lr_scheduler, config.iters)
+
+
+def _problems_of_dataset(config: Config, name: str, spec: Any) -> Iterator[Any]:
+    """Class counts, marks of ignored pixels, splits and transforms that this section cannot have."""
+    classes = getattr(spec, "num_classes", None)
+    ignored = getattr(spec, "ignore_index", 255)
+    if classes is not None and not _within(classes, 2, MAX_CLASSES):
+        yield (
+            f"{name}.num_classes",
+            f"to be a whole number from 2 to {MAX_CLASSES} (the background is a class too), found "
+            f"{shown(classes)}: correct it",
+        )
+    elif classes is not None and classes != config.model.num_classes:
+        yield (
+            "model.num_classes",
+            f"to be the {classes} classes of {name}, found {config.model.num_classes}: set model.num_classes to "
+            f"{classes}",
+        )
+    if not _within(ignored, 0, 255):
+        yield (
+            f"{name}.ignore_index",
+            f"to be a whole number from 0 to 255, which label maps of 8 bits can hold, found {shown(ignored)}: "
+            "correct it",
+        )
+
+    for key, only, why in (
+        ("img_channels", 3, "as images are read as RGB"),
+        ("edge", False, "as nothing here uses it"),
+    ):
+        found = getattr(spec, key, only)
+        if found != only:
+            yield f"{name}.{key}", f"to be {only}, {why}, found {shown(found)}: correct it"
+
+    mode = getattr(spec, "mode", None)
+    training = name == "train_dataset"
+    if isinstance(mode, str) and (mode.lower() in ("val", "test") if training else mode.lower()[:5] == "train"):
+        yield (
+            f"{name}.mode",
+            f"to be {'train' if training else 'val'}, found {shown(mode)}, whose images "
+            f"{'are for evaluation' if training else 'are trained on'}: set it to {'train' if training else 'val'}",
+        )
+    if not training and getattr(spec, "add_val", False):
+        yield f"{name}.add_val", "in train_dataset alone, found it where it has no effect: remove it"
+
+
+def _problems_of_transforms(name: str, transforms: Sequence[Any]) -> Iterator[Any]:
+    """Images that the network would not know, or that no two evaluations would see alike."""
+    for index, transform in enumerate(transforms if name == "val_dataset" else ()):
+        if transform.type.startswith("Random") or transform.type in RANDOM:
+            yield (
+                f"{name}.transforms.{index}",
+                f"to be the same for every run, found {transform.type}, which changes images at random (and not "
+                "their labels): remove it",
+            )
+    normalizing = [index for index, transform in enumerate(transforms) if transform.type in NORMALIZING]
+    for index in normalizing[1:]:
+        yield f"{name}.transforms.{index}", "to be no second Normalize, found one: remove it"
+    if not normalizing:
+        yield (
+            f"{name}.transforms",
+            f"to normalise images, which all weights want, found no {' or '.join(NORMALIZING)}: add "
+            f"{{type: Normalize, mean: {IMAGENET.mean}, std: {IMAGENET.std}}}",
+        )
+
+
+def _problems_with_labels(config: Config, dataset: Any) -> Iterator[Any]:
+    """Labels of a training image that a loss would take for a class that there is not."""
+    ignored = getattr(dataset, "ignore_index", 255)
+    losses = single_losses(config.loss.types if config.loss else (), "loss.types")
+    transforms = [(f"train_dataset.transforms.{index}", part) for index, part in enumerate(dataset.transforms)]
+    counting = [(key, part) for key, part in transforms if getattr(part, "category_max_ratio", 1) != 1]
+    for key, part in (*losses, *counting):
+        left_out = getattr(part, "ignore_index", ignored)  # Those of PaddleSeg may have none.
+        if left_out != ignored:
+            yield (
+                f"{key}.ignore_index",
+                f"to be {shown(ignored)}, which marks ignored pixels in train_dataset, found {shown(left_out)}: "
+                f"set it to {shown(ignored)}",
+            )
+    for key, part in transforms:
+        label = getattr(part, "label_padding_value", None)
+        if isinstance(label, int) and label != ignored and not 0 <= label < config.model.num_classes:
+            yield (
+                f"{key}.label_padding_value",
+                f"to be a class below {config.model.num_classes}, or {shown(ignored)} for ignored pixels, found "
+                f"{label}: correct it",
+            )
+
+
+def _problems_of_rate(rate: Any, iters: int) -> Iterator[Any]:
+    """A schedule that would not warm up, or not come down."""
+    if rate.warmup_iters >= iters:
+        yield (
+            "lr_scheduler.warmup_iters",
+            f"to be less than iters ({iters}), found {rate.warmup_iters}: shorten the warm-up",
+        )
+    if rate.warmup_iters and rate.warmup_start_lr >= rate.learning_rate:
+        yield (
+            "lr_scheduler.warmup_start_lr",
+            f"to be less than learning_rate ({rate.learning_rate}), found {rate.warmup_start_lr}: lower it",
+        )
+    if rate.warmup_start_lr and not rate.warmup_iters:
+        yield (
+            "lr_scheduler.warmup_start_lr",
+            f"together with warmup_iters, found {rate.warmup_start_lr} without effect: add the first, or remove it",
+        )
+    if isinstance(rate, PolynomialDecaySpec) and rate.end_lr > rate.learning_rate:
+        yield (
+            "lr_scheduler.end_lr",
+            f"to be at most learning_rate ({rate.learning_rate}), found {rate.end_lr}: set end_lr to 0 or another "
+            "rate to end at",
+        )
+
+
+def _within(value: Any, lowest: int, highest: int) -> bool:
+    """Whether this is a whole number in that range."""
+    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, Union
 
 import yaml
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
+from hmsa.components import checked_specs
 from hmsa.config import dialect
-from hmsa.config.problems import MAX_PROBLEMS, _sentence
-from hmsa.config.schema import _KEYS, OUR_SPECS, Config, Origins
+from hmsa.config.problems import MAX_PROBLEMS, SECTIONS, problems_between_sections, sentence
+from hmsa.config.schema import Config, Origins
 from hmsa.config.text import MAX_CHARACTERS, MAX_LEVELS, _parse
 from hmsa.errors import UsageError, dotted, shown
 
@@ -57,12 +56,12 @@ def load_config(path: PathLike, opts: Iterable[str] = ()) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        problems = [_sentence(detail, tree, origins) for detail in details[:MAX_PROBLEMS]]
+        problems = [sentence(detail, tree, origins) for detail in details[:MAX_PROBLEMS]]
         if len(details) > MAX_PROBLEMS:
             problems.append(f"{path}: expected a recipe, found {len(details) - MAX_PROBLEMS} more problems like these")
         raise UsageError(*problems) from error
     problems = [
-        f"{origins.of(key.split('.'))}: expected {key} {problem}" for key, problem in config.problems_between_sections()
+        f"{origins.of(key.split('.'))}: expected {key} {problem}" for key, problem in problems_between_sections(config)
     ]
     if problems:
         raise UsageError(*problems)
@@ -72,7 +71,13 @@ def load_config(path: PathLike, opts: Iterable[str] = ()) -> Config:
 
 def _native(tree: dict[str, Any], source: str) -> dict[str, Any]:
     """A file's tree in our words: PaddleSeg's keys moved, names in our spelling; what is native stays as it is."""
-    return dialect.to_native(dialect.spelled(tree, OUR_SPECS, _KEYS, source), source)
+    return dialect.to_native(dialect.spelled(tree, checked_specs(), _keys(), source), source)
+
+
+def _keys() -> dict[str, str]:
+    """Keys of all sections as they are spelled, by themselves in lower case."""
+    specs = (*checked_specs().values(), *SECTIONS.values(), Config)
+    return {key.lower(): key for spec in specs for key in spec.model_fields}
 
 
 def merge(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
@@ -185,8 +190,9 @@ def _set_option(tree: dict[str, Any], option: str) -> tuple[str, Any]:
                 f"--opts: expected {above} to be followed by a position below {len(parent)}, found {dotted([part])} "
                 f"in {dotted(parts)}: correct it"
             )
-        if isinstance(parent, dict) and part not in parent and _KEYS.get(part.lower()) in parent:
-            part = parts[depth] = _KEYS[part.lower()]
+        if isinstance(parent, dict) and part not in parent:
+            here = _keys().get(part.lower(), part)
+            part = parts[depth] = here if here in parent else part
         place: Any = int(part) if isinstance(parent, list) else part
         if depth == len(parts) - 1:
             parent[place] = value

@@ -13,7 +13,7 @@ from cityscapesscripts.helpers.labels import labels as _labels
 from hmsa.datasets.dataset import Pair, SegmentationDataset
 from hmsa.datasets.find import search
 from hmsa.datasets.transforms import Transform
-from hmsa.errors import DataError, UsageError
+from hmsa.errors import DataError
 
 IGNORE_INDEX = 255
 
@@ -61,18 +61,15 @@ class CityscapesAutolabeling(SegmentationDataset):
         self,
         *,
         dataset_root: str | Path,
+        mode: Literal["train", "val", "test"],
+        coarse_multiple: float,
+        add_val: bool,
         transforms: Sequence[Transform] = (),
-        mode: Literal["train", "val", "test"] = "train",
-        coarse_multiple: float = 1.0,
-        add_val: bool = False,
         seed: int = 0,
         bad_sample_limit: int | None = None,
         max_image_pixels: int | None = None,
     ) -> None:
-        if mode not in ("train", "val", "test"):
-            raise UsageError(f"mode should be train, val or test, but it is {mode!r}: correct the data set's mode")
-        if coarse_multiple < 0:
-            raise UsageError(f"coarse_multiple should be 0 or more, but it is {coarse_multiple:g}: correct it")
+        assert mode in ("train", "val", "test") and coarse_multiple >= 0
         root = Path(dataset_root)
         training = mode == "train"
         if not training:

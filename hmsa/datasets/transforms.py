@@ -4,7 +4,8 @@
 A transform is a callable `(sample, rng) -> sample`. The sample is a dict: `img` [H, W, 3] RGB, uint8 0..255
 (float32 after `Normalize`), and, listed in `gt_fields`, the label images [H, W] that move with it.
 `trans_info` collects what has to be undone for a prediction at the image's own size: ("resize" | "padding",
-(height, width) before). Sizes in the constructors are (width, height), as in PaddleSeg's YAML.
+(height, width) before). Sizes in the constructors are (width, height), as in PaddleSeg's YAML; defaults and bounds
+of their arguments stand in `hmsa.components`.
 
 PaddleSeg carries images as float32 from the first transform on; here they stay uint8, which is several
 times faster. A resized value is therefore rounded at once, where PaddleSeg drops its fraction in
@@ -23,7 +24,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from hmsa.errors import DataError, UsageError
+from hmsa.errors import DataError
 
 Sample = dict[str, Any]
 Transform = Callable[[Sample, np.random.Generator], Sample]
@@ -81,27 +82,14 @@ def _pad(sample: Sample, size: tuple[int, int], image_value: float, label_value:
     )
 
 
-def _height_width(name: str, width_height: Sequence[int]) -> tuple[int, int]:
-    """A (width, height) of the YAML as (height, width)."""
-    if len(width_height) != 2 or min(width_height) < 1:
-        raise UsageError(f"{name} should be a width and a height of at least 1, but it is {width_height}")
-    return width_height[1], width_height[0]
-
-
 class ResizeStepScaling:
     """Scale image and label by one random factor, drawn evenly from min, min + step, ..., max.
 
     A step of 0 draws from the whole interval.
     """
 
-    def __init__(
-        self, *, min_scale_factor: float = 0.75, max_scale_factor: float = 1.25, scale_step_size: float = 0.25
-    ) -> None:
-        if not 0 < min_scale_factor <= max_scale_factor or scale_step_size < 0:
-            raise UsageError(
-                "ResizeStepScaling expects 0 < min_scale_factor <= max_scale_factor and scale_step_size "
-                f">= 0, but they are {min_scale_factor}, {max_scale_factor} and {scale_step_size}"
-            )
+    def __init__(self, *, min_scale_factor: float, max_scale_factor: float, scale_step_size: float) -> None:
+        assert 0 < min_scale_factor <= max_scale_factor and scale_step_size >= 0
         self.range = (min_scale_factor, max_scale_factor)
         self.factors = None
         if scale_step_size > 0:
@@ -128,14 +116,14 @@ class RandomPaddingCrop:
     def __init__(
         self,
         *,
-        crop_size: Sequence[int] = (512, 512),
-        im_padding_value: float = 127.5,
-        label_padding_value: int = 255,
-        category_max_ratio: float = 1.0,
-        ignore_index: int = 255,
-        loop_times: int = 10,
+        crop_size: Sequence[int],
+        im_padding_value: float,
+        label_padding_value: int,
+        category_max_ratio: float,
+        ignore_index: int,
+        loop_times: int,
     ) -> None:
-        self.size = _height_width("RandomPaddingCrop's crop_size", crop_size)
+        self.size = (crop_size[1], crop_size[0])
         self.padding_values = (im_padding_value, label_padding_value)
         self.category_max_ratio = category_max_ratio
         self.ignore_index = ignore_index
@@ -212,7 +200,7 @@ def fused(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
 class RandomHorizontalFlip:
     """Mirror left to right with probability `prob`."""
 
-    def __init__(self, *, prob: float = 0.5) -> None:
+    def __init__(self, *, prob: float) -> None:
         self.prob = prob
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -281,16 +269,16 @@ class RandomDistort:
     def __init__(
         self,
         *,
-        brightness_range: float = 0.5,
-        brightness_prob: float = 0.5,
-        contrast_range: float = 0.5,
-        contrast_prob: float = 0.5,
-        saturation_range: float = 0.5,
-        saturation_prob: float = 0.5,
-        hue_range: float = 18,
-        hue_prob: float = 0.5,
-        sharpness_range: float = 0.5,
-        sharpness_prob: float = 0,
+        brightness_range: float,
+        brightness_prob: float,
+        contrast_range: float,
+        contrast_prob: float,
+        saturation_range: float,
+        saturation_prob: float,
+        hue_range: float,
+        hue_prob: float,
+        sharpness_range: float,
+        sharpness_prob: float,
     ) -> None:
         self.steps = [
             (brightness, 1.0, brightness_range, brightness_prob),
@@ -317,11 +305,8 @@ class Normalize:
     The memory is laid out [3, H, W], so the transposition a network wants afterwards copies nothing.
     """
 
-    def __init__(self, *, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)) -> None:
-        if not len(mean) == len(std) == 3 or min(std) <= 0:
-            raise UsageError(
-                f"Normalize expects three means and three deviations above 0, but they are {mean} and {std}"
-            )
+    def __init__(self, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        assert len(mean) == len(std) == 3 and min(std) > 0
         self.factors = tuple(1 / (255 * s) for s in std)
         self.offsets = tuple(-m / s for m, s in zip(mean, std))
 
@@ -339,10 +324,8 @@ class Normalize:
 class Padding:
     """Pad at the bottom and on the right to `target_size` (width, height); a larger image is an error."""
 
-    def __init__(
-        self, *, target_size: Sequence[int], im_padding_value: float = 127.5, label_padding_value: int = 255
-    ) -> None:
-        self.size = _height_width("Padding's target_size", target_size)
+    def __init__(self, *, target_size: Sequence[int], im_padding_value: float, label_padding_value: int) -> None:
+        self.size = (target_size[1], target_size[0])
         self.padding_values = (im_padding_value, label_padding_value)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -362,14 +345,8 @@ class Resize:
     `keep_ratio` fits the image inside that box instead; `size_divisor` rounds both sides up to multiples.
     """
 
-    def __init__(
-        self,
-        *,
-        target_size: Sequence[int] = (512, 512),
-        keep_ratio: bool = False,
-        size_divisor: int | None = None,
-    ) -> None:
-        self.size = _height_width("Resize's target_size", target_size)
+    def __init__(self, *, target_size: Sequence[int], keep_ratio: bool, size_divisor: int | None) -> None:
+        self.size = (target_size[1], target_size[0])
         self.keep_ratio = keep_ratio
         self.size_divisor = size_divisor or 1
 

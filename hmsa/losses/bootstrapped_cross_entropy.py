@@ -26,11 +26,8 @@ class BootstrappedCrossEntropyLoss:
         ignore_index: the label of pixels that never count.
     """
 
-    def __init__(
-        self, *, min_K: int, loss_th: float, weight: Optional[Sequence[float]] = None, ignore_index: int = 255
-    ) -> None:
-        if min_K < 1:
-            raise ValueError(f"min_K must be at least 1, found {min_K}")
+    def __init__(self, *, min_K: int, loss_th: float, weight: Optional[Sequence[float]], ignore_index: int) -> None:
+        assert min_K >= 1
         self.min_K = min_K
         self.loss_th = loss_th
         self.weight = weight

@@ -29,10 +29,10 @@ class CrossEntropyLoss:
     def __init__(
         self,
         *,
-        weight: Optional[Sequence[float]] = None,
-        ignore_index: int = 255,
-        top_k_percent_pixels: float = 1.0,
-        avg_non_ignore: bool = True,
+        weight: Optional[Sequence[float]],
+        ignore_index: int,
+        top_k_percent_pixels: float,
+        avg_non_ignore: bool,
     ) -> None:
         self.weight = weight
         self.ignore_index = ignore_index
@@ -72,7 +72,7 @@ class OhemCrossEntropyLoss:
         ignore_index: the label of pixels that never count.
     """
 
-    def __init__(self, *, thresh: float = 0.7, min_kept: int = 10000, ignore_index: int = 255) -> None:
+    def __init__(self, *, thresh: float, min_kept: int, ignore_index: int) -> None:
         self.thresh = thresh
         self.min_kept = min_kept
         self.ignore_index = ignore_index

@@ -25,9 +25,7 @@ class DiceLoss:
         ignore_index: the label of pixels that are in no sum.
     """
 
-    def __init__(
-        self, *, weight: Optional[Sequence[float]] = None, smooth: float = 1.0, ignore_index: int = 255
-    ) -> None:
+    def __init__(self, *, weight: Optional[Sequence[float]], smooth: float, ignore_index: int) -> None:
         self.weight = weight
         self.smooth = smooth
         self.ignore_index = ignore_index

@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hmsa.components import checked_specs
 from hmsa.config import dialect
 from hmsa.config.reading import load_config
-from hmsa.config.schema import OUR_SPECS
 from hmsa.errors import UsageError
 
 CONFIGS = Path(__file__).parents[1].parent / "configs"
@@ -134,10 +134,10 @@ def test_files_of_the_first_version_name_other_weights_and_no_losses(tmp_path: P
     assert (config.model.pretrained, config.loss, config.optimizer) == ("pretrain/other.pdparams", None, None)
 
 
-@pytest.mark.parametrize("name", sorted(OUR_SPECS))
+@pytest.mark.parametrize("name", sorted(checked_specs()))
 @pytest.mark.parametrize("spelling", [str.lower, str.upper, lambda name: re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()])
 def test_every_name_of_ours_is_known_in_other_spellings(name: str, spelling: Any) -> None:
-    assert dialect.spelled({"a": [{"type": spelling(name)}]}, OUR_SPECS, {}, "a.yml") == {"a": [{"type": name}]}
+    assert dialect.spelled({"a": [{"type": spelling(name)}]}, checked_specs(), {}, "a.yml") == {"a": [{"type": name}]}
 
 
 def test_keys_of_other_components_keep_their_spelling() -> None:

@@ -16,8 +16,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hmsa.components import checked_specs
 from hmsa.config.reading import load_config, merge
-from hmsa.config.schema import OUR_SPECS, Config
+from hmsa.config.schema import Config
 from hmsa.config.text import MAX_CHARACTERS, MAX_LEVELS, _Dumper
 from hmsa.errors import UsageError, suggest
 
@@ -327,6 +328,26 @@ def test_a_text_that_looks_like_a_number_stays_one_in_the_dump(tmp_path: Path) -
         ("loss: {types: [{type: DiceLoss}], coef: {low: -1}}", r"expected loss.coef.low to be greater than or equal"),
         ("loss: {types: [{type: DiceLoss}, {type: DiceLoss}], coef: {low: 1}}", r"loss.types .* each loss once"),
         ("loss: {types: [{type: BootstrappedCrossEntropyLoss}], coef: {low: 1}}", r"loss.types.0.min_K to be given"),
+        (
+            "loss: {types: [{type: BootstrappedCrossEntropyLoss, min_K: 0, loss_th: 0}], coef: {low: 1}}",
+            r"expected loss.types.0.min_K to be greater than or equal to 1, found 0",
+        ),
+        (
+            "train_dataset: {type: CityscapesAutolabeling, dataset_root: d, coarse_multiple: -1}",
+            r"expected train_dataset.coarse_multiple to be greater than or equal to 0, found -1",
+        ),
+        (
+            "val_dataset: {type: CityscapesAutolabeling, dataset_root: d, mode: trian}",
+            r"expected val_dataset.mode to be 'train', 'val' or 'test', found 'trian': did you mean train\?",
+        ),
+        (
+            "val_dataset: {type: Dataset, transforms: [{type: Normalize, std: [1, 1, 0]}]}",
+            r"expected val_dataset.transforms.0.std.2 to be greater than or equal to 0.000001, found 0",
+        ),
+        (
+            "val_dataset: {type: Dataset, transforms: [{type: Resize, target_size: [512]}]}",
+            r"expected val_dataset.transforms.0.target_size to be at least 2 long",
+        ),
         ("loss: {types: [{type: DiceLoss, smoth: 1}], coef: {low: 1}}", r"loss.types.0.smoth: did you mean smooth\?"),
         (
             "loss: {types: [{type: CrossEntropyLoss, wieght: [1]}], coef: {joint: 1}}",
@@ -585,10 +606,11 @@ def test_a_single_scale_may_be_a_number(tmp_path: Path) -> None:
 
 
 def all_keys() -> set[str]:
-    return {key for spec in (*OUR_SPECS.values(), Config) for key in spec.model_fields} | {"scale", "momentm", "export"}
+    specs = (*checked_specs().values(), Config)
+    return {"scale", "momentm", "export", *(key for spec in specs for key in spec.model_fields)}
 
 
-@pytest.mark.parametrize("name", sorted(OUR_SPECS))
+@pytest.mark.parametrize("name", sorted(checked_specs()))
 def test_no_suggestion_is_the_key_itself(tmp_path: Path, name: str) -> None:
     section, given = {
         "SGD": ("optimizer", "{type: SGD}"),
@@ -602,7 +624,7 @@ def test_no_suggestion_is_the_key_itself(tmp_path: Path, name: str) -> None:
         section = "loss.types.0"
     base = "val_dataset: {type: Dataset, transforms: [0]}\nloss: {types: [0], coef: {joint: 1}}\n"
     path = write(tmp_path, a=MINIMAL + base)
-    for key in sorted(all_keys() - set(OUR_SPECS[name].model_fields)):
+    for key in sorted(all_keys() - set(checked_specs()[name].model_fields)):
         found = f"found {section}.{key}: "
         lines = refused(path, f"{section}={given}", f"{section}.{key}=1").split("\n")
         (advice,) = (line.split(found)[1] for line in lines if found in line)
@@ -653,7 +675,10 @@ def test_scalings_that_make_no_sense(tmp_path: Path, scaling: str, sentence: str
             "train_dataset.transforms.0.label_padding_value=19",
             "transforms.0.label_padding_value .* a class below 19, or 2",
         ),
-        ("train_dataset.transforms.1={type: Padding, label_padding_value: 200}", "transforms.1.label_padding_value"),
+        (
+            "train_dataset.transforms.1={type: Padding, target_size: [9, 9], label_padding_value: 200}",
+            "transforms.1.label_padding_value",
+        ),
     ],
 )
 def test_labels_that_are_no_class_are_ignored_by_all(tmp_path: Path, option: str, sentence: str) -> None:

@@ -15,11 +15,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hmsa import builder
 from hmsa.builder import build_loss, build_lr_scheduler, build_model, build_optimizer, build_transforms
 from hmsa.config.reading import load_config
 from hmsa.config.schema import Config
 from hmsa.errors import UsageError
+from hmsa.models import BACKBONES
 
 CONFIGS = Path(__file__).parents[1].parent / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yml"))
@@ -167,8 +167,8 @@ def mistakes(draw: Any) -> tuple[str, str, Any]:
 @pytest.fixture
 def some_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of configs/ whose networks take no time to build."""
-    monkeypatch.setattr(builder, "BACKBONES", dict.fromkeys(builder.BACKBONES, SmallBackbone))
-    monkeypatch.setattr(builder, "MODELS", {"MscaleOCRNet": SmallNetwork})
+    monkeypatch.setattr("hmsa.models.hrnet.BACKBONES", dict.fromkeys(BACKBONES, SmallBackbone))
+    monkeypatch.setattr("hmsa.models.hierarchical.MscaleOCRNet", SmallNetwork)
     return Path(shutil.copytree(CONFIGS, tmp_path / "configs"))
 
 

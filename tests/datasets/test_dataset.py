@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import with_defaults as C
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from samples import LABEL, PICTURE, encoded
 
-from hmsa.datasets import transforms as T
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.errors import DataError, UsageError
@@ -36,7 +36,7 @@ def dataset(*pairs, **options) -> SegmentationDataset:
 
 def test_a_training_sample(tmp_path):
     pair = make_pair(tmp_path)
-    sample = dataset(pair, transforms=[T.RandomPaddingCrop(crop_size=(20, 16)), T.Normalize()])[0]
+    sample = dataset(pair, transforms=[C.RandomPaddingCrop(crop_size=(20, 16)), C.Normalize()])[0]
     assert sample["img"].dtype == np.float32 and sample["img"].shape == (3, 16, 20)
     assert sample["img"].flags.c_contiguous
     assert sample["label"].dtype == np.int64 and sample["label"].shape == (16, 20)
@@ -44,21 +44,21 @@ def test_a_training_sample(tmp_path):
 
 
 def test_an_evaluation_sample_keeps_its_label(tmp_path):
-    sample = dataset(make_pair(tmp_path), label_transforms=False, transforms=[T.Resize(target_size=(18, 12))])[0]
+    sample = dataset(make_pair(tmp_path), label_transforms=False, transforms=[C.Resize(target_size=(18, 12))])[0]
     assert sample["img"].shape == (3, 12, 18)
     assert (sample["label"] == LABEL).all()
     assert sample["trans_info"] == [("resize", (24, 36))]
 
 
 def test_a_sample_without_label(tmp_path):
-    sample = dataset(make_pair(tmp_path, label=None), transforms=[T.Normalize()])[0]
+    sample = dataset(make_pair(tmp_path, label=None), transforms=[C.Normalize()])[0]
     assert "label" not in sample
     np.testing.assert_allclose(sample["img"], PICTURE.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
 
 
 def test_a_sample_depends_on_seed_and_number_only(tmp_path):
     pairs = [make_pair(tmp_path)] * 3
-    chain = [T.RandomPaddingCrop(crop_size=(20, 16)), T.RandomDistort(hue_range=63), T.Normalize()]
+    chain = [C.RandomPaddingCrop(crop_size=(20, 16)), C.RandomDistort(hue_range=63), C.Normalize()]
     first, again = (dataset(*pairs, transforms=chain, shuffle=True, seed=7) for _ in range(2))
     third = [again[i]["img"] for i in (8, 0, 5)]
     for image, i in zip(third, (8, 0, 5)):
@@ -139,7 +139,7 @@ def test_labels_of_two_bytes_can_be_transformed(tmp_path, most):
     label = np.where(LABEL == 3, most, LABEL).astype(np.uint16)
     pair = make_pair(tmp_path)
     Image.fromarray(label).save(pair[1])
-    chain = [T.ResizeStepScaling(min_scale_factor=0.5, max_scale_factor=0.5), T.RandomPaddingCrop(crop_size=(20, 14))]
+    chain = [C.ResizeStepScaling(min_scale_factor=0.5, max_scale_factor=0.5), C.RandomPaddingCrop(crop_size=(20, 14))]
     many = dataset(pair, num_classes=50000, transforms=chain)[0]["label"]
     assert many.dtype == np.int64 and set(np.unique(many)) == {0, 1, 2, most, 255}
 
@@ -170,7 +170,7 @@ def some_bad(tmp_path):
 
 def skipping(pairs, **options) -> SegmentationDataset:
     return dataset(
-        *pairs, **{"shuffle": True, "bad_sample_limit": 3, "transforms": [T.RandomHorizontalFlip()]} | options
+        *pairs, **{"shuffle": True, "bad_sample_limit": 3, "transforms": [C.RandomHorizontalFlip()]} | options
     )
 
 
@@ -225,7 +225,7 @@ def test_nothing_but_bad_ones_comes_to_an_end(tmp_path):
 
 
 def test_faults_of_the_recipe_are_not_left_out(some_bad):
-    for transforms in ([T.Padding(target_size=(8, 8))], [lambda sample, rng: sample["no such key"]]):
+    for transforms in ([C.Padding(target_size=(8, 8))], [lambda sample, rng: sample["no such key"]]):
         data = skipping(some_bad[2:4], transforms=transforms)
         with pytest.raises((DataError, KeyError), match=r"enlarge target_size|no such key"):
             data[0]

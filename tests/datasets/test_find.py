@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from samples import PICTURE, encoded
+from with_defaults import CityscapesAutolabeling
 
-from hmsa.datasets.cityscapes import CityscapesAutolabeling
 from hmsa.datasets.convert import coarse_jobs, fine_jobs
 from hmsa.datasets.find import LeftOut, _named, find_images, search
 from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, read_image
@@ -126,7 +126,7 @@ def test_one_search_for_every_command(tree):
             touch(place / city, name.format(f"{city}_0"), "._" + name.format(f"{city}_0"))
         (root / folder / "bonn").symlink_to(tree.parent / "disk" / folder / "bonn")
     touch(tree.parent / "disk/gtFine/train/bonn", "bonn_0_gtFine_labelIds.png", "._bonn_0_gtFine_labelIds.png")
-    data = CityscapesAutolabeling(dataset_root=root)
+    data = CityscapesAutolabeling(dataset_root=root, mode="train")
     assert [len(data.pairs), len(data.coarse_pairs)] == [2, 2]
     assert [job.source.name for job in coarse_jobs(root)] == ["bonn_0_leftImg8bit.png", "ulm_0_leftImg8bit.png"]
     assert [job.source.name for job in fine_jobs(root)] == ["bonn_0_gtFine_labelIds.png"]
@@ -134,7 +134,7 @@ def test_one_search_for_every_command(tree):
     (root / "leftImg8bit/train/ulm").rename(tree.parent / "elsewhere")
     (root / "leftImg8bit/train/ulm").symlink_to("nowhere")
     with pytest.raises(DataError, match=r"leftImg8bit/train should be readable .*train/ulm: a link that leads nowhere"):
-        CityscapesAutolabeling(dataset_root=root)
+        CityscapesAutolabeling(dataset_root=root, mode="train")
 
 
 # Images to predict

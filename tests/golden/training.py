@@ -25,8 +25,9 @@ def main():
     import cv2  # noqa: F401  before Paddle
     import paddle
     from golden.reference_weights import GAIN, reference_image, reference_label, reference_state
+    from with_defaults import BootstrappedCrossEntropyLoss, DiceLoss
 
-    from hmsa.losses import BootstrappedCrossEntropyLoss, DiceLoss, WeightedLoss
+    from hmsa.losses import WeightedLoss
     from hmsa.models import BACKBONES, MscaleOCRNet
     from hmsa.weights.loading import load_weights
     from hmsa.weights.names import released_name

@@ -8,7 +8,7 @@ import pytest
 from hmsa import builder
 from hmsa.config.reading import load_config
 from hmsa.errors import UsageError
-from hmsa.losses import ForeignLoss
+from hmsa.losses.foreign import ForeignLoss
 
 RECIPE = """
 model: {type: MscaleOCRNet, num_classes: 4, backbone: {type: HRNet_W18_NV_Small_V1}}

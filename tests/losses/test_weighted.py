@@ -5,10 +5,11 @@ from itertools import combinations
 
 import paddle
 import pytest
+from with_defaults import CrossEntropyLoss
 
 from hmsa.config.reading import load_config
 from hmsa.errors import UsageError
-from hmsa.losses import CrossEntropyLoss, WeightedLoss
+from hmsa.losses import WeightedLoss
 from hmsa.models.hierarchical import OUTPUTS
 
 SETS = [set(names) for count in range(1, 5) for names in combinations(OUTPUTS, count)]

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the Specs of components and sections are made of. A validator's message completes "expected <key> to be ..."."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+MIN_SIDE = 64
+"""Shortest side in pixels of a crop or tile: at scale 0.5 the network's coarsest branch (stride 32) has one pixel."""
+
+MAX_SIDE = 16384
+"""Longest side in pixels of a crop or tile."""
+
+MAX_CLASSES = 255
+"""Of a network: label maps have 8 bits, and one of their values, 255 if nothing else is said, marks ignored pixels."""
+
+
+# --- Sections and components. ---
+
+
+class Section(BaseModel):
+    """A mapping of the YAML; keys it does not name are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Component(Section):
+    """`{type: Name, **arguments}`; the arguments are the other fields of the Spec."""
+
+    type: str
+
+
+class Unchecked(Component):
+    """A component whose arguments are left to the builder, as one of PaddleSeg's."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def arguments(spec: Component) -> dict[str, Any]:
+    """The arguments of a component: everything but its `type`, in plain Python values."""
+    return spec.model_dump(exclude={"type"})
+
+
+def defaults(spec: type[Component]) -> dict[str, Any]:
+    """The arguments that need not be given."""
+    fields = spec.model_fields.items()
+    return {key: field.get_default() for key, field in fields if not field.is_required() and not field.exclude}
+
+
+# --- Numbers. Upper ends are far above what makes sense, and below what ends in an overflow or takes all memory. ---
+
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Natural = Annotated[int, Field(ge=0, le=2**31 - 1)]
+BatchSize = Annotated[int, Field(ge=1, le=65536)]
+Channels = Annotated[int, Field(ge=1, le=4096)]
+Label = Annotated[int, Field(ge=0, le=255)]
+Pixels = Annotated[int, Field(ge=1, le=2**30)]  # of an image; OpenCV decodes no more
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
+Scale = Annotated[float, Field(ge=1 / 16, le=16)]
+Level = Annotated[float, Field(ge=0, le=255)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
+Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
+
+
+def _check_classes(count: int) -> int:
+    if count < 2:
+        raise ValueError("at least 2 (the background is a class too: 0, beside the foreground's 1)")
+    if count > MAX_CLASSES:
+        raise ValueError(f"at most {MAX_CLASSES}, the classes that a label map of 8 bits holds beside ignored pixels")
+    return count
+
+
+ClassCount = Annotated[int, AfterValidator(_check_classes)]
+
+
+# --- Lists and texts. ---
+
+
+def _check_crop(size: list[int]) -> list[int]:
+    if min(size) < MIN_SIDE:
+        raise ValueError(f"a width and a height of at least {MIN_SIDE} px, which the network needs at scale 0.5")
+    if max(size) > MAX_SIDE:
+        raise ValueError(f"a width and a height of at most {MAX_SIDE} px")
+    return size
+
+
+def _check_weights(weights: list[float]) -> list[float]:
+    if not any(weights):
+        raise ValueError("a list with a number above 0, or there is nothing to train")
+    return weights
+
+
+Size = Annotated[list[Count], Field(min_length=2, max_length=2)]
+"""[width, height]"""
+
+CropSize = Annotated[list[int], Field(min_length=2, max_length=2), AfterValidator(_check_crop)]
+Weights = Annotated[list[NonNegative], Field(min_length=1), AfterValidator(_check_weights)]
+Text = Annotated[str, Field(min_length=1)]
+Split = Literal["train", "val", "test"]
