@@ -40,7 +40,6 @@ def main(args: argparse.Namespace) -> None:
 
     prepare()
     from hmsa import builder
-    from hmsa.datasets.cityscapes import CLASS_COLORS, CLASS_NAMES
     from hmsa.deploy.export import check_target, export
     from hmsa.inference.programs import DYNAMIC_SHAPE
     from hmsa.weights.loading import load_weights
@@ -56,17 +55,13 @@ def main(args: argparse.Namespace) -> None:
     check_target(args.save_dir)
     model = builder.build_model(config)
     load_weights(model, args.model_path)
-    dataset = config.val_dataset
-    is_cityscapes = dataset is not None and dataset.type == "CityscapesAutolabeling"
     specs = builder.inference_transforms(config)
     measured = export(
         model,
         args.save_dir,
         output_op=output_op,
         transforms=[{"type": spec.type, **arguments(spec)} for spec in specs],
-        class_names=CLASS_NAMES if is_cityscapes else (),
-        class_colors=CLASS_COLORS if is_cityscapes else (),
-        ignore_index=getattr(dataset, "ignore_index", 255),
+        classes=builder.classes(config),
         input_shape=shape,
         program=args.program,
     )

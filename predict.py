@@ -16,7 +16,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--image_path", required=True, help="an image, a folder, a list of images or a quoted glob")
     parser.add_argument("--save_dir", default="output/result", help="where the results go")
-    parser.add_argument("--label_ids", action="store_true", help="also write Cityscapes label ids (19 classes)")
+    parser.add_argument(
+        "--label_ids",
+        action="store_true",
+        help="also write the values of the data set's own label files (of Cityscapes, the label ids)",
+    )
     parser.add_argument("--custom_color", nargs="+", type=int, default=[], help="R G B of the first classes")
     cli.add_inference_flags(parser, "--aug_pred")
     return parser
@@ -32,7 +36,6 @@ def main(args: argparse.Namespace) -> None:
 
     prepare()
     from hmsa import builder
-    from hmsa.datasets.cityscapes import CLASS_NAMES
     from hmsa.datasets.find import LeftOut
     from hmsa.distributed import ranks
     from hmsa.engine.predict import find_images, notices, predict
@@ -42,7 +45,13 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.visualize import color_palette
 
     options = InferenceOptions.from_test_config(**config.test_config.model_dump())
-    colors = color_palette(args.custom_color)
+    classes = builder.classes(config)
+    colors = color_palette(args.custom_color, classes.colors if config.classes else ())
+    if args.label_ids and classes.raw_values is None:
+        raise UsageError(
+            "expected --label_ids with a data set that has other numbers than its classes' in its label files, as "
+            "Cityscapes has, found a recipe without one: leave it out"
+        )
     left_out = LeftOut()
     images = find_images(args.image_path, left_out)
     writable_folder(args.save_dir)
@@ -50,15 +59,18 @@ def main(args: argparse.Namespace) -> None:
         print(*notices(images, left_out, args.save_dir), sep="\n", flush=True)
     ranks.init()
     transforms = builder.build_transforms(builder.inference_transforms(config))
-    if args.label_ids and config.model.num_classes != len(CLASS_NAMES):
-        raise UsageError(
-            f"--label_ids needs a model of Cityscapes' {len(CLASS_NAMES)} classes, but this one has "
-            f"{config.model.num_classes}; leave it out"
-        )
     network, _ = builder.open_network(config, args.model_path, engine=args.engine, precision=args.precision)
 
-    results = {"save_dir": args.save_dir, "label_ids": args.label_ids, "max_image_pixels": config.max_image_pixels}
-    failed = predict(network, images, transforms=transforms, options=options, colors=colors, **results)
+    failed = predict(
+        network,
+        images,
+        transforms=transforms,
+        options=options,
+        save_dir=args.save_dir,
+        colors=colors,
+        raw_values=classes.raw_values if args.label_ids else None,
+        max_image_pixels=config.max_image_pixels,
+    )
     if ranks.is_main():
         done = f"found {len(images)}, written {len(images) - len(failed)} to {args.save_dir}, failed {len(failed)}"
         if failed:

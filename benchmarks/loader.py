@@ -21,12 +21,13 @@ PICTURES = 10
 def ours() -> Run:
     folder, image, label, transforms = prepared()
     from hmsa import builder
+    from hmsa.datasets.classes import Classes
     from hmsa.datasets.dataset import SegmentationDataset
     from hmsa.datasets.loader import batches
 
     dataset = SegmentationDataset(
         pairs=[(image, label)],
-        num_classes=19,
+        classes=Classes.numbered(19),
         shuffle=True,
         label_transforms=True,
         transforms=builder.build_transforms(transforms),

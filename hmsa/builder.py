@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Callable, Literal, NamedTuple, Optional
 
 import hmsa.system.prepared  # noqa: F401
@@ -22,6 +23,7 @@ from hmsa.components import IMAGENET, KINDS, MixedLossSpec, imported
 from hmsa.config.dialect import folded
 from hmsa.config.fields import Component, arguments, defaults
 from hmsa.config.schema import Config
+from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.transforms import PaddleSegTransform, Transform
 from hmsa.distributed.ranks import is_main, world_size
@@ -129,6 +131,25 @@ def _build_transform(spec: Component, where: str) -> Transform:
     return transform if found.spec else PaddleSegTransform(transform)
 
 
+def classes(config: Config, dataset: Optional[Component] = None) -> Classes:
+    """What the numbers in label maps stand for: as the recipe's `classes` say, else as its data set knows.
+
+    Args:
+        dataset: the section that names the data set; without it, that of evaluation, else that of training.
+    """
+    spec = dataset or config.val_dataset or config.train_dataset
+    numbered = Classes.numbered(config.model.num_classes, getattr(spec, "ignore_index", 255))
+    _, place = KINDS["dataset"].get(spec.type if spec else "", (None, ""))
+    known = getattr(imported(place), "classes", numbered) if place else numbered
+    if config.classes is None:
+        return known
+    return replace(
+        known,
+        names=tuple(given.name for given in config.classes),
+        colors=tuple(tuple(given.color or color) for given, color in zip(config.classes, numbered.colors)),
+    )
+
+
 def build_dataset(config: Config, split: Literal["train", "val"]) -> SegmentationDataset:
     """`train_dataset` (shuffled, labels transformed along) or `val_dataset` (in order, labels as they are)."""
     section = f"{split}_dataset"
@@ -147,18 +168,19 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
         # An evaluation that leaves images out would be no score.
         "bad_sample_limit": config.bad_sample_limit if training and config.on_bad_sample == "skip" else None,
         "max_image_pixels": config.max_image_pixels,
+        "classes": classes(config, spec),
     }
     if found.spec:
         dataset = _build(found, {**options, **common}, where)
     else:
         theirs = _build(found, {**options, "transforms": []}, where)
+        if theirs.num_classes != config.model.num_classes:
+            raise UsageError(
+                f"{config.source('model.num_classes')}: expected model.num_classes to be the {theirs.num_classes} "
+                f"classes of {section}, found {config.model.num_classes}: set model.num_classes to {theirs.num_classes}"
+            )
         dataset = SegmentationDataset.from_paddleseg(theirs, shuffle=training, label_transforms=training, **common)
 
-    if dataset.num_classes != config.model.num_classes:
-        raise UsageError(
-            f"{config.source('model.num_classes')}: expected model.num_classes to be the {dataset.num_classes} classes "
-            f"of {section}, found {config.model.num_classes}: set model.num_classes to {dataset.num_classes}"
-        )
     if any(label is None for _, label in dataset.pairs):
         raise UsageError(
             f"{where}: expected images with labels, found some without (mode {getattr(spec, 'mode', '')}): choose a "

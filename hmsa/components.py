@@ -353,6 +353,16 @@ AnyScheduler = Annotated[Any, of_kind("scheduler", UncheckedSchedulerSpec)]
 SCHEDULERS: Table = {"PolynomialDecay": (PolynomialDecaySpec, "paddle.optimizer.lr:PolynomialDecay")}
 
 
+# --- Metrics. A recipe does not name them: every evaluation measures them all. ---
+
+
+METRICS = {
+    "confusion": "hmsa.metrics.confusion:Confusion",
+    "boundary": "hmsa.metrics.boundary:BoundaryIoU",
+    "calibration": "hmsa.metrics.calibration:Calibration",
+}
+
+
 KINDS.update(
     model=MODELS,
     backbone=BACKBONES,

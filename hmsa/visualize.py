@@ -15,14 +15,19 @@ from PIL import Image
 from hmsa.errors import UsageError
 
 
-def color_palette(custom_color: Sequence[int] = ()) -> list[int]:
-    """PaddleSeg's palette, its first colours replaced by `custom_color` (r0 g0 b0 r1 ...)."""
+def color_palette(custom_color: Sequence[int] = (), class_colors: Sequence[Sequence[int]] = ()) -> list[int]:
+    """PaddleSeg's palette, its first colours replaced by `class_colors`, and those by `custom_color` (r0 g0 b0 r1 ...).
+
+    Raises:
+        UsageError: numbers in `custom_color` that are no colours.
+    """
     if len(custom_color) % 3 or len(custom_color) > 768 or not all(0 <= value <= 255 for value in custom_color):
         raise UsageError(
-            "--custom_color should be R G B for up to 256 classes, each 0 to 255, but it is "
-            f"{len(custom_color)} numbers from {min(custom_color)} to {max(custom_color)}"
+            "custom colours should be R G B for up to 256 classes, each 0 to 255, but they are "
+            f"{len(custom_color)} numbers from {min(custom_color)} to {max(custom_color)}: correct them"
         )
-    return [*custom_color, *palette(256)[len(custom_color) :]]
+    colors = [*custom_color, *[value for color in class_colors for value in color][len(custom_color) :]]
+    return [*colors, *palette(256)[len(colors) :]]
 
 
 def pseudo_color(label: np.ndarray, colors: Sequence[int]) -> Image.Image:

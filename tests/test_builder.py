@@ -18,6 +18,8 @@ from hmsa import builder, components
 from hmsa.config.fields import Unchecked
 from hmsa.config.reading import load_config
 from hmsa.config.schema import Config
+from hmsa.datasets.cityscapes import CLASSES
+from hmsa.datasets.classes import Classes
 from hmsa.errors import DataError, UsageError
 
 RECIPE = """
@@ -64,7 +66,7 @@ CHECKED = [
 
 @pytest.mark.parametrize(("spec", "constructor"), CHECKED)
 def test_schema_and_constructor_agree(spec: Any, constructor: Any) -> None:
-    of_builder = {"transforms", "seed", "bad_sample_limit", "max_image_pixels"}
+    of_builder = {"transforms", "classes", "seed", "bad_sample_limit", "max_image_pixels"}
     of_builder |= {"learning_rate", "parameters", "decay_steps", "pretrained", "warmup_iters", "warmup_start_lr"}
     of_paddle = {"last_epoch", "verbose", "cycle"} if "paddle" in constructor.__module__ else set()
     parameters = inspect.signature(constructor).parameters
@@ -418,7 +420,7 @@ def test_datasets_of_the_recipe(recipe: Any, tmp_path: Path) -> None:
     crop = "[{type: RandomPaddingCrop, crop_size: [80, 64]}, {type: Normalize}]"
     config = recipe(cityscapes(tmp_path, "train", crop), cityscapes(tmp_path, "val", "[{type: Normalize}]"), "seed=11")
     train, val = builder.build_dataset(config, "train"), builder.build_dataset(config, "val")
-    assert (len(train), len(val), train.num_classes, train.seed) == (3, 2, 19, 11)
+    assert (len(train), len(val), len(train.classes), train.seed) == (3, 2, 19, 11)
     assert train[0]["img"].shape == (3, 64, 80)
     assert train[0]["label"].shape == (64, 80)
     assert val[1]["img"].shape == (3, 64, 96)
@@ -497,7 +499,7 @@ def test_a_data_set_of_lists(recipe: Any, tmp_path: Path) -> None:
     config = recipe(f"train_dataset={short}", f"val_dataset={short}", "max_image_pixels=100")
     training, evaluating = (builder.build_dataset(config, split) for split in ("train", "val"))
     assert (training.shuffle, evaluating.shuffle) == (True, False)
-    assert training.num_classes == evaluating.num_classes == config.model.num_classes
+    assert len(training.classes) == len(evaluating.classes) == config.model.num_classes
     with pytest.raises(DataError, match=r"expected 1 to 100 pixels in all; .* raise max_image_pixels"):
         training[0]
 
@@ -511,7 +513,29 @@ def test_a_data_set_of_paddleseg(recipe: Any, tmp_path: Path) -> None:
     )
     config = recipe("model.num_classes=2", options, "max_image_pixels=100")
     data = builder.build_dataset(config, "val")
-    assert (len(data), data.num_classes, data.max_image_pixels) == (1, 2, 100)
+    assert (len(data), len(data.classes), data.max_image_pixels) == (1, 2, 100)
+
+
+def test_classes_come_from_the_recipe_or_else_from_the_data_set(recipe: Any, tmp_path: Path) -> None:
+    cities = cityscapes(tmp_path, "val", "[{type: Normalize}]")
+    assert builder.classes(recipe(cities)) == CLASSES
+    assert builder.classes(recipe()) == Classes.numbered(19)
+    lists = "{type: Dataset, ignore_index: 254, val_path: list.txt, transforms: [{type: Normalize}]}"
+    config = recipe(f"val_dataset={lists}", "train_dataset={type: Dataset, transforms: [{type: Normalize}]}")
+    assert builder.classes(config) == Classes.numbered(19, ignore_index=254)
+    assert builder.classes(config, config.train_dataset) == Classes.numbered(19, ignore_index=255)
+
+    named = [{"name": f"no. {index}"} for index in range(19)]
+    named[3]["color"] = [1, 2, 3]
+    of_lists, of_cities = (
+        builder.classes(recipe(given, f"classes={named}")) for given in (f"val_dataset={lists}", cities)
+    )
+    assert of_lists.names == of_cities.names == tuple(f"no. {index}" for index in range(19))
+    assert of_lists.colors == of_cities.colors
+    assert (of_lists.colors[3], of_lists.colors[4]) == ((1, 2, 3), Classes.numbered(19).colors[4])
+    assert (of_lists.raw_values, of_lists.ignore_index) == (None, 254)
+    # Under other names they are the same classes.
+    assert (of_cities.raw_values, of_cities.ignore_index) == (CLASSES.raw_values, 255)
 
 
 def test_a_split_without_labels_is_refused(recipe: Any, tmp_path: Path) -> None:

@@ -141,7 +141,8 @@ def test_val_in_two_processes_counts_the_same(workplace, one_process):
     launch = ("-m", "paddle.distributed.launch", "--nproc_per_node", 2, "--log_dir", workplace / "log")
     _, written = evaluation(workplace, *launch, output="results/two.json")
     assert written["pictures"] == 3
-    assert written["confusion_matrix"] == one_process[1]["confusion_matrix"]
+    for name in ("confusion_matrix", "boundary_iou", "ece", "reliability"):
+        assert written[name] == one_process[1][name]
 
 
 def test_the_inference_engine_counts_as_eager_mode_does(workplace, one_process):
@@ -151,13 +152,14 @@ def test_the_inference_engine_counts_as_eager_mode_does(workplace, one_process):
     assert np.abs(eager - engine).sum() / 2 <= 0.001 * eager.sum()
 
 
-def test_label_ids_of_other_classes_than_cityscapes_are_refused(workplace):
+def test_label_ids_without_a_data_set_that_has_some_are_refused(workplace):
     (workplace / "five.yml").write_text(yaml.safe_dump({"model": {**CONFIG["model"], "num_classes": 5}}))
     arguments = ("--config", "five.yml", "--model_path", "model.pdparams", "--image_path", "data/leftImg8bit/val")
     result = run(ROOT / "predict.py", *arguments, "--save_dir", "refused", "--label_ids", folder=workplace)
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1] == (
-        "error: --label_ids needs a model of Cityscapes' 19 classes, but this one has 5; leave it out"
+        "error: expected --label_ids with a data set that has other numbers than its classes' in its label files, as "
+        "Cityscapes has, found a recipe without one: leave it out"
     )
 
 

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from hmsa.errors import UsageError
-from hmsa.visualize import color_palette, overlay, pseudo_color
+from hmsa.visualize import color_palette, overlay, palette, pseudo_color
 
 
 @pytest.fixture
@@ -50,5 +50,19 @@ def test_overlay_by_hand():
 
 @pytest.mark.parametrize("custom_color", [[1, 2], [1, 2, 256], [-1, 0, 0], [0] * 771])
 def test_custom_colors_that_cannot_be(custom_color):
-    with pytest.raises(UsageError, match="--custom_color should be R G B"):
+    with pytest.raises(UsageError, match="custom colours should be R G B"):
         color_palette(custom_color)
+
+
+@pytest.mark.parametrize("n", [1, 19, 256])
+def test_the_palette_is_paddlesegs(n):
+    from paddleseg.utils.visualize import get_color_map_list
+
+    assert palette(n) == get_color_map_list(n)
+    assert palette(2) == [128, 0, 0, 0, 128, 0]
+
+
+def test_a_class_has_the_custom_colour_or_else_its_own_or_else_the_palettes():
+    colors = color_palette([1, 2, 3], [(9, 9, 9), (4, 5, 6)])
+    assert colors == [1, 2, 3, 4, 5, 6, *palette(256)[6:]]
+    assert color_palette([1, 2, 3] * 3, [(9, 9, 9), (4, 5, 6)]) == color_palette([1, 2, 3] * 3)

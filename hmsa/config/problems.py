@@ -11,14 +11,19 @@ from typing import Any
 from hmsa.components import IMAGENET, KINDS, NORMALIZING, RANDOM, NetworkSpec, PolynomialDecaySpec, checked_specs
 from hmsa.config import dialect
 from hmsa.config.fields import MAX_CLASSES, Section
-from hmsa.config.schema import Config, InferenceSpec, LossSpec, Origins, single_losses
+from hmsa.config.schema import ClassSpec, Config, InferenceSpec, LossSpec, Origins, single_losses
 from hmsa.errors import dotted, shown, suggest
 
 MAX_PROBLEMS = 20
 """That are told at once."""
 
-SECTIONS: dict[str, type[Section]] = {"model": NetworkSpec, "loss": LossSpec, "test_config": InferenceSpec}
-"""Sections that are the same whatever their type is."""
+SECTIONS: dict[str, type[Section]] = {
+    "model": NetworkSpec,
+    "classes": ClassSpec,
+    "loss": LossSpec,
+    "test_config": InferenceSpec,
+}
+"""Sections that are the same whatever their type is; of lists, their parts."""
 
 _KINDS_OF_SECTIONS = {"train_dataset": "dataset", "lr_scheduler": "scheduler", "optimizer": "optimizer"}
 
@@ -62,7 +67,7 @@ def _suggest_key(location: Sequence[Any], tree: dict[str, Any]) -> str:
     """
     *above, name = location
     section = _section_at(above, tree)
-    if not difflib.get_close_matches(name.lower(), section.model_fields):
+    if not difflib.get_close_matches(name.lower(), section.model_fields, cutoff=0.7):
         this, owners = _types_with(name, section)
         if owners:
             return f"it is for the type {' or '.join(owners)}, not for {this}: remove it, or change type"
@@ -82,7 +87,7 @@ def _section_at(location: Sequence[Any], tree: Any) -> type[Section]:
     """What checks the mapping there; where a section does not say its type, our first component of its kind."""
     if not location:
         return Config
-    if len(location) == 1 and location[0] in SECTIONS:
+    if location[0] in SECTIONS and (len(location) == 1 or isinstance(location[1], int)):
         return SECTIONS[location[0]]
     for part in location:
         tree = tree.get(part) if isinstance(tree, dict) else tree[part]
@@ -106,6 +111,8 @@ def _types_with(name: str, section: type[Section]) -> tuple[str, list[str]]:
 
 def problems_between_sections(config: Config) -> Iterator[tuple[str, str]]:
     """What is wrong though every section is right by itself: the key at fault, and a sentence about it."""
+    if config.classes is not None:
+        yield from _problems_of_classes([spec.name for spec in config.classes], config.model.num_classes)
     for name in ("train_dataset", "val_dataset"):
         if getattr(config, name):
             yield from _problems_of_dataset(config, name, getattr(config, name))
@@ -122,6 +129,20 @@ def problems_between_sections(config: Config) -> Iterator[tuple[str, str]]:
             )
     if config.lr_scheduler:
         yield from _problems_of_rate(config.lr_scheduler, config.iters)
+
+
+def _problems_of_classes(names: Sequence[str], num_classes: int) -> Iterator[tuple[str, str]]:
+    """Another number of names than the network has classes, or a name given twice."""
+    if len(names) != num_classes:
+        yield (
+            "classes",
+            f"to name each of the {num_classes} classes (model.num_classes), found {len(names)}: name each, or set "
+            "model.num_classes to their number",
+        )
+    for index, name in enumerate(names):
+        first = names.index(name)
+        if first < index:
+            yield f"classes.{index}.name", f"to differ from classes.{first}.name, found {shown(name)} twice: rename"
 
 
 def _problems_of_dataset(config: Config, name: str, spec: Any) -> Iterator[Any]:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Optional
 
 import yaml
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from hmsa.components import AnyDataset, AnyLoss, AnyOptimizer, AnyScheduler, MixedLossSpec, NetworkSpec
 from hmsa.config import dialect
-from hmsa.config.fields import BatchSize, Count, CropSize, NonNegative, Pixels, Scale, Section, Size
+from hmsa.config.fields import MAX_CLASSES, BatchSize, Count, CropSize, Label, NonNegative, Pixels, Scale, Section, Size
 from hmsa.config.text import _Dumper
 from hmsa.errors import UsageError, suggest
 
@@ -24,6 +24,19 @@ def single_losses(specs: Sequence[Any], where: str) -> Iterator[tuple[str, Any]]
             yield from single_losses(spec.losses, f"{where}.{index}.losses")
         else:
             yield f"{where}.{index}", spec
+
+
+def _check_class_name(name: str) -> str:
+    if not name.strip() or not name.isprintable():
+        raise ValueError("a text that can be printed")
+    return name
+
+
+class ClassSpec(Section):
+    """A class; its number is its place in the list."""
+
+    name: Annotated[str, Field(max_length=100), AfterValidator(_check_class_name)]
+    color: Optional[Annotated[list[Label], Field(min_length=3, max_length=3)]] = None
 
 
 class LossSpec(Section):
@@ -126,6 +139,7 @@ class Config(Section):
     bad_sample_limit: Count = 100
     max_image_pixels: Pixels = 89_478_485
     model: NetworkSpec
+    classes: Optional[Annotated[list[ClassSpec], Field(max_length=MAX_CLASSES)]] = None
     train_dataset: Optional[AnyDataset] = None
     val_dataset: Optional[AnyDataset] = None
     optimizer: Optional[AnyOptimizer] = None

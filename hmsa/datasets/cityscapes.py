@@ -10,33 +10,29 @@ from typing import Literal
 import numpy as np
 from cityscapesscripts.helpers.labels import labels as _labels
 
+from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import Pair, SegmentationDataset
 from hmsa.datasets.find import search
 from hmsa.datasets.transforms import Transform
 from hmsa.errors import DataError
 
-IGNORE_INDEX = 255
-
 _classes = sorted((label for label in _labels if 0 <= label.trainId < 255), key=lambda label: label.trainId)
 
-CLASS_NAMES: tuple[str, ...] = tuple(label.name for label in _classes)
-"""Names of the 19 classes, by train id."""
-
-CLASS_COLORS: tuple[tuple[int, int, int], ...] = tuple(label.color for label in _classes)
-"""Cityscapes' own RGB colours of the 19 classes, by train id."""
+CLASSES = Classes(
+    names=tuple(label.name for label in _classes),
+    colors=tuple(label.color for label in _classes),
+    ignore_index=255,
+    raw_values=tuple(label.id for label in _classes),
+)
+"""The 19 classes, by train id; their raw values are label ids."""
 
 LABEL_IDS: frozenset[int] = frozenset(label.id % 256 for label in _labels)
 """Every value a label-id image may hold."""
 
-LABEL_ID_TO_TRAIN_ID = np.full(256, IGNORE_INDEX, np.uint8)
+LABEL_ID_TO_TRAIN_ID = np.full(256, CLASSES.ignore_index, np.uint8)
 """uint8 [256]: label id -> train id; 255 where the label is no class."""
 
-TRAIN_ID_TO_LABEL_ID = np.zeros(256, np.uint8)
-"""uint8 [256]: train id -> label id; 0 ("unlabeled") where there is no such class."""
-
-for _train_id, _label in enumerate(_classes):
-    LABEL_ID_TO_TRAIN_ID[_label.id] = _train_id
-    TRAIN_ID_TO_LABEL_ID[_train_id] = _label.id
+LABEL_ID_TO_TRAIN_ID[list(CLASSES.raw_values or ())] = np.arange(len(CLASSES))
 
 IMAGE_ENDING = "_leftImg8bit.png"
 LABEL_ENDING = "_gtFine_labelTrainIds.png"
@@ -57,6 +53,8 @@ class CityscapesAutolabeling(SegmentationDataset):
     partner.
     """
 
+    classes = CLASSES
+
     def __init__(
         self,
         *,
@@ -64,6 +62,7 @@ class CityscapesAutolabeling(SegmentationDataset):
         mode: Literal["train", "val", "test"],
         coarse_multiple: float,
         add_val: bool,
+        classes: Classes = CLASSES,
         transforms: Sequence[Transform] = (),
         seed: int = 0,
         bad_sample_limit: int | None = None,
@@ -87,9 +86,7 @@ class CityscapesAutolabeling(SegmentationDataset):
             seed=seed,
             bad_sample_limit=bad_sample_limit,
             max_image_pixels=max_image_pixels,
-            num_classes=len(CLASS_NAMES),
-            class_names=CLASS_NAMES,
-            ignore_index=IGNORE_INDEX,
+            classes=classes,
         )
 
 

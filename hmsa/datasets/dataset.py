@@ -7,10 +7,12 @@ import functools
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Optional
 
 import numpy as np
 
+from hmsa.datasets.classes import Classes
 from hmsa.datasets.images import read_label, read_upright, strange_values
 from hmsa.datasets.transforms import Sample, Transform, fused
 from hmsa.errors import DataError, UsageError, printable
@@ -45,15 +47,13 @@ class SegmentationDataset:
         self,
         *,
         pairs: Sequence[Pair],
-        num_classes: int,
+        classes: Classes,
         shuffle: bool,
         label_transforms: bool,
         transforms: Sequence[Transform] = (),
         coarse_pairs: Sequence[Pair] = (),
         coarse_multiple: float = 0.0,
         seed: int = 0,
-        class_names: Sequence[str] | None = None,
-        ignore_index: int = 255,
         bad_sample_limit: int | None = None,
         max_image_pixels: int | None = None,
     ) -> None:
@@ -70,9 +70,7 @@ class SegmentationDataset:
         self.transforms = fused(transforms)
         self.shuffle = shuffle
         self.seed = seed
-        self.num_classes = num_classes
-        self.class_names = tuple(class_names or (f"class {index}" for index in range(num_classes)))
-        self.ignore_index = ignore_index
+        self.classes = classes
         self.label_transforms = label_transforms
         self.bad_sample_limit = bad_sample_limit
         self.max_image_pixels = max_image_pixels
@@ -86,6 +84,7 @@ class SegmentationDataset:
         cls,
         dataset: Any,
         *,
+        classes: Classes,
         transforms: Sequence[Transform] = (),
         shuffle: bool,
         label_transforms: bool,
@@ -102,8 +101,7 @@ class SegmentationDataset:
             )
         return cls(
             pairs=[(image, label) for image, label in dataset.file_list],
-            num_classes=dataset.num_classes,
-            ignore_index=dataset.ignore_index,
+            classes=replace(classes, ignore_index=dataset.ignore_index),
             transforms=transforms,
             shuffle=shuffle,
             label_transforms=label_transforms,
@@ -211,12 +209,13 @@ class SegmentationDataset:
                 f"height), but it is {label.shape[1]}x{label.shape[0]}: "
                 "pair it with the right image or make it anew"
             )
-        strange = strange_values(label, {*range(self.num_classes), self.ignore_index})
+        K, ignored = len(self.classes), self.classes.ignore_index
+        strange = strange_values(label, {*range(K), ignored})
         if strange:
             raise DataError(
-                f"{path} should hold class numbers 0..{self.num_classes - 1} and {self.ignore_index} for "
+                f"{path} should hold class numbers 0..{K - 1} and {ignored} for "
                 f"ignored pixels, but it holds {strange}: convert the label (to train "
                 "ids, not label ids) or correct num_classes"
             )
         # What OpenCV can resize and pad, with room for any class number and ignore_index.
-        return label.astype(np.uint8 if max(self.num_classes, self.ignore_index) < 256 else np.int32, copy=False)
+        return label.astype(np.uint8 if max(K, ignored) < 256 else np.int32, copy=False)

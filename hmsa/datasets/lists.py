@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Optional
 
+from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import Pair, SegmentationDataset
 from hmsa.datasets.images import IMAGE_FORMATS, read_bytes
 from hmsa.datasets.transforms import Transform
@@ -45,6 +46,7 @@ class ListDataset(SegmentationDataset):
         test_path: Optional[str],
         separator: Optional[str],
         ignore_index: int,
+        classes: Optional[Classes] = None,
         transforms: Sequence[Transform] = (),
         seed: int = 0,
         bad_sample_limit: Optional[int] = None,
@@ -62,8 +64,7 @@ class ListDataset(SegmentationDataset):
             _check_files(path, pairs)
         super().__init__(
             pairs=pairs,
-            num_classes=num_classes,
-            ignore_index=ignore_index,
+            classes=classes or Classes.numbered(num_classes, ignore_index),
             transforms=transforms,
             shuffle=mode == "train",
             label_transforms=mode == "train",

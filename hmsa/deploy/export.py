@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -21,6 +21,7 @@ import paddle.nn.functional as F
 import yaml
 from paddle.version import full_version as PADDLE_VERSION
 
+from hmsa.datasets.classes import Classes
 from hmsa.deploy.runtime import DEPLOY_FILE, Predictor
 from hmsa.errors import DataError, UsageError, printable
 from hmsa.inference.backends import open_predictor, program_of, writes_json
@@ -28,7 +29,6 @@ from hmsa.inference.programs import DYNAMIC_SHAPE, copy_on_cpu, on_cpu, simplifi
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import Network, joint_logits
 from hmsa.system.files import sha256, writable_folder
-from hmsa.visualize import palette
 
 CHECKED_SHAPES = ((1, 3, 128, 192), (1, 3, 97, 161), (2, 3, 72, 104))
 """Where a network of any input size is compared: even and odd sizes, one image and two."""
@@ -70,9 +70,7 @@ def export(
     *,
     output_op: str,
     transforms: Sequence[dict[str, Any]],
-    class_names: Sequence[str] = (),
-    class_colors: Sequence[Sequence[int]] = (),
-    ignore_index: int = 255,
+    classes: Optional[Classes] = None,
     input_shape: tuple[int | None, ...] = DYNAMIC_SHAPE,
     program: str | None = None,
 ) -> str:
@@ -84,9 +82,7 @@ def export(
     Args:
         output_op: "argmax", "softmax" or "none".
         transforms: {type, **arguments} of what prepares an image.
-        class_names: names of the K classes; "class 0", ... without them.
-        class_colors: R, G, B of the K classes, 0 to 255; PaddleSeg's palette without them.
-        ignore_index: what stands for no class in labels.
+        classes: their names and colours; "class 0", ... in PaddleSeg's palette without them.
         input_shape: N, C, H, W; None is any size.
         program: "pdmodel", the form that every reader of Paddle's models takes, "json", that of Paddle 3, or None: the
             first that this Paddle can write.
@@ -117,7 +113,7 @@ def export(
         )
         measured = check_parity(joint_logits(reference), lambda image: run(image)[0], output_op, list(shapes))
 
-        num_classes = getattr(model, "num_classes", len(class_names))
+        classes = classes or Classes.numbered(getattr(model, "num_classes", 0))
         entry = {
             "model": written.name,
             "params": "model.pdiparams",
@@ -132,9 +128,9 @@ def export(
             "pixel_divisor": 255,
             "output_name": predictor.get_output_names()[0],
             "output_layout": "NHW" if output_op == "argmax" else "NCHW",
-            "class_names": list(class_names) or [f"class {index}" for index in range(num_classes)],
-            "class_colors": _colors(class_colors, num_classes),
-            "ignore_index": ignore_index,
+            "class_names": list(classes.names),
+            "class_colors": [list(color) for color in classes.colors],
+            "ignore_index": classes.ignore_index,
             "paddle_version": PADDLE_VERSION,
             "sha256": {name: sha256(folder / name) for name in (written.name, "model.pdiparams")},
         }
@@ -183,12 +179,6 @@ def _write(
             raise DataError(f"expected a network that can be exported, but {problem}; try another form") from error
     print(printable(f"warning: {problem}: it is written as json, which fewer programs read"), file=sys.stderr)
     return _write(model, output_op, path, input_shape, "json")
-
-
-def _colors(given: Sequence[Sequence[int]], num_classes: int) -> list[list[int]]:
-    """R, G, B of every class: those given, else those of PaddleSeg's palette."""
-    flat = palette(num_classes)
-    return [list(color) for color in given] or [flat[i : i + 3] for i in range(0, len(flat), 3)]
 
 
 def check_parity(network: Network, exported: Predictor, output_op: str, shapes: Sequence[Sequence[int]]) -> str:

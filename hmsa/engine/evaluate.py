@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a model on a data set: one confusion matrix, summed over all ranks at the end."""
+"""Scores of a model on a data set: what metrics count, summed over all ranks at the end."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -14,8 +15,8 @@ from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.distributed import ranks
 from hmsa.errors import DataError
-from hmsa.inference.averaging import InferenceOptions, class_scores, undo_transforms
-from hmsa.metrics.confusion import confusion_matrix
+from hmsa.inference.averaging import InferenceOptions, best_classes, class_scores, confidences, undo_transforms
+from hmsa.metrics import Metric, build_metrics
 from hmsa.models.hierarchical import Network
 from hmsa.report.result import Evaluation
 from hmsa.system.device import as_tensor
@@ -27,6 +28,7 @@ def evaluate(
     dataset: SegmentationDataset,
     options: InferenceOptions,
     *,
+    metrics: Sequence[Metric] = (),
     max_images: int | None = None,
     num_workers: int = 0,
     progress: bool = True,
@@ -39,6 +41,7 @@ def evaluate(
     Args:
         network: images [N, 3, H, W] -> logits [N, K, H, W].
         dataset: in "val" mode: labels at the images' own sizes.
+        metrics: what to measure, with nothing counted yet; without them, one of each there is.
         max_images: evaluate only so many images, the first ones.
         num_workers: threads that load images ahead.
         progress: whether rank 0 shows a bar.
@@ -49,41 +52,58 @@ def evaluate(
         InterruptedError: `stop` said so on any rank; raised on all of them.
     """
     start = time.perf_counter()
-    K = dataset.num_classes
+    classes = dataset.classes
+    metrics = metrics or build_metrics(len(classes), classes.ignore_index)
     mine = range(ranks.rank(), min(len(dataset), max_images or len(dataset)), ranks.world_size())
-    confusion = np.zeros((K, K), np.int64)
+
     images = 0
     with contextlib.closing(batches(dataset, [[index] for index in mine], num_workers)) as loaded:
         for batch in tqdm(loaded, total=len(mine), unit="image", disable=not (progress and ranks.is_main())):
             if stop():
                 break
-            image_path = batch["image_path"][0]
-            if "label" not in batch:
-                raise DataError(f"{image_path} has no label to compare with: set val_dataset to a labelled split")
-            try:
-                logits = class_scores(network, as_tensor(batch["img"]), options)
-            except DataError as error:
-                raise DataError(f"{image_path}: {error}") from error
-            prediction = undo_transforms(logits, batch["trans_info"][0])
-            del logits
-            label = batch["label"][0]
-            if prediction.shape != label.shape:
-                raise DataError(
-                    f"{image_path}: the prediction is {_size(prediction)}, its label {_size(label)}"
-                    "; the transforms of val_dataset may resize and pad, but not cut"
-                )
-            confusion += confusion_matrix(prediction, label, K, dataset.ignore_index)
+            _count(batch, network, options, metrics)
             images += 1
-    counts = ranks.all_reduce_sum(np.append(confusion.ravel(), [images, len(mine) - images]))  # [K * K + 2]
-    if counts[-1]:
+
+    parts = [*(metric.state for metric in metrics), np.array([images, len(mine) - images])]
+    total = ranks.all_reduce_sum(np.concatenate([part.ravel() for part in parts]))
+    *states, (images, left_out) = np.split(total, np.cumsum([part.size for part in parts])[:-1])
+    if left_out:
         raise InterruptedError
+    for metric, state in zip(metrics, states):
+        metric.state = state.reshape(metric.state.shape)
+
     return Evaluation(
-        confusion=counts[:-2].reshape(K, K),
-        class_names=dataset.class_names,
-        images=int(counts[-2]),
+        metrics=metrics,
+        class_names=classes.names,
+        images=int(images),
         seconds=time.perf_counter() - start,
         peak_memory_bytes=peak_memory_bytes(),
     )
+
+
+def _count(batch: dict[str, Any], network: Network, options: InferenceOptions, metrics: Sequence[Metric]) -> None:
+    """Predict the one image of a batch, and show it to all metrics."""
+    image_path = batch["image_path"][0]
+    if "label" not in batch:
+        raise DataError(f"{image_path} has no label to compare with: set val_dataset to a labelled split")
+
+    try:
+        scores = class_scores(network, as_tensor(batch["img"]), options)  # [1, K, h, w]
+    except DataError as error:
+        raise DataError(f"{image_path}: {error}") from error
+    scores = undo_transforms(scores, batch["trans_info"][0])  # [1, K, H, W]
+    prediction = best_classes(scores)
+    confidence = confidences(scores, options) if any(metric.needs_confidence for metric in metrics) else None
+    del scores
+
+    label = batch["label"][0].astype(np.uint8)  # the data set lets nothing else pass
+    if prediction.shape != label.shape:
+        raise DataError(
+            f"{image_path}: the prediction is {_size(prediction)}, its label {_size(label)}"
+            "; the transforms of val_dataset may resize and pad, but not cut"
+        )
+    for metric in metrics:
+        metric.update(prediction, label, confidence)
 
 
 def _size(array: np.ndarray) -> str:

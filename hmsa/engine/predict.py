@@ -7,13 +7,14 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Optional
 
 import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hmsa.datasets.cityscapes import TRAIN_ID_TO_LABEL_ID
+from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.find import COLOR_MAPS, LABEL_IDS, OVERLAYS, ImageFile, LeftOut, search
 from hmsa.datasets.find import find_images as find_images
@@ -21,7 +22,7 @@ from hmsa.datasets.images import read_image
 from hmsa.datasets.transforms import Transform
 from hmsa.distributed import ranks
 from hmsa.errors import DataError, printable
-from hmsa.inference.averaging import InferenceOptions, class_scores, undo_transforms
+from hmsa.inference.averaging import InferenceOptions, best_classes, class_scores, undo_transforms
 from hmsa.models.hierarchical import Network
 from hmsa.system.device import as_tensor
 from hmsa.system.files import write_atomically
@@ -58,7 +59,7 @@ def predict(
     options: InferenceOptions,
     save_dir: str | Path,
     colors: Sequence[int],
-    label_ids: bool = False,
+    raw_values: Optional[Sequence[int]] = None,
     max_image_pixels: int | None = None,
     progress: bool = True,
 ) -> list[Path]:
@@ -71,7 +72,7 @@ def predict(
         network: images [N, 3, H, W] -> logits [N, K, H, W].
         transforms: what turns an image, uint8 RGB, into the network's input.
         colors: 256 colours, see `hmsa.visualize`.
-        label_ids: whether to write Cityscapes label ids to `label_ids/` as well.
+        raw_values: for each class, what stands for it in label maps to write to `label_ids/` as well; None: none.
         max_image_pixels: above which an image is refused; None is Pillow's limit.
         progress: whether rank 0 shows a bar.
 
@@ -81,7 +82,7 @@ def predict(
     # Only its way of loading an image is used.
     loader = SegmentationDataset(
         pairs=[(str(file.path), None) for file in files],
-        num_classes=256,
+        classes=Classes.numbered(256),
         shuffle=False,
         label_transforms=False,
         transforms=transforms,
@@ -93,11 +94,12 @@ def predict(
         file = files[index]
         try:
             sample = loader[index]
-            logits = class_scores(network, as_tensor(sample["img"][np.newaxis]), options)
-            label = undo_transforms(logits, sample["trans_info"])
-            del logits
+            scores = class_scores(network, as_tensor(sample["img"][np.newaxis]), options)
+            scores = undo_transforms(scores, sample["trans_info"])
+            label = best_classes(scores)
+            del scores
             image = read_image(file.path, max_image_pixels)
-            _write(file, image, label, Path(save_dir), colors, label_ids)
+            _write(file, image, label, Path(save_dir), colors, raw_values)
         # Whatever is wrong with this image (too small, too large for the memory), the others can still be done.
         except Exception as error:
             failed[index] = 1
@@ -108,7 +110,12 @@ def predict(
 
 
 def _write(
-    file: ImageFile, image: np.ndarray, label: np.ndarray, save_dir: Path, colors: Sequence[int], label_ids: bool
+    file: ImageFile,
+    image: np.ndarray,
+    label: np.ndarray,
+    save_dir: Path,
+    colors: Sequence[int],
+    raw_values: Optional[Sequence[int]],
 ) -> None:
     if image.shape[:2] != label.shape:
         raise DataError(
@@ -117,9 +124,9 @@ def _write(
         )
     colored = _png(pseudo_color(label, colors))
     write_atomically(save_dir / COLOR_MAPS / file.label_name, colored)
-    if label_ids:
-        ids = Image.fromarray(TRAIN_ID_TO_LABEL_ID[label])
-        write_atomically(save_dir / LABEL_IDS / file.label_name, _png(ids))
+    if raw_values is not None:
+        raw = Image.fromarray(np.array(raw_values, np.uint8)[label])
+        write_atomically(save_dir / LABEL_IDS / file.label_name, _png(raw))
     # Last, as not every format takes every size.
     encoded = _encoded(overlay(image, label, colors), file.overlay_name.suffix)
     write_atomically(save_dir / OVERLAYS / file.overlay_name, encoded)

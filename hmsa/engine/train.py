@@ -261,15 +261,14 @@ class _Run:
         except InterruptedError:
             raise self.interrupted() from None
         scores = found.scores
-        if state.best_score is None or scores.mean_iou > state.best_score:
-            state.best_score, state.best_iteration = scores.mean_iou, state.iteration
+        if state.best_score is None or scores["mean_iou"] > state.best_score:
+            state.best_score, state.best_iteration = scores["mean_iou"], state.iteration
         self.log.line(
             f"[EVAL] iter {state.iteration}, {found.images} images in {found.seconds:.1f} s, "
-            f"mIoU {scores.mean_iou:.4f}, over classes present {scores.mean_iou_present:.4f}, "
-            f"accuracy {scores.pixel_accuracy:.4f}, best mIoU {state.best_score:.4f} at iter {state.best_iteration}"
+            f"mIoU {scores['mean_iou']:.4f}, over classes present {scores['mean_iou_present']:.4f}, "
+            f"accuracy {scores['pixel_accuracy']:.4f}, best mIoU {state.best_score:.4f} at iter {state.best_iteration}"
         )
-        named = {"mIoU": scores.mean_iou, "mIoU_present": scores.mean_iou_present, "accuracy": scores.pixel_accuracy}
-        self.log.scalars(state.iteration, {f"eval/{name}": value for name, value in named.items()})
+        self.log.scalars(state.iteration, found.curves)
         self.log.flush()
         state.to_evaluate = False
         if ranks.is_main():

@@ -19,7 +19,7 @@ import paddle.nn.functional as F
 
 from hmsa.errors import DataError, UsageError
 from hmsa.models.hierarchical import Network
-from hmsa.system.device import as_tensor
+from hmsa.system.device import as_tensor, on_gpu
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class InferenceOptions:
                 f"Tiles of {self.tile[1]}x{self.tile[0]} with a stride of {stride[1]}x{stride[0]} (width x "
                 "height) leave pixels out: the stride must be at least 1 and at most the tile"
             )
+
+    @property
+    def averages_probabilities(self) -> bool:
+        """Whether `class_scores` are probabilities: averages of them, as a single answer stays as it is."""
+        answers = len(self.scales) * (1 + self.flip_horizontal) * (1 + self.flip_vertical)
+        return self.average == "softmax" and answers > 1
 
     @classmethod
     def from_test_config(
@@ -106,7 +112,7 @@ def class_scores(
                 if count == 1:
                     return logits
                 # A copy, not in place: a network may hand out a tensor of its own.
-                if options.average == "softmax":
+                if options.averages_probabilities:
                     logits = F.softmax(logits, axis=1)
                 elif total is None:
                     logits = logits.clone()
@@ -123,30 +129,63 @@ def tile_starts(length: int, tile: int, stride: int) -> list[int]:
     return [*range(0, length - tile, stride), length - tile]
 
 
-def undo_transforms(logits: paddle.Tensor, trans_info: Iterable[tuple[str, Sequence[int]]]) -> np.ndarray:
-    """Undo padding and resizing of one image, then take the best class of every pixel.
+def undo_transforms(scores: paddle.Tensor, trans_info: Iterable[tuple[str, Sequence[int]]]) -> paddle.Tensor:
+    """Undo padding and resizing of one image.
 
     Args:
-        logits: [1, K, h, w], K at most 256.
+        scores: [1, K, h, w].
         trans_info: ("resize" or "padding", (height, width) before it), in the order the transforms ran.
 
     Returns:
-        uint8 [H, W], the label map at the image's own size.
+        [1, K, H, W], at the image's own size.
 
     Raises:
-        DataError: more than 256 classes, or a transform that cannot be undone.
+        DataError: a transform that cannot be undone.
     """
-    if logits.shape[1] > 256:
-        raise DataError(f"expected at most 256 classes, which a label map of 8 bits can hold, found {logits.shape[1]}")
     with paddle.no_grad():
         for kind, (height, width) in reversed(list(trans_info)):
             if kind == "resize":
-                logits = _resize(logits, (int(height), int(width)))
+                scores = _resize(scores, (int(height), int(width)))
             elif kind == "padding":
-                logits = logits[:, :, :height, :width]
+                scores = scores[:, :, :height, :width]
             else:
                 raise DataError(f"A transform recorded '{kind}'; only 'resize' and 'padding' can be undone")
-        return paddle.argmax(logits[0], axis=0, dtype="int32").numpy().astype(np.uint8)
+    return scores
+
+
+def best_classes(scores: paddle.Tensor) -> np.ndarray:
+    """The label map of one image: scores [1, K, H, W] -> the best class of every pixel, uint8 [H, W].
+
+    Raises:
+        DataError: more than 256 classes.
+    """
+    K = scores.shape[1]
+    if K > 256:
+        raise DataError(f"expected at most 256 classes, which a label map of 8 bits can hold, found {K}")
+    return paddle.argmax(scores[0], axis=0, dtype="int32").numpy().astype(np.uint8)
+
+
+def confidences(scores: paddle.Tensor, options: InferenceOptions) -> np.ndarray:
+    """The probability of every pixel's best class, float32 [H, W], from what `class_scores` made with these `options`.
+
+    Of logits z it is max(softmax(z)) = 1 / sum(exp(z - max(z))), of probabilities their maximum.
+
+    Args:
+        scores: [1, K, H, W].
+    """
+    if options.averages_probabilities:
+        return paddle.max(scores, axis=1)[0].numpy()
+    if on_gpu():
+        return paddle.max(F.softmax(scores, axis=1), axis=1)[0].numpy()
+
+    # Paddle's softmax over the second axis takes ten times as long on a CPU. A few rows at a time stay in its cache.
+    logits = scores.numpy()[0]
+    best = np.empty(logits.shape[1:], np.float32)
+    with np.errstate(invalid="ignore"):
+        for top in range(0, len(best), 16):
+            rows = logits[:, top : top + 16]
+            best[top : top + 16] = 1 / np.exp(rows - rows.max(axis=0)).sum(axis=0)
+    return best
 
 
 def _in_tiles(

@@ -3,12 +3,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import ClassVar, Optional, Union
 
 import cv2
 import numpy as np
 
+from hmsa.metrics import Metric, divide, means
+
 _EXACT_COUNTS = 2**24
+
+
+class Confusion(Metric):
+    """Which class was taken for which, over all pixels of a data set; its state is the matrix, see `scores`."""
+
+    titles: ClassVar[dict[str, str]] = {
+        "iou": "IoU",
+        "mean_iou": "mean IoU, all classes",
+        "mean_iou_present": "mean IoU, the {classes_present} of {num_classes} classes present",
+        "mean_dice": "mean dice, all classes",
+    }
+
+    def __init__(self, num_classes: int, ignore_index: int) -> None:
+        super().__init__(num_classes, ignore_index)
+        self.state = np.zeros((num_classes, num_classes), np.int64)
+
+    def update(self, prediction: np.ndarray, label: np.ndarray, confidence: Optional[np.ndarray] = None) -> None:
+        self.state += confusion_matrix(prediction, label, self.num_classes, self.ignore_index)
+
+    def scores(self) -> dict[str, Union[float, np.ndarray]]:
+        return scores(self.state)
 
 
 def confusion_matrix(
@@ -67,51 +90,45 @@ def _count_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return counts
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Scores of a confusion matrix over K classes, as fractions from 0 to 1; NaN where nothing can be said.
+def scores(confusion: np.ndarray) -> dict[str, Union[float, np.ndarray]]:
+    """Every score of a confusion matrix over K classes, as fractions from 0 to 1; NaN where nothing can be said.
 
-    A class with no pixel in the labels and none in the predictions has IoU and dice NaN. A class that is
-    predicted but not in the labels has IoU 0, and does not count as present.
+    A class with no pixel in the labels and none in the predictions has IoU and dice NaN. A class that is predicted but
+    not in the labels has IoU 0, and does not count as present.
+
+    Args:
+        confusion: int64 [K, K], rows are the truth, columns the prediction.
+
+    Returns:
+        mean_iou, mean_dice: over all K classes, NaN counting as 0, as PaddleSeg has it.
+        mean_iou_present: over the classes present, which have labelled pixels.
+        pixel_accuracy, kappa (Cohen's).
+        classes_present: how many.
+        iou, dice, precision (NaN for a class never predicted), recall (NaN for a class not present): float64 [K].
+        confusion_matrix: as given.
     """
-
-    iou: np.ndarray  # float64 [K]
-    dice: np.ndarray  # float64 [K]
-    precision: np.ndarray  # float64 [K], NaN for a class never predicted
-    recall: np.ndarray  # float64 [K], NaN for a class without labelled pixels
-    present: np.ndarray  # bool [K], has labelled pixels
-    mean_iou: float  # over all K classes, NaN counting as 0, as PaddleSeg has it
-    mean_iou_present: float  # over the classes present
-    mean_dice: float  # over all K classes, NaN counting as 0
-    pixel_accuracy: float
-    kappa: float  # Cohen's
-
-
-def scores(confusion: np.ndarray) -> Scores:
-    """Compute every score from a confusion matrix, int64 [K, K] with rows for the truth."""
     matrix = confusion.astype(np.float64)
     hit, true, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)  # each [K]
     total = matrix.sum()
-    iou = _divide(hit, true + predicted - hit)
-    dice = _divide(2 * hit, true + predicted)
     present = true > 0
-    accuracy = float(_divide(hit.sum(), total))
-    chance = float(_divide((true * predicted).sum(), total**2))
-    return Scores(
-        iou=iou,
-        dice=dice,
-        precision=_divide(hit, predicted),
-        recall=_divide(hit, true),
-        present=present,
-        mean_iou=float(np.nan_to_num(iou).mean()),
-        mean_iou_present=float(iou[present].mean()) if present.any() else float("nan"),
-        mean_dice=float(np.nan_to_num(dice).mean()),
-        pixel_accuracy=accuracy,
-        kappa=float(_divide(accuracy - chance, 1 - chance)),
-    )
 
+    iou = divide(hit, true + predicted - hit)
+    dice = divide(2 * hit, true + predicted)
+    mean_iou, mean_iou_present = means(iou, present)
+    mean_dice, _ = means(dice, present)
+    accuracy = float(divide(hit.sum(), total))
+    chance = float(divide((true * predicted).sum(), total**2))
 
-def _divide(numerator: np.ndarray | float, denominator: np.ndarray | float) -> np.ndarray:
-    """Quotient, NaN where the denominator is 0."""
-    bottom = np.asarray(denominator, np.float64)
-    return np.divide(numerator, bottom, out=np.full_like(bottom, np.nan), where=bottom != 0)
+    return {
+        "mean_iou": mean_iou,
+        "mean_iou_present": mean_iou_present,
+        "mean_dice": mean_dice,
+        "pixel_accuracy": accuracy,
+        "kappa": float(divide(accuracy - chance, 1 - chance)),
+        "classes_present": int(present.sum()),
+        "iou": iou,
+        "dice": dice,
+        "precision": divide(hit, predicted),
+        "recall": divide(hit, true),
+        "confusion_matrix": confusion,
+    }

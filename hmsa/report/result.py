@@ -18,47 +18,61 @@ from paddle.version import full_version as PADDLE_VERSION
 from rich.console import Console
 from rich.table import Table
 
-from hmsa.metrics.confusion import Scores, scores
+from hmsa.metrics import Metric
 from hmsa.system.version import VERSION
+
+_EARLIER_CURVES = {"mean_iou": "mIoU", "mean_iou_present": "mIoU_present", "pixel_accuracy": "accuracy"}
+"""What the curves of some scores are called since before there were others."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What an evaluation found."""
 
-    confusion: np.ndarray  # int64 [K, K], rows are the truth
+    metrics: Sequence[Metric]  # with the counts of all ranks
     class_names: Sequence[str]
     images: int
     seconds: float
     peak_memory_bytes: int  # of this process: the device's memory on a GPU, the resident set elsewhere
 
     @cached_property
-    def scores(self) -> Scores:
-        return scores(self.confusion)
+    def scores(self) -> dict[str, Any]:
+        """The scores of all metrics by name, see `Metric.scores`."""
+        return {name: value for metric in self.metrics for name, value in metric.scores().items()}
+
+    @property
+    def curves(self) -> dict[str, float]:
+        """The scores of the whole, by the names of their curves."""
+        return {f"eval/{_EARLIER_CURVES.get(name, name)}": value for name, value in self._overall().items()}
+
+    def _overall(self) -> dict[str, float]:
+        return {name: value for name, value in self.scores.items() if isinstance(value, float)}
+
+    def _per_class(self) -> dict[str, np.ndarray]:
+        return {name: value for name, value in self.scores.items() if np.ndim(value) == 1}
+
+    def _title(self, score: str) -> str:
+        """What a person reads for the name of a score."""
+        titles = {name: title for metric in self.metrics for name, title in metric.titles.items()}
+        return titles.get(score, score.replace("_", " ")).format(num_classes=len(self.class_names), **self.scores)
 
     def table(self) -> str:
         """Per-class and overall scores for a person to read, in percent."""
-        found = self.scores
-        columns = {"IoU": found.iou, "precision": found.precision, "recall": found.recall}
-        table = Table("class", *columns)
+        columns = self._per_class()
+        table = Table("class", *map(self._title, columns))
         for column in table.columns[1:]:
             column.justify = "right"
         for name, *values in zip(self.class_names, *columns.values()):
             table.add_row(name, *map(_percent, values))
         text = io.StringIO()
-        Console(file=text, width=80).print(table)
-        present = f"{int(found.present.sum())} of {len(found.present)}"
-        lines = (
-            ("mean IoU, all classes", _percent(found.mean_iou)),
-            (f"mean IoU, the {present} classes present", _percent(found.mean_iou_present)),
-            ("mean dice, all classes", _percent(found.mean_dice)),
-            ("pixel accuracy", _percent(found.pixel_accuracy)),
-            ("kappa", _percent(found.kappa)),
-        )
-        width = max(len(name) for name, _ in lines)
-        summary = "\n".join(f"{name:<{width}}  {value:>6}" for name, value in lines)
+        Console(file=text, width=100, markup=False, emoji=False).print(table)
+
+        lines = [(self._title(name), _percent(value)) for name, value in self._overall().items()]
+        width = max((len(title) for title, _ in lines), default=0)
+        summary = "".join(f"{title:<{width}}  {value:>6}\n" for title, value in lines)
+
         cost = f"{self.seconds:.1f} s, peak memory {self.peak_memory_bytes / 2**30:.2f} GiB"
-        return f"{text.getvalue()}{summary}\n{self.images} images in {cost}"
+        return f"{text.getvalue()}{summary}{self.images} images in {cost}"
 
     def to_json(self, *, config: dict[str, Any], weights_sha256: str) -> dict[str, Any]:
         """Everything for a program to read; scores are fractions, null where nothing can be said.
@@ -67,19 +81,14 @@ class Evaluation:
             config: the resolved YAML.
             weights_sha256: hash of the weight file.
         """
-        found = self.scores
         per_class = {
-            name: dict(zip(self.class_names, map(_number, getattr(found, name))))
-            for name in ("iou", "dice", "precision", "recall")
+            name: dict(zip(self.class_names, _plain(values.tolist()))) for name, values in self._per_class().items()
         }
-        overall = ("mean_iou", "mean_iou_present", "mean_dice", "pixel_accuracy", "kappa")
         return {
             "pictures": self.images,
-            **{name: _number(getattr(found, name)) for name in overall},
-            "classes_present": int(found.present.sum()),
+            **{name: _plain(np.asarray(value).tolist()) for name, value in self.scores.items()},
             **per_class,
             "class_names": list(self.class_names),
-            "confusion_matrix": self.confusion.tolist(),
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
             "weights_sha256": weights_sha256,
@@ -107,5 +116,8 @@ def _percent(fraction: float) -> str:
     return "-" if np.isnan(fraction) else f"{100 * fraction:.2f}"
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _plain(value: Any) -> Any:
+    """Numbers, or lists of them, with None for NaN."""
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if value != value else value

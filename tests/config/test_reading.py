@@ -646,6 +646,46 @@ def test_a_crop_must_leave_the_network_a_pixel(tmp_path: Path) -> None:
     assert "[256, 63]" in message
 
 
+def classes(*changes: str) -> str:
+    """MINIMAL with three classes of its own; `changes` stand for the last of them."""
+    last = changes or ("name: sky",)
+    return (
+        MINIMAL.replace("19", "3")
+        + "classes: [{name: road, color: [128, 64, 128]}, {name: tree}"
+        + "".join(f", {{{change}}}" for change in last)
+        + "]\n"
+    )
+
+
+def test_classes_have_names_and_may_have_colours(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, a=classes()))
+    assert [(spec.name, spec.color) for spec in config.classes or ()] == [
+        ("road", [128, 64, 128]),
+        ("tree", None),
+        ("sky", None),
+    ]
+    assert load_config(write(tmp_path, b=config.dump())) == config
+    assert load_config(write(tmp_path, a=MINIMAL)).classes is None
+
+
+@pytest.mark.parametrize(
+    ("last", "sentence"),
+    [
+        (["name: sky", "name: sea"], "classes to name each of the 3 classes (model.num_classes), found 4: name each"),
+        (["name: road"], "classes.2.name to differ from classes.0.name, found 'road' twice: rename"),
+        (['name: "a\\nb"'], "classes.2.name to be a text that can be printed, found 'a\\nb': correct it"),
+        (['name: " "'], "classes.2.name to be a text that can be printed, found ' ': correct it"),
+        (["name: 5"], "classes.2.name to be a text, found 5: correct it"),
+        (["color: [1, 2, 3]"], "classes.2.name to be given, found nothing: add it"),
+        (["name: sky, color: [1, 2]"], "classes.2.color to be at least 3 long, found [1, 2]: correct it"),
+        (["name: sky, color: [1, 2, 256]"], "classes.2.color.2 to be less than or equal to 255, found 256: correct it"),
+        (["name: sky, colour: [1, 2, 3]"], "only known keys, found classes.2.colour: did you mean color?"),
+    ],
+)
+def test_problems_of_classes(tmp_path: Path, last: list[str], sentence: str) -> None:
+    assert f"expected {sentence}" in refused(write(tmp_path, a=classes(*last)))
+
+
 def test_class_counts_must_agree(tmp_path: Path) -> None:
     path = write(tmp_path, a=FULL.replace("num_classes: 19", "num_classes: 20"))
     assert "found 20: set model.num_classes to 19" in refused(path)

@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import with_defaults as C
 
+from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.errors import DataError, printable
@@ -568,7 +569,7 @@ def cases(count: int, seed: int) -> Iterator[Case]:
 
 def complaints(case: Case, path: Path, good: tuple[str, str]) -> Iterator[str]:
     """What is wrong with the way the file was read."""
-    unlabelled = {"num_classes": CLASSES, "shuffle": False, "label_transforms": True, "ignore_index": IGNORED}
+    unlabelled = {"classes": Classes.numbered(CLASSES, IGNORED), "shuffle": False, "label_transforms": True}
     crop = [C.ResizeStepScaling(), C.RandomPaddingCrop(crop_size=(32, 16)), C.RandomDistort(), C.Normalize()]
     for key, held, pair in (("img", case.picture, (str(path), None)), ("label", case.label, (good[0], str(path)))):
         if key == "label" and held is not None:

@@ -45,7 +45,7 @@ def test_training_pairs(root):
     assert names(data.coarse_pairs) == [f"trier_{i}" for i in range(4)]
     assert data.coarse_pairs[0][1] == str(root / "convert_autolabelled/trier/trier_0_leftImg8bit.png")
     assert len(data) == 6 and data.shuffle and data.label_transforms
-    assert data.class_names[0] == "road" and data.num_classes == 19
+    assert data.classes.names[0] == "road" and len(data.classes) == 19
     assert data[0]["label"].shape == (4, 8)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from samples import LABEL, PICTURE, encoded
 
+from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.errors import DataError, UsageError
@@ -27,7 +28,7 @@ def make_pair(folder: Path, image: np.ndarray = PICTURE, label: np.ndarray | Non
 
 def dataset(*pairs, **options) -> SegmentationDataset:
     return SegmentationDataset(
-        **{"pairs": pairs, "num_classes": 4, "shuffle": False, "label_transforms": True} | options
+        **{"pairs": pairs, "classes": Classes.numbered(4), "shuffle": False, "label_transforms": True} | options
     )
 
 
@@ -70,7 +71,9 @@ def test_a_sample_depends_on_seed_and_number_only(tmp_path):
 # What is wrong is named
 
 
-@pytest.mark.parametrize(("value", "options"), [(77, {}), (4, {}), (254, {"ignore_index": 0})])
+@pytest.mark.parametrize(
+    ("value", "options"), [(77, {}), (4, {}), (254, {"classes": Classes.numbered(4, ignore_index=0)})]
+)
 def test_label_values_out_of_range(tmp_path, value, options):
     label = LABEL.copy()
     label[3, 4] = value
@@ -140,7 +143,7 @@ def test_labels_of_two_bytes_can_be_transformed(tmp_path, most):
     pair = make_pair(tmp_path)
     Image.fromarray(label).save(pair[1])
     chain = [C.ResizeStepScaling(min_scale_factor=0.5, max_scale_factor=0.5), C.RandomPaddingCrop(crop_size=(20, 14))]
-    many = dataset(pair, num_classes=50000, transforms=chain)[0]["label"]
+    many = dataset(pair, classes=Classes.numbered(50000), transforms=chain)[0]["label"]
     assert many.dtype == np.int64 and set(np.unique(many)) == {0, 1, 2, most, 255}
 
 
@@ -286,13 +289,14 @@ def test_a_data_set_of_paddleseg_is_taken_over(tmp_path):
     make_pair(tmp_path, label=np.minimum(LABEL, 1))
     (tmp_path / "train_list.txt").write_text("a.png a_label.png\n")
     theirs = OpticDiscSeg(mode="train", dataset_root=str(tmp_path), transforms=[])
-    ours = SegmentationDataset.from_paddleseg(theirs, shuffle=True, label_transforms=True, max_image_pixels=10**6)
+    options = {"classes": Classes.numbered(2, ignore_index=7), "max_image_pixels": 10**6}
+    ours = SegmentationDataset.from_paddleseg(theirs, shuffle=True, label_transforms=True, **options)
     assert (ours[0]["label"] == np.minimum(LABEL, 1)).all()
-    assert ours.num_classes == 2 and ours.ignore_index == 255 and ours.class_names[1] == "class 1"
+    assert ours.classes == Classes.numbered(2, ignore_index=255)
     assert ours.max_image_pixels == 10**6
 
 
 def test_a_data_set_with_reading_of_its_own_is_refused():
     theirs = SimpleNamespace(file_list=[["a", "b"]], num_classes=4, ignore_index=255)
     with pytest.raises(UsageError, match="SimpleNamespace prepares its labels in its own way"):
-        SegmentationDataset.from_paddleseg(theirs, shuffle=True, label_transforms=True)
+        SegmentationDataset.from_paddleseg(theirs, classes=Classes.numbered(4), shuffle=True, label_transforms=True)

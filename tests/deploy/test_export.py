@@ -12,6 +12,7 @@ from awaken import awaken
 from numpy.testing import assert_allclose, assert_array_equal
 from paddle.version import full_version as PADDLE_VERSION
 
+from hmsa.datasets.classes import Classes
 from hmsa.deploy.export import check_parity, export
 from hmsa.deploy.runtime import load_predictor
 from hmsa.errors import DataError, UsageError
@@ -37,9 +38,8 @@ def model(make_small_network):
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "model"
-    measured = export(
-        model, folder, output_op="softmax", transforms=[NORMALIZE], class_names="abcde", class_colors=COLORS
-    )
+    classes = Classes(names=tuple("abcde"), colors=tuple(COLORS))
+    measured = export(model, folder, output_op="softmax", transforms=[NORMALIZE], classes=classes)
     return folder, measured
 
 
@@ -96,11 +96,11 @@ def test_deploy_yaml_names_the_files_and_the_preprocessing(exported):
 
 
 def test_classes_without_names_are_numbered_and_have_the_colours_of_predictions(make_tiny_network, tmp_path):
-    export(make_tiny_network(), tmp_path, output_op="argmax", transforms=[], ignore_index=7)
+    export(make_tiny_network(), tmp_path, output_op="argmax", transforms=[])
     entry = yaml.safe_load((tmp_path / "deploy.yaml").read_text())["Deploy"]
     assert entry["class_names"] == ["class 0", "class 1", "class 2", "class 3", "class 4"]
     assert [value for color in entry["class_colors"] for value in color] == color_palette()[:15]
-    assert (entry["output_dtype"], entry["output_layout"], entry["ignore_index"]) == ("int32", "NHW", 7)
+    assert (entry["output_dtype"], entry["output_layout"], entry["ignore_index"]) == ("int32", "NHW", 255)
 
 
 def test_what_is_written_is_folded_and_holds_the_weights_once(model, exported):

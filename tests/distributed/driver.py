@@ -64,11 +64,11 @@ def arm(moment, deed):
     elif moment == "train":
         at(step.Step, "backward", deed, call=3)
     elif moment == "evaluate":
-        at(evaluate, "confusion_matrix", deed)
+        at(evaluate, "undo_transforms", deed)
     elif moment == "save" and RANK == "0":
         at(checkpoint, "save", deed)
     elif moment == "save":  # the last thing they do together before the main rank writes
-        at(ranks, "gather", deed, after=True)
+        at(ranks, "all_gather", deed, after=True)
     else:
         raise ValueError(moment)
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launcher import launch
 
+from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import training_indices
 from hmsa.distributed import ranks
@@ -28,7 +29,7 @@ def test_every_number_of_ranks_sees_every_epoch_whole(fine, coarse, multiple, ba
         pairs=[(f"fine {i}", None) for i in range(fine)],
         coarse_pairs=[(f"coarse {i}", None) for i in range(coarse)],
         coarse_multiple=multiple,
-        num_classes=2,
+        classes=Classes.numbered(2),
         shuffle=True,
         label_transforms=True,
     )

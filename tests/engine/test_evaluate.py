@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -9,14 +10,18 @@ import paddle
 import pytest
 from numpy.testing import assert_array_equal
 
+from hmsa.components import METRICS
+from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.distributed import ranks
 from hmsa.engine.evaluate import evaluate
 from hmsa.errors import DataError
 from hmsa.inference.averaging import InferenceOptions
+from hmsa.metrics import Metric, build_metrics
 from hmsa.metrics.confusion import confusion_matrix
 from hmsa.report.result import Evaluation
 
+CLASSES = replace(Classes.numbered(3), names=("road", "tree", "sky"))
 SIZES = [(12, 16), (9, 7), (10, 10), (5, 20), (8, 8)]
 
 
@@ -48,8 +53,7 @@ def make_dataset(pairs, transforms=()):
         pairs=pairs,
         transforms=transforms,
         shuffle=False,
-        num_classes=3,
-        class_names=("road", "tree", "sky"),
+        classes=CLASSES,
         label_transforms=False,
     )
 
@@ -62,8 +66,8 @@ def expected_confusion(guesses, labels):
 def test_evaluate_counts_every_pixel_once(pictures, num_workers):
     guesses, labels, pairs = pictures
     result = evaluate(red_channel, make_dataset(pairs), InferenceOptions(), num_workers=num_workers, progress=False)
-    assert_array_equal(result.confusion, expected_confusion(guesses, labels))
-    assert result.confusion.dtype == np.int64
+    assert_array_equal(result.scores["confusion_matrix"], expected_confusion(guesses, labels))
+    assert result.scores["confusion_matrix"].dtype == np.int64
     assert result.images == len(pairs)
     assert result.seconds > 0
     assert result.peak_memory_bytes > 2**20
@@ -73,27 +77,33 @@ def test_only_the_first_pictures(pictures):
     guesses, labels, pairs = pictures
     result = evaluate(red_channel, make_dataset(pairs), InferenceOptions(), max_images=2, progress=False)
     assert result.images == 2
-    assert_array_equal(result.confusion, expected_confusion(guesses[:2], labels[:2]))
+    assert_array_equal(result.scores["confusion_matrix"], expected_confusion(guesses[:2], labels[:2]))
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
-def test_ranks_share_the_pictures(pictures, monkeypatch, world_size):
-    guesses, labels, pairs = pictures
-    seen = []
+def test_ranks_share_the_pictures_and_find_the_bits_of_one(pictures, monkeypatch, world_size):
+    _, _, pairs = pictures
+    options = {"dataset": make_dataset(pairs), "options": InferenceOptions(), "progress": False}
+    alone = evaluate(red_channel, **options)
+    counts = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ranks, "world_size", lambda: world_size)
+        patch.setattr(ranks, "all_reduce_sum", lambda mine: counts.append(mine) or mine)
+        for rank in range(world_size):
+            patch.setattr(ranks, "rank", lambda rank=rank: rank)
+            evaluate(red_channel, **options)
+        patch.setattr(ranks, "all_reduce_sum", lambda mine: sum(counts))
+        together = evaluate(red_channel, **options)
+    assert len(counts) == world_size, "one sum over the ranks for all metrics"
+    assert {part.dtype for part in counts} == {np.dtype(np.int64)}
+    assert together.images == alone.images == len(pairs)
+    assert_identical(together.scores, alone.scores)
 
-    def note(counts):
-        seen.append(counts)
-        return counts
 
-    monkeypatch.setattr(ranks, "world_size", lambda: world_size)
-    monkeypatch.setattr(ranks, "all_reduce_sum", note)
-    for rank in range(world_size):
-        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        evaluate(red_channel, make_dataset(pairs), InferenceOptions(), progress=False)
-    total = sum(seen)
-    assert total.dtype == np.int64
-    assert_array_equal(total[:-2].reshape(3, 3), expected_confusion(guesses, labels))
-    assert total[-2:].tolist() == [len(pairs), 0]
+def assert_identical(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert np.asarray(value).tobytes() == np.asarray(theirs[name]).tobytes(), name
 
 
 def test_asked_to_stop_on_one_rank_it_stops_on_all(pictures, monkeypatch):
@@ -121,8 +131,8 @@ def test_transforms_are_undone(pictures):
 
     result = evaluate(red_channel, make_dataset(pairs, [double]), InferenceOptions(), progress=False)
     plain = evaluate(red_channel, make_dataset(pairs), InferenceOptions(), progress=False)
-    assert_array_equal(result.confusion, plain.confusion)
-    assert result.confusion.sum() == sum((label != 255).sum() for label in labels)
+    assert_array_equal(result.scores["confusion_matrix"], plain.scores["confusion_matrix"])
+    assert result.scores["confusion_matrix"].sum() == sum((label != 255).sum() for label in labels)
 
 
 def test_a_size_that_cannot_be_undone_names_the_picture(pictures):
@@ -150,29 +160,43 @@ def test_pictures_without_labels_are_refused(pictures):
 
 @pytest.fixture
 def evaluation():
-    confusion = np.array([[6, 2, 0], [0, 8, 0], [0, 0, 0]])
-    return Evaluation(confusion, ("road", "tree", "sky"), 4, 12.34, 3 * 2**30)
+    metrics = {type(metric).__name__: metric for metric in build_metrics(3, 255)}
+    metrics["Confusion"].state = np.array([[6, 2, 0], [0, 8, 0], [0, 0, 0]])
+    metrics["BoundaryIoU"].state = np.array([[1, 3, 0], [2, 4, 0], [3, 3, 0]])
+    metrics["Calibration"].state[:, 14] = (4, 3, 4 * 62259)  # 62259 / 2^16 is nearly 0.95
+    return Evaluation(list(metrics.values()), CLASSES.names, 4, 12.34, 3 * 2**30)
 
 
 def test_table_has_every_class_and_both_means(evaluation):
     lines = [line.replace("│", " ").split() for line in evaluation.table().splitlines()]
-    assert ["road", "75.00", "100.00", "75.00"] in lines
-    assert ["tree", "80.00", "80.00", "100.00"] in lines
-    assert ["sky", "-", "-", "-"] in lines
+    assert ["class", "IoU", "dice", "precision", "recall", "boundary", "IoU"] in [
+        line.replace("┃", " ").split() for line in evaluation.table().splitlines()
+    ]
+    assert ["road", "75.00", "85.71", "100.00", "75.00", "25.00"] in lines
+    assert ["tree", "80.00", "88.89", "80.00", "100.00", "75.00"] in lines
+    assert ["sky", "-", "-", "-", "-", "-"] in lines
     ends = {" ".join(line[:-1]): line[-1] for line in lines if line}
     assert ends["mean IoU, all classes"] == "51.67"
     assert ends["mean IoU, the 2 of 3 classes present"] == "77.50"
     assert ends["pixel accuracy"] == "87.50"
+    assert ends["mean boundary IoU, all classes"] == "33.33"
+    assert ends["mean boundary IoU, classes present"] == "50.00"
+    assert ends["expected calibration error"] == "20.00"
     assert evaluation.table().endswith("4 images in 12.3 s, peak memory 3.00 GiB")
 
 
 def test_json_holds_everything_behind_the_table(evaluation):
     result = json.loads(json.dumps(evaluation.to_json(config={"iters": 7}, weights_sha256="ab" * 32)))
-    assert result["confusion_matrix"] == evaluation.confusion.tolist()
+    assert result["confusion_matrix"] == [[6, 2, 0], [0, 8, 0], [0, 0, 0]]
     assert result["iou"] == {"road": 0.75, "tree": 0.8, "sky": None}
     assert result["mean_iou"] == pytest.approx(1.55 / 3)
     assert result["mean_iou_present"] == pytest.approx(0.775)
     assert result["classes_present"] == 2
+    assert result["boundary_iou"] == {"road": 0.25, "tree": 0.75, "sky": None}
+    assert result["mean_boundary_iou"] == pytest.approx(1 / 3)
+    assert result["ece"] == pytest.approx(0.2, abs=1e-5)
+    assert result["reliability"][0] == [None, None, 0] and result["reliability"][14][1:] == [0.75, 4]
+    assert result["class_names"] == ["road", "tree", "sky"]
     assert result["pictures"] == 4
     assert result["config"] == {"iters": 7}
     assert result["weights_sha256"] == "ab" * 32
@@ -180,3 +204,60 @@ def test_json_holds_everything_behind_the_table(evaluation):
     assert set(result["versions"]) >= {"python", "hmsa", "paddleseg", "numpy", "opencv-python"}
     assert result["seconds"] == 12.34
     assert result["peak_memory_bytes"] == 3 * 2**30
+
+
+def test_curves_keep_the_names_they_had(evaluation):
+    curves = evaluation.curves
+    assert curves["eval/mIoU"] == pytest.approx(1.55 / 3)
+    assert set(curves) == {
+        "eval/mIoU", "eval/mIoU_present", "eval/accuracy", "eval/mean_dice", "eval/kappa", "eval/mean_boundary_iou",
+        "eval/mean_boundary_iou_present", "eval/ece",
+    }  # fmt: skip
+
+
+class Share(Metric):
+    """What one test adds: how many pixels are given each class."""
+
+    def __init__(self, num_classes, ignore_index):
+        super().__init__(num_classes, ignore_index)
+        self.state = np.zeros(num_classes, np.int64)
+
+    def update(self, prediction, label, confidence=None):
+        self.state += np.bincount(prediction.ravel(), minlength=self.num_classes)
+
+    def scores(self):
+        return {"share_predicted": self.state / self.state.sum(), "largest_share": self.state.max() / self.state.sum()}
+
+
+def test_one_line_adds_a_metric_to_table_json_and_curves(pictures, monkeypatch):
+    guesses, _, pairs = pictures
+    monkeypatch.setitem(METRICS, "share", f"{__name__}:Share")
+    result = evaluate(red_channel, make_dataset(pairs), InferenceOptions(), progress=False)
+    counts = sum(np.bincount(guess.ravel(), minlength=3) for guess in guesses)
+    shares = counts / counts.sum()
+    assert "share predicted" in result.table()
+    assert f"{'largest share':<50}"[:13] in result.table() and f"{100 * shares.max():.2f}" in result.table()
+    written = result.to_json(config={}, weights_sha256="")
+    assert written["share_predicted"] == dict(zip(CLASSES.names, shares.tolist()))
+    assert written["largest_share"] == result.curves["eval/largest_share"] == shares.max()
+
+
+def test_only_the_metrics_asked_for(pictures):
+    metrics = [Share(3, 255)]
+    result = evaluate(red_channel, make_dataset(pictures[2]), InferenceOptions(), metrics=metrics, progress=False)
+    assert set(result.scores) == {"share_predicted", "largest_share"}
+
+
+def test_a_network_that_answers_nan_has_scores(pictures):
+    def nothing(image):
+        return paddle.full([1, 3, *image.shape[2:]], float("nan"))
+
+    result = evaluate(nothing, make_dataset(pictures[2]), InferenceOptions(), progress=False)
+    assert 0 <= result.scores["ece"] <= 1
+    json.dumps(result.to_json(config={}, weights_sha256=""), allow_nan=False)
+
+
+def test_names_are_shown_as_they_are():
+    """Rich would take some for its markup, and others for emoji."""
+    names = ("[red]", ":smile:", "[/b]")
+    assert all(name in Evaluation(build_metrics(3, 255), names, 1, 1.0, 1).table() for name in names)

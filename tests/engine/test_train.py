@@ -114,7 +114,7 @@ def test_progress_and_curves(tiny_recipe, tmp_path):
         assert part in train_lines[0]
     assert sum("[EVAL]" in line for line in log.lines) == 1
     assert set(log.curves["train/loss"]) == {1, 2, 3}
-    assert set(log.curves["eval/mIoU"]) == {3}
+    assert all(set(log.curves[f"eval/{name}"]) == {3} for name in ("mIoU", "accuracy", "mean_boundary_iou", "ece"))
     expected = {f"train/{loss}/{output}" for loss in ("DiceLoss", "BootstrappedCrossEntropyLoss")
                 for output in ("joint", "joint_aux", "low", "high")}  # fmt: skip
     assert expected <= set(log.curves)

@@ -10,7 +10,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 from paddle.nn import functional as F
 
 from hmsa.errors import DataError, UsageError
-from hmsa.inference.averaging import InferenceOptions, class_scores, tile_starts, undo_transforms
+from hmsa.inference.averaging import (
+    InferenceOptions,
+    best_classes,
+    class_scores,
+    confidences,
+    tile_starts,
+    undo_transforms,
+)
 from hmsa.models.hierarchical import joint_logits
 
 
@@ -91,8 +98,10 @@ def test_of_a_single_answer_both_averages_have_the_same_labels(seed, spread):
     image = picture(11, 9, seed=seed) * spread
     for options in ({}, {"tile": (8, 8), "stride": (4, 4)}):
         labels = [
-            undo_transforms(
-                class_scores(brighten, image, InferenceOptions(**options, average=average)), [("resize", (30, 20))]
+            best_classes(
+                undo_transforms(
+                    class_scores(brighten, image, InferenceOptions(**options, average=average)), [("resize", (30, 20))]
+                )
             )
             for average in ("logits", "softmax")
         ]
@@ -197,20 +206,41 @@ def test_restore_undoes_the_last_transform_first():
     logits = picture(8, 12, channels=5)
     # A 3x4 image was resized to 6x9, then padded to 8x12.
     result = undo_transforms(logits, [("resize", (3, 4)), ("padding", (6, 9))])
-    expected = F.interpolate(logits[:, :, :6, :9], [3, 4], mode="bilinear").numpy()[0].argmax(0)
-    assert_array_equal(result, expected)
-    assert result.dtype == np.uint8
+    expected = F.interpolate(logits[:, :, :6, :9], [3, 4], mode="bilinear").numpy()
+    assert_array_equal(result.numpy(), expected)
 
 
-def test_restore_of_nothing_is_argmax():
+def test_the_best_class_of_every_pixel():
     logits = picture(3, 4, channels=200)
-    assert_array_equal(undo_transforms(logits, []), logits.numpy()[0].argmax(0))
+    assert_array_equal(best_classes(logits), logits.numpy()[0].argmax(0))
+    assert best_classes(logits).dtype == np.uint8
 
 
-def test_restore_never_wraps():
-    assert undo_transforms(F.one_hot(paddle.to_tensor([[[255]]]), 256).transpose([0, 3, 1, 2]), []).tolist() == [[255]]
+def test_classes_never_wrap():
+    assert best_classes(F.one_hot(paddle.to_tensor([[[255]]]), 256).transpose([0, 3, 1, 2])).tolist() == [[255]]
     with pytest.raises(DataError, match=r"expected at most 256 classes, .* found 257"):
-        undo_transforms(paddle.zeros([1, 257, 1, 1]), [])
+        best_classes(paddle.zeros([1, 257, 1, 1]))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 5), (37, 53)])
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("average", ["logits", "softmax"])
+def test_confidence_is_the_probability_of_the_best_class(convolution, size, flip, average):
+    """Of averaged logits, of averaged probabilities, and of a single answer, whichever average was asked for."""
+    options = InferenceOptions(flip_horizontal=flip, average=average)
+    scores = class_scores(convolution, 50 * picture(*size), options)
+    probabilities = scores if average == "softmax" and flip else F.softmax(scores, axis=1)
+    result = confidences(scores, options)
+    assert_allclose(result, probabilities.numpy()[0].max(axis=0), rtol=1e-5)
+    assert result.dtype == np.float32 and result.shape == size
+    assert result.max() <= 1 + 1e-6
+
+
+def test_confidence_on_a_gpu_is_the_same(monkeypatch):
+    scores = 9 * picture(20, 30, channels=7)
+    expected = confidences(scores, InferenceOptions())
+    monkeypatch.setattr("hmsa.inference.averaging.on_gpu", lambda: True)
+    assert_allclose(confidences(scores, InferenceOptions()), expected, rtol=1e-5)
 
 
 def test_restore_names_what_it_cannot_undo():

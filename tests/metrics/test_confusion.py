@@ -25,35 +25,36 @@ def test_confusion_matrix_by_hand():
 
 def test_scores_by_hand():
     result = scores(CONFUSION)
-    assert_allclose(result.iou, [1 / 3, 2 / 3, 0, np.nan])
-    assert_allclose(result.dice, [2 / 4, 4 / 5, 0, np.nan])
-    assert_allclose(result.precision, [1 / 2, 2 / 3, np.nan, np.nan])
-    assert_allclose(result.recall, [1 / 2, 1, 0, np.nan])
-    assert_array_equal(result.present, [True, True, True, False])
-    assert result.mean_iou == pytest.approx(1 / 4)
-    assert result.mean_iou_present == pytest.approx(1 / 3)
-    assert result.mean_dice == pytest.approx(1.3 / 4)
-    assert result.pixel_accuracy == pytest.approx(3 / 5)
+    assert_allclose(result["iou"], [1 / 3, 2 / 3, 0, np.nan])
+    assert_allclose(result["dice"], [2 / 4, 4 / 5, 0, np.nan])
+    assert_allclose(result["precision"], [1 / 2, 2 / 3, np.nan, np.nan])
+    assert_allclose(result["recall"], [1 / 2, 1, 0, np.nan])
+    assert result["classes_present"] == 3
+    assert_array_equal(result["confusion_matrix"], CONFUSION)
+    assert result["mean_iou"] == pytest.approx(1 / 4)
+    assert result["mean_iou_present"] == pytest.approx(1 / 3)
+    assert result["mean_dice"] == pytest.approx(1.3 / 4)
+    assert result["pixel_accuracy"] == pytest.approx(3 / 5)
     chance = (2 * 2 + 2 * 3 + 1 * 0) / 25
-    assert result.kappa == pytest.approx((3 / 5 - chance) / (1 - chance))
+    assert result["kappa"] == pytest.approx((3 / 5 - chance) / (1 - chance))
 
 
 def test_class_only_predicted_is_not_present():
     result = scores(np.array([[3, 1], [0, 0]]))
-    assert result.iou[1] == 0
-    assert not result.present[1]
-    assert result.mean_iou_present == pytest.approx(3 / 4)
-    assert result.mean_iou == pytest.approx(3 / 8)
+    assert result["iou"][1] == 0
+    assert result["classes_present"] == 1
+    assert result["mean_iou_present"] == pytest.approx(3 / 4)
+    assert result["mean_iou"] == pytest.approx(3 / 8)
 
 
 def test_scores_of_nothing_are_nan():
     result = scores(np.zeros((3, 3), np.int64))
-    assert np.isnan([result.pixel_accuracy, result.kappa, result.mean_iou_present, *result.iou]).all()
-    assert result.mean_iou == 0
+    assert np.isnan([result["pixel_accuracy"], result["kappa"], result["mean_iou_present"], *result["iou"]]).all()
+    assert result["mean_iou"] == 0
 
 
 def test_totals_beyond_32_bits():
-    assert scores(np.array([[2**40, 0], [2**40, 0]])).pixel_accuracy == 0.5
+    assert scores(np.array([[2**40, 0], [2**40, 0]]))["pixel_accuracy"] == 0.5
 
 
 @settings(deadline=None)
@@ -86,13 +87,13 @@ def test_scores_agree_with_sklearn(arrays):
     label, prediction = arrays
     result = scores(confusion_matrix(prediction, label, 5))
     per_class = {"labels": range(5), "average": None, "zero_division": 0}
-    assert_allclose(np.nan_to_num(result.iou), sklearn_metrics.jaccard_score(label, prediction, **per_class))
-    assert_allclose(np.nan_to_num(result.dice), sklearn_metrics.f1_score(label, prediction, **per_class))
-    assert_allclose(np.nan_to_num(result.precision), sklearn_metrics.precision_score(label, prediction, **per_class))
-    assert_allclose(np.nan_to_num(result.recall), sklearn_metrics.recall_score(label, prediction, **per_class))
-    assert result.pixel_accuracy == pytest.approx(sklearn_metrics.accuracy_score(label, prediction))
+    assert_allclose(np.nan_to_num(result["iou"]), sklearn_metrics.jaccard_score(label, prediction, **per_class))
+    assert_allclose(np.nan_to_num(result["dice"]), sklearn_metrics.f1_score(label, prediction, **per_class))
+    assert_allclose(np.nan_to_num(result["precision"]), sklearn_metrics.precision_score(label, prediction, **per_class))
+    assert_allclose(np.nan_to_num(result["recall"]), sklearn_metrics.recall_score(label, prediction, **per_class))
+    assert result["pixel_accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(label, prediction))
     if len(np.union1d(label, prediction)) > 1:
-        assert result.kappa == pytest.approx(sklearn_metrics.cohen_kappa_score(label, prediction))
+        assert result["kappa"] == pytest.approx(sklearn_metrics.cohen_kappa_score(label, prediction))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from cityscapesscripts.helpers.labels import id2label, name2label
 from cityscapesscripts.preparation.json2labelImg import json2labelImg
 from PIL import Image
 
-from hmsa.datasets.cityscapes import CLASS_NAMES
+from hmsa.datasets.cityscapes import CLASSES
 from hmsa.errors import DataError, UsageError
 from hmsa.toy import cityscapes, street
 from hmsa.toy.drawing import CHOICES, MATERIALS, sprites
@@ -111,7 +111,7 @@ def test_every_class_is_in_a_good_share_of_the_pictures(streets):
         {id2label[value].name for value in np.unique(cityscapes.label_ids(objects, *picture.shape[:2]))}
         for objects, picture in streets
     ]
-    shares = {name: np.mean([name in names for names in present]) for name in CLASS_NAMES}
+    shares = {name: np.mean([name in names for names in present]) for name in CLASSES.names}
     assert {name: share for name, share in shares.items() if share < 0.15} == {}
     assert all("ego vehicle" in names and "unlabeled" not in names for names in present)
 

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe with five classes of its own: their names and colours wherever classes are shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import paddle
+import pytest
+import yaml
+from awaken import awaken
+from PIL import Image
+
+from hmsa.errors import UsageError
+from hmsa.visualize import palette
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import export
+import predict
+import val
+
+NAMES = ["Straße", "[tree]", "sky", "class 0", "a: b"]
+COLORS = [[9, 8, 7], None, [0, 0, 0], [255, 255, 255], [10, 20, 30]]
+SHOWN = [9, 8, 7, *palette(2)[3:], 0, 0, 0, 255, 255, 255, 10, 20, 30]
+CLASSES = [{"name": name, **({"color": color} if color else {})} for name, color in zip(NAMES, COLORS)]
+NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """recipe.yml, model.pdparams, and two images with labels of which 77 marks ignored pixels."""
+    from hmsa.builder import build_model
+    from hmsa.config.reading import load_config
+
+    root = tmp_path_factory.mktemp("five")
+    recipe = {
+        "model": {
+            "type": "MscaleOCRNet",
+            "num_classes": 5,
+            "backbone": {"type": "HRNet_W18_NV_Small_V1"},
+            "scales": [1.0],
+            "ocr_mid_channels": 16,
+            "ocr_key_channels": 8,
+            "attention_mid_channels": 8,
+        },
+        "classes": CLASSES,
+        "val_dataset": {
+            "type": "Dataset",
+            "dataset_root": str(root),
+            "val_path": str(root / "list.txt"),
+            "ignore_index": 77,
+            "transforms": [NORMALIZE],
+        },
+    }
+    (root / "recipe.yml").write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
+
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir()
+    for name in "ab":
+        cv2.imwrite(str(root / f"images/{name}.png"), rng.integers(0, 256, (64, 96, 3)))
+        cv2.imwrite(str(root / f"{name}_label.png"), rng.choice([0, 1, 2, 4, 77], (64, 96)))
+    (root / "list.txt").write_text("".join(f"images/{name}.png {name}_label.png\n" for name in "ab"))
+
+    model = awaken(build_model(load_config(root / "recipe.yml")))
+    paddle.save(model.state_dict(), str(root / "model.pdparams"))
+    return root
+
+
+def run(script, folder, *arguments):
+    common = ["--config", str(folder / "recipe.yml"), "--model_path", str(folder / "model.pdparams")]
+    script.main(script.make_parser().parse_args([*common, *map(str, arguments)]))
+
+
+def test_table_and_json(folder, tmp_path, capsys):
+    run(val, folder, "--engine", "eager", "--output", tmp_path / "found.json")
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == NAMES
+
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert found["class_names"] == NAMES
+    assert list(found["iou"]) == list(found["boundary_iou"]) == NAMES
+    labels = [cv2.imread(str(folder / f"{name}_label.png"), cv2.IMREAD_UNCHANGED) for name in "ab"]
+    assert np.sum(found["confusion_matrix"]) == sum((label != 77).sum() for label in labels)
+    assert found["config"]["classes"][0] == {"name": "Straße", "color": [9, 8, 7]}
+
+
+@pytest.mark.parametrize("custom", [[], [1, 2, 3]])
+def test_overlays_and_colour_maps(folder, tmp_path, custom):
+    flags = ["--custom_color", *custom] if custom else []
+    images = folder / "images"
+    run(predict, folder, "--engine", "eager", "--image_path", images, "--save_dir", tmp_path, *flags)
+    colors = [*custom, *SHOWN[len(custom) :], *palette(256)[15:]]
+    with Image.open(tmp_path / "pseudo_color_prediction/a.png") as written:
+        assert list(written.getpalette() or ()) == colors
+        label = np.asarray(written)
+    assert len(np.unique(label)) > 1
+
+    overlay = cv2.imread(str(tmp_path / "added_prediction/a.png"))[:, :, ::-1].astype(float)
+    image = cv2.imread(str(images / "a.png"))[:, :, ::-1]
+    shown = np.array(colors).reshape(256, 3)[label]
+    assert np.abs(overlay - (0.6 * image + 0.4 * shown)).max() <= 1
+
+
+def test_there_are_no_label_ids(folder, tmp_path):
+    with pytest.raises(UsageError, match="expected --label_ids with a data set that has other numbers"):
+        run(predict, folder, "--image_path", folder / "images", "--save_dir", tmp_path / "out", "--label_ids")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_exported_model(folder, tmp_path):
+    run(export, folder, "--save_dir", tmp_path / "model", "--input_shape", 1, 3, 64, 96)
+    entry = yaml.safe_load((tmp_path / "model/deploy.yaml").read_text(encoding="utf-8"))["Deploy"]
+    assert entry["class_names"] == NAMES
+    assert [value for color in entry["class_colors"] for value in color] == SHOWN
+    assert entry["ignore_index"] == 77
