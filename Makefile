@@ -6,10 +6,11 @@ PADDLE ?= paddlepaddle==$(USUAL)
 USUAL := 3.2.2
 OTHERS := 2.6.2 3.3.1
 # What depends on the Paddle: network, losses, gradients, files, inference, and the commands of the README.
-SHORT := tests/models/test_golden.py tests/models/test_hierarchical.py tests/losses tests/test_builder.py \
-	tests/config/test_reading.py tests/system/test_environment.py tests/weights/test_loading.py tests/weights/test_weight_files.py \
-	tests/engine/test_checkpoint.py tests/inference/test_averaging.py tests/inference/test_fold.py tests/deploy/test_export.py \
-	tests/deploy/test_runtime.py tests/deploy/test_deployment.py tests/engine/test_step.py tests/test_paddle_calls.py tests/system/test_memory.py \
+SHORT := tests/models/test_golden.py tests/models/test_hierarchical.py tests/losses \
+	tests/test_builder.py tests/config/test_reading.py tests/system/test_environment.py tests/system/test_memory.py \
+	tests/system/test_device.py tests/weights/test_loading.py tests/weights/test_weight_files.py \
+	tests/engine/test_checkpoint.py tests/engine/test_step.py tests/inference/test_averaging.py tests/inference/test_fold.py \
+	tests/inference/test_programs.py tests/inference/test_backends.py tests/deploy tests/test_paddle_calls.py \
 	tests/engine/test_train.py::test_a_resumed_run_equals_an_uninterrupted_one \
 	tests/test_readme.py
 DATA := data/toy_cityscapes
@@ -37,7 +38,7 @@ demo: $(VENV)/installed  ## draw a toy data set, train, evaluate, export and pre
 	$(python) tools/convert_cityscapes.py --cityscapes_path $(DATA) --num_workers 2
 	$(python) tools/convert_cityscapes_autolabeling.py --dataset_root $(DATA)
 	$(python) -u -m paddle.distributed.launch --nproc_per_node 2 --log_dir $(RUN)/log train.py --config $(RECIPE) \
-		--batch_size 2 --save_dir $(RUN)/model --resume_model auto --save_interval 225 --do_eval --use_vdl \
+		--batch_size 2 --save_dir $(RUN)/model --resume_model auto --save_interval 200 --do_eval --use_vdl \
 		--num_workers 1 --log_iters 25
 	$(python) val.py --config $(RECIPE) --model_path $(RUN)/model/best_model --aug_eval --flip_horizontal \
 		--num_workers 1 --output $(RUN)/evaluation.json

@@ -10,7 +10,7 @@ import sys
 from hmsa import cli
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.config_parser(__doc__)
     parser.add_argument(
         "--model_path", required=True, help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder"
@@ -30,18 +30,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.config.fields import arguments
-    from hmsa.config.reading import load_config
-
-    config = load_config(args.config, args.opts)
+    config = cli.read_recipe(args)
     output_op = cli.output_op(args)
 
     from hmsa.system.environment import prepare
 
     prepare()
     from hmsa import builder
-    from hmsa.deploy.export import check_target, export
-    from hmsa.inference.programs import DYNAMIC_SHAPE
+    from hmsa.config.fields import arguments
+    from hmsa.deploy.export import ExportOptions, check_target, export
+    from hmsa.inference.tracing import DYNAMIC_SHAPE
     from hmsa.weights.loading import load_weights
 
     shape = tuple(None if side == -1 else side for side in args.input_shape or DYNAMIC_SHAPE)
@@ -52,19 +50,17 @@ def main(args: argparse.Namespace) -> None:
             f"landscape images give {args.input_shape[0]} 3 {W} {H}",
             file=sys.stderr,
         )
-    check_target(args.save_dir)
-    model = builder.build_model(config)
-    load_weights(model, args.model_path)
-    specs = builder.inference_transforms(config)
-    measured = export(
-        model,
-        args.save_dir,
+    options = ExportOptions(
         output_op=output_op,
-        transforms=[{"type": spec.type, **arguments(spec)} for spec in specs],
+        transforms=[{"type": spec.type, **arguments(spec)} for spec in builder.inference_transforms(config)],
         classes=builder.classes(config),
         input_shape=shape,
         program=args.program,
     )
+    check_target(args.save_dir)
+    model = builder.build_model(config)
+    load_weights(model, args.model_path)
+    measured = export(model, args.save_dir, options)
     print(f"written to {args.save_dir}; {measured}")
 
 

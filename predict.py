@@ -9,7 +9,7 @@ import argparse
 from hmsa import cli
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.config_parser(__doc__)
     parser.add_argument(
         "--model_path", required=True, help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder"
@@ -27,9 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.config.reading import load_config
-
-    config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_pred)])
+    config = cli.read_recipe(args, cli.inference_options(args, args.aug_pred))
     cli.check_inference_flags(args, "--aug_pred", config.test_config)
 
     from hmsa.system.environment import prepare
@@ -59,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
         print(*notices(images, left_out, args.save_dir), sep="\n", flush=True)
     ranks.init()
     transforms = builder.build_transforms(builder.inference_transforms(config))
-    network, _ = builder.open_network(config, args.model_path, engine=args.engine, precision=args.precision)
+    network, _ = builder.open_network(config, args.model_path, backend=args.engine, precision=args.precision)
 
     failed = predict(
         network,

@@ -6,14 +6,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from operator import attrgetter
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from hmsa import cli
-from hmsa.errors import UsageError, printable
+from hmsa.errors import DataError, UsageError, printable
+
+if TYPE_CHECKING:
+    from hmsa.config.schema import Config
+    from hmsa.engine.checkpoint import TrainingState
+    from hmsa.engine.train import Trainer
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.config_parser(__doc__)
     add = parser.add_argument
     add("--iters", type=int, help="iterations to train, instead of the config's")
@@ -35,7 +41,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
     cli.add_engine_flag(parser, "eager")
     add("--log_iters", type=cli.count, default=10, help="iterations between lines of progress (default: 10)")
-    add("--plan-memory", action="store_true", help="take two steps, evaluate one image, print the peaks, and end")
+    add(
+        "--plan-memory",
+        "--plan_memory",
+        action="store_true",
+        help="take two steps, evaluate one image, print the peaks, and end",
+    )
     add("--use_vdl", action="store_true", help="record curves for VisualDL in --save_dir")
     return parser
 
@@ -87,85 +98,101 @@ def choose_checkpoint(args: argparse.Namespace) -> Optional[Path]:
     return newest
 
 
-def main(args: argparse.Namespace) -> None:
-    from hmsa.config.reading import load_config
+def evaluates(args: argparse.Namespace, config: Config) -> bool:
+    """Whether this run needs `val_dataset`."""
+    return args.do_eval or (args.plan_memory and config.val_dataset is not None)
 
-    config = load_config(args.config, [*args.opts, *cli.training_options(args)])
-    with_val = args.do_eval or (args.plan_memory and config.val_dataset is not None)
+
+def load(args: argparse.Namespace) -> Config:
+    """The recipe, with the flags in it. UsageError for a section that is missing, or a flag without effect."""
+    config = cli.read_recipe(args, cli.training_options(args))
+    with_val = evaluates(args, config)
     config.require("train_dataset", "optimizer", "lr_scheduler", "loss", *(["val_dataset"] if with_val else []))
     if not with_val:
         cli.refuse_idle(args, "engine", without="--do_eval")
+    return config
 
-    from hmsa.system.environment import prepare
 
-    prepare()
+def build_trainer(
+    args: argparse.Namespace, config: Config, resume_from: Optional[Path], state: TrainingState
+) -> Trainer:
+    """The run, at its beginning or for a checkpoint whose state is `state`; its log says how it differs from that."""
     from hmsa import builder
-    from hmsa.distributed import ranks
     from hmsa.engine import checkpoint
     from hmsa.engine.log import open_log
-    from hmsa.engine.train import TrainOptions, plan_memory, train
+    from hmsa.engine.train import Trainer
     from hmsa.inference.averaging import InferenceOptions
     from hmsa.weights.loading import load_pretrained
 
-    save_dir = Path(args.save_dir)
-    ranks.init()
-    resume_from = ranks.decided_by_main(lambda: choose_checkpoint(args))
-    state = checkpoint.read_state(resume_from) if resume_from else checkpoint.TrainingState()
-    still_to_do = args.plan_memory or state.iteration < config.iters or (state.to_evaluate and args.do_eval)
-    if not still_to_do:
-        open_log().line(
-            f"already finished: {resume_from} is at iteration {state.iteration} of {config.iters}; a larger --iters "
-            "goes on"
-        )
-        return
-    options = TrainOptions(
-        iters=config.iters,
-        batch_size=config.batch_size,
-        gradient_accumulation=config.gradient_accumulation,
-        precision=config.precision,
-        deterministic=config.deterministic,
-        seed=config.seed,
-        nonfinite_limit=config.nonfinite_limit,
-        config=config.dump(),
-        save_dir=save_dir,
-        **{
-            name: getattr(args, name)
-            for name in ("engine", "num_workers", "log_iters", "save_interval", "keep_checkpoint_max")
-        },
-    )
+    # Data and network first: if they are refused, the curves of an earlier run have not been touched.
+    save_dir, with_val = Path(args.save_dir), evaluates(args, config)
     dataset = builder.build_dataset(config, "train")
     val_dataset = builder.build_dataset(config, "val") if with_val else None
     model = builder.build_model(config)
+
     log = open_log(
         save_dir if args.use_vdl and not args.plan_memory else None,
         state.iteration if resume_from and checkpoint.is_in(resume_from, save_dir) else None,
         evaluated=not state.to_evaluate,
     )
-    if resume_from:
-        for line in checkpoint.notes(resume_from, config.model_dump()):
-            log.line(line)
-    elif args.resume_model:
+    for line in checkpoint.notes(resume_from, config.model_dump()) if resume_from else ():
+        log.line(line)
+    if args.resume_model and not resume_from:
         log.line(f"no checkpoint in {save_dir}: a new run starts")
     for remark in config.remarks() if with_val else ():
         log.line(f"warning: {remark}")
-    if resume_from is None:
-        for part, path in ((model.backbone, config.model.backbone.pretrained), (model, config.model.pretrained)):
-            if path:
+
+    pretrained = {"model.backbone.pretrained": model.backbone, "model.pretrained": model}
+    for key, part in {} if resume_from else pretrained.items():
+        path = attrgetter(key)(config)
+        if path:
+            try:
                 log.line(load_pretrained(part, path))
+            except DataError as error:
+                raise DataError(f"{config.where(key)}: {error} (null trains without it)") from error
+
     scheduler = builder.build_lr_scheduler(config)
-    parts = {
-        "model": model,
-        "loss": builder.build_loss(config),
-        "optimizer": builder.build_optimizer(config, scheduler, model),
-        "dataset": dataset,
-        "val_dataset": val_dataset,
-        "inference": InferenceOptions.from_test_config(**config.test_config.model_dump()),
-        "options": options,
-    }
+    flags = ("engine", "num_workers", "log_iters", "save_interval", "keep_checkpoint_max")
+    return Trainer(
+        model=model,
+        loss=builder.build_loss(config),
+        optimizer=builder.build_optimizer(config, scheduler, model),
+        scheduler=scheduler,
+        dataset=dataset,
+        val_dataset=val_dataset,
+        inference=InferenceOptions.from_test_config(**config.test_config.model_dump()),
+        options=builder.train_options(config, save_dir=save_dir, **{name: getattr(args, name) for name in flags}),
+        log=log,
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    config = load(args)
+
+    from hmsa.system.environment import prepare
+
+    prepare()
+    from hmsa.distributed import ranks
+    from hmsa.engine import checkpoint
+    from hmsa.engine.log import open_log
+
+    ranks.init()
+    resume_from = ranks.decided_by_main(lambda: choose_checkpoint(args))
+    state = checkpoint.read_state(resume_from) if resume_from else checkpoint.TrainingState()
+    if not (args.plan_memory or state.iteration < config.iters or (state.to_evaluate and args.do_eval)):
+        open_log().line(
+            f"already finished: {resume_from} is at iteration {state.iteration} of {config.iters}; a larger --iters "
+            "goes on"
+        )
+        return
+
+    trainer = build_trainer(args, config, resume_from, state)
     if args.plan_memory:
-        print(plan_memory(**parts))
-    else:
-        train(**parts, scheduler=scheduler, resume_from=resume_from, log=log)
+        print(trainer.plan_memory())
+        return
+    if resume_from:
+        trainer.resume(resume_from)
+    trainer.train()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 from hmsa import cli
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.config_parser(__doc__)
     parser.add_argument(
         "--model_path", required=True, help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder"
@@ -25,9 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.config.reading import load_config
-
-    config = load_config(args.config, [*args.opts, *cli.inference_options(args, args.aug_eval)])
+    config = cli.read_recipe(args, cli.inference_options(args, args.aug_eval))
     cli.check_inference_flags(args, "--aug_eval", config.test_config)
     config.require("val_dataset")
 
@@ -45,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     output = ranks.decided_by_main(lambda: output_file(args.output))
     dataset = builder.build_dataset(config, "val")
     network, weights_sha256 = builder.open_network(
-        config, args.model_path, engine=args.engine, precision=args.precision
+        config, args.model_path, backend=args.engine, precision=args.precision
     )
 
     evaluation = evaluate(network, dataset, options, num_workers=args.num_workers)

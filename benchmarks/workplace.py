@@ -46,4 +46,4 @@ def network(engine: str, recipe: Path = RECIPE) -> Any:
     """The recipe's network, run by an engine whose programs are in its cache."""
     from hmsa import builder, load_config
 
-    return builder.open_network(load_config(recipe), str(weights()), engine=engine, precision="fp32")[0]
+    return builder.open_network(load_config(recipe), str(weights()), backend=engine, precision="fp32")[0]

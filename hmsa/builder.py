@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Callable, Literal, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, Literal, NamedTuple, Optional
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -36,6 +36,9 @@ from hmsa.system.device import on_gpu
 from hmsa.system.files import sha256
 from hmsa.weights.loading import load_weights, weight_file
 
+if TYPE_CHECKING:
+    from hmsa.engine.train import TrainOptions
+
 # --- The network. ---
 
 
@@ -55,10 +58,10 @@ def build_model(config: Config) -> MscaleOCRNet:
     return network
 
 
-def open_network(config: Config, weights: str, *, engine: str, precision: str) -> tuple[Network, str]:
-    """The network of a recipe with its weights, run by an engine (see `hmsa.inference.network`).
+def open_network(config: Config, weights: str, *, backend: str, precision: str) -> tuple[Network, str]:
+    """The network of a recipe with its weights, run by a backend (see `hmsa.inference.network`).
 
-    Where the engine's programs are in its cache, neither the network nor its weights need to be loaded.
+    Where the backend's programs are in the cache, neither the network nor its weights need to be loaded.
 
     Returns:
         The network, and the SHA-256 of the weight file.
@@ -69,7 +72,7 @@ def open_network(config: Config, weights: str, *, engine: str, precision: str) -
     from hmsa.inference import backends
     from hmsa.inference import network as network_module
 
-    backends.choose_engine(engine, precision)
+    backends.choose(backend, precision)
     path = weight_file(weights)
     if not path.is_file():
         raise DataError(f"{path}: expected a weight file, found none; check the path")
@@ -83,7 +86,7 @@ def open_network(config: Config, weights: str, *, engine: str, precision: str) -
 
     unimportant = {"pretrained": True, "scales": True, "backbone": {"pretrained"}}
     identity = {"model": spec.model_dump(mode="json", exclude=unimportant), "weights": digest}
-    options = {"scales": spec.scales, "align_corners": spec.align_corners, "engine": engine, "precision": precision}
+    options = {"scales": spec.scales, "align_corners": spec.align_corners, "backend": backend, "precision": precision}
     return network_module.open_network(build, identity=identity, **options), digest
 
 
@@ -290,6 +293,24 @@ def _look_for_idle_layers(config: Config, backbone: paddle.nn.Layer) -> None:
             raise UsageError(problem)
         if is_main():
             print(printable(f"warning: {problem}"), file=sys.stderr)
+
+
+def train_options(config: Config, **options: Any) -> TrainOptions:
+    """What the recipe and `options` (the rest of `TrainOptions`) say of a run."""
+    from hmsa.engine.train import TrainOptions
+
+    return TrainOptions(
+        iters=config.iters,
+        batch_size=config.batch_size,
+        gradient_accumulation=config.gradient_accumulation,
+        precision=config.precision,
+        deterministic=config.deterministic,
+        seed=config.seed,
+        nonfinite_limit=config.nonfinite_limit,
+        ema_decay=config.ema.decay if config.ema else None,
+        config=config.dump(),
+        **options,
+    )
 
 
 # --- Any component. ---

@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command lines share: flags, and how an error ends."""
+"""What the command lines share: flags, and how an error ends. Nothing below this module knows the name of a flag."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Callable, NoReturn
 
 from hmsa.distributed import ranks
 from hmsa.errors import HmsaError, Interrupted, UsageError, show_anything
+from hmsa.inference import backends
 
 if TYPE_CHECKING:
-    from hmsa.config.schema import InferenceSpec
+    from hmsa.config.schema import Config, InferenceSpec
+
+SETTINGS = {
+    "backend": "--engine",
+    "custom_color": "--custom_color",
+    "input_shape": "--input_shape",
+    "precision": "--precision",
+    "program": "--program",
+    "resume": "--resume_model auto",
+    "save_dir": "--save_dir",
+}
+"""What an error names in its `settings`, and the flag by which it is set."""
 
 
-def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
+def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
     """Parse, call `main`, and leave: 0 done, 1 bad data, 2 bad command line or config, 128 + number of a signal."""
     status = 0
     show_anything()
@@ -23,11 +35,11 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     try:
         main(parser.parse_args())
     except Interrupted as interruption:
-        print(interruption, file=sys.stderr)
+        print(parser.explained(interruption), file=sys.stderr)
         status = interruption.status
     except HmsaError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        ranks.fail(str(error), certain=True)
+        print(f"error: {parser.explained(error)}", file=sys.stderr, flush=True)
+        ranks.fail(parser.explained(error), certain=True)
         sys.exit(error.status)
     except SystemExit as end:  # of argparse: a wrong flag, on this machine perhaps alone
         if end.code:
@@ -54,6 +66,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options)
         for action in (None, "store"):  # what `add_argument` takes where nothing else is said
             self.register("action", action, _Store)
+
+    def explained(self, error: HmsaError) -> str:
+        """What an error says, and which flags of this command line it is about."""
+        flags = [SETTINGS[name] for name in error.settings if SETTINGS[name].split()[0] in self._option_string_actions]
+        return f"{error} (flag{'s' * (len(flags) > 1)}: {', '.join(flags)})" if flags else str(error)
 
 
 class _Store(argparse.Action):
@@ -107,11 +124,18 @@ def config_parser(description: str) -> Parser:
     return parser
 
 
+def read_recipe(args: argparse.Namespace, options: Iterable[str] = ()) -> Config:
+    """The recipe of a command line, changed by its --opts and by `options`, which other flags stand for."""
+    from hmsa.config.reading import load_config
+
+    return load_config(args.config, [*args.opts, *options], opts_name="--opts")
+
+
 def add_engine_flag(parser: argparse.ArgumentParser, default: str) -> None:
-    """What runs the network in evaluation and prediction; the names are those of `hmsa.inference.network`."""
+    """What runs the network in evaluation and prediction: a backend, or what is best on the device."""
     parser.add_argument(
         "--engine",
-        choices=["auto", "eager", "inference", "openvino", "onnxruntime"],
+        choices=["auto", *backends.BACKENDS],
         default=default,
         help="what runs the network in evaluation: auto is eager on a GPU, Paddle Inference on a CPU (default: "
         "%(default)s)",
@@ -119,9 +143,11 @@ def add_engine_flag(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_inference_flags(parser: argparse.ArgumentParser, augment_flag: str) -> None:
-    """Flags for the engine, and for flips, outer scales and tiles as PaddleSeg spells them (sizes are width height)."""
+    """Flags for the backend, and for flips, scales and tiles as PaddleSeg spells them (sizes are width height)."""
     add_engine_flag(parser, "auto")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 where the engine has it")
+    parser.add_argument(
+        "--precision", choices=backends.precisions(), default="fp32", help="bf16 where the engine has it"
+    )
     parser.add_argument(augment_flag, action="store_true", help="average over --scales and the flips")
     parser.add_argument("--scales", nargs="+", type=float, help=f"outer scales, averaged (with {augment_flag})")
     parser.add_argument("--flip_horizontal", action="store_true", help="also run mirrored left to right")

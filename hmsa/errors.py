@@ -8,7 +8,7 @@ import io
 import re
 import reprlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -26,12 +26,17 @@ def show_anything() -> None:
 
 
 class HmsaError(Exception):
-    """A sentence that says what was expected, what was found and what to do; a line for each if there are several."""
+    """A sentence that says what was expected, what was found and what to do; a line for each if there are several.
+
+    Args:
+        settings: what a person can set otherwise, such as "backend"; `hmsa.cli` knows the flags for them.
+    """
 
     status = 1
 
-    def __init__(self, *sentences: str) -> None:
+    def __init__(self, *sentences: str, settings: Sequence[str] = ()) -> None:
         super().__init__("\n".join(map(printable, sentences)))
+        self.settings = settings
 
 
 class UsageError(HmsaError):
@@ -56,7 +61,7 @@ class Interrupted(HmsaError):
     """Ended by a signal after everything was put in order; the status is what a shell gives such a process."""
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(message, settings=["resume"])
         self.status = 128 + signal_number
 
 
@@ -75,7 +80,7 @@ _SHORT.maxlevel = 3
 
 
 def dotted(parts: Iterable[Any]) -> str:
-    """Parts of a key as in `--opts`; what would not be read as a key there is shown as a value."""
+    """Parts of a key as in an option; what would not be read as a key there is shown as a value."""
     return ".".join(str(part) if re.fullmatch(r"[^\W.]{1,60}", str(part)) else shown(part) for part in parts)
 
 

@@ -24,7 +24,8 @@ def color_palette(custom_color: Sequence[int] = (), class_colors: Sequence[Seque
     if len(custom_color) % 3 or len(custom_color) > 768 or not all(0 <= value <= 255 for value in custom_color):
         raise UsageError(
             "custom colours should be R G B for up to 256 classes, each 0 to 255, but they are "
-            f"{len(custom_color)} numbers from {min(custom_color)} to {max(custom_color)}: correct them"
+            f"{len(custom_color)} numbers from {min(custom_color)} to {max(custom_color)}",
+            settings=["custom_color"],
         )
     colors = [*custom_color, *[value for color in class_colors for value in color][len(custom_color) :]]
     return [*colors, *palette(256)[len(colors) :]]

@@ -34,12 +34,52 @@ def make_small_network():
 
 
 @pytest.fixture(scope="session")
-def toy_root(tmp_path_factory):
+def make_tiny_network():
+    """seed, options -> a network with every part of the real one that is written and opened in a second; seed None: new
+    weights."""
+    from awaken import TinyBackbone, awaken
+
+    from hmsa.models import MscaleOCRNet
+
+    def make(seed=19, **options):  # whose answers have four classes
+        sizes = {"ocr_mid_channels": 16, "ocr_key_channels": 8, "attention_mid_channels": 8}
+        network = MscaleOCRNet(num_classes=5, backbone=TinyBackbone(), **sizes, **options)
+        return network if seed is None else awaken(network, seed)
+
+    return make
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """Paddle says that it computes on gpu:0, and rounds what goes into convolutions and products to TF32 as long as it
+    does; on cpu it computes as ever. Every device that was set, in order."""
+    import numpy as np
+    import paddle
+    from paddle import nn
+
+    devices = ["gpu:0"]
+    monkeypatch.setattr(paddle.device, "get_device", lambda: devices[-1])
+    monkeypatch.setattr(paddle.device, "set_device", devices.append)
+
+    def rounded(x):
+        if devices[-1] == "cpu" or not paddle.in_dynamic_mode():
+            return x
+        bits = x.numpy().view(np.uint32)
+        return paddle.to_tensor(((bits + 0x1000) & ~np.uint32(0x1FFF)).view(np.float32))
+
+    for module, name in ((nn.functional, "conv2d"), (nn.functional.conv, "_conv_nd"), (paddle, "bmm")):
+        function = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda x, y, *rest, f=function, **options: f(rounded(x), rounded(y), *rest, **options)
+        )
+    return devices
+
+
+def draw_toy(root):
     """A small converted street world: 6 training images, 6 coarse ones, 3 for validation, 1 for testing."""
     from hmsa.datasets.convert import coarse_jobs, convert_all, fine_jobs, train_ids, write_label
     from hmsa.toy.cityscapes import write_toy_cityscapes
 
-    root = tmp_path_factory.mktemp("toy")
     write_toy_cityscapes(root, size=(64, 128), train=6, coarse=6, val=3, test=1)
     for jobs, colored in ((fine_jobs(root), False), (coarse_jobs(root), True)):
         convert_all(
@@ -48,8 +88,7 @@ def toy_root(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="session")
-def tiny_recipe(toy_root):
+def write_tiny_recipe(toy_root):
     """A recipe with every part of the real one, at a size that trains in seconds."""
     path = toy_root / "tiny.yml"
     base = Path(__file__).parents[1] / "configs/mscale_ocr_toy.yml"
@@ -92,3 +131,13 @@ lr_scheduler:
         encoding="utf-8",
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def toy_root(tmp_path_factory):
+    return draw_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(toy_root):
+    return write_tiny_recipe(toy_root)

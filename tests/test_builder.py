@@ -198,7 +198,7 @@ def test_problems_of_parts_name_their_file(recipe: Any, tmp_path: Path) -> None:
 def test_backbones_that_are_refused(recipe: Any, backbone: str, sentence: str) -> None:
     config = recipe(f"model.backbone={backbone}")
     message = refused(builder.build_model, config)
-    assert message.startswith("--opts: model.backbone: expected ")
+    assert message.startswith("opts: model.backbone: expected ")
     assert sentence in message
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from hmsa import cli
 from hmsa.config.reading import load_config
-from hmsa.errors import UsageError
+from hmsa.errors import Interrupted, UsageError
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [*(ROOT / f"{name}.py" for name in ("train", "val", "predict", "export")), *sorted(ROOT.glob("tools/*.py"))]
@@ -183,6 +183,7 @@ def test_flags_with_effect_are_not(line: str) -> None:
             "train.py --iters 5 --opts iters=7",
             "expected iters once, by an option or by a flag of its own, found both 7",
         ),
+        ("train.py --opts seed=-3", "error: --opts: expected seed to be"),
     ],
 )
 def test_they_are_refused_before_paddle_is_loaded(command: str, sentence: str, tmp_path: Path) -> None:
@@ -217,3 +218,44 @@ def test_all_checkpoints_may_be_kept() -> None:
     assert given.keep_checkpoint_max == 0
     with pytest.raises(SystemExit):
         PARSERS["train"].parse_args(["--config", "c", "--keep_checkpoint_max", "-1"])
+
+
+# --- The only place that knows the names of flags. ---
+
+PACKAGE = ROOT / "hmsa"
+NAMED_ELSEWHERE = {
+    "datasets/cityscapes.py": "commands of tools, whole, to be copied",
+    "distributed/ranks.py": "a flag of Paddle's launcher, in a comment",
+}
+
+
+def test_no_module_below_the_command_lines_names_a_flag() -> None:
+    files = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    naming = {name for name, text in files.items() if re.search(r"(?<![\w-])--[a-z]", text)}
+    assert naming == {"cli.py", *NAMED_ELSEWHERE}
+
+
+def test_every_setting_that_an_error_names_has_a_flag_of_some_script() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")]
+    named = {name for text in texts for found in re.findall(r"settings=\[(.*?)\]", text) for name in eval(f"[{found}]")}
+    assert named == set(cli.SETTINGS)
+    flags = {flag for parser in PARSERS.values() for action in parser._actions for flag in action.option_strings}
+    assert {value.split()[0] for value in cli.SETTINGS.values()} <= flags
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("val", "bf16 needs openvino (flags: --engine, --precision)"),
+        ("train", "bf16 needs openvino (flags: --engine, --precision)"),
+        ("export", "bf16 needs openvino"),
+    ],
+)
+def test_an_error_ends_in_the_flags_that_the_script_has(script: str, said: str) -> None:
+    error = UsageError("bf16 needs openvino", settings=["backend", "precision"])
+    assert PARSERS[script].explained(error) == said
+    assert PARSERS[script].explained(UsageError("wrong")) == "wrong"
+
+
+def test_how_to_go_on_after_a_signal() -> None:
+    assert PARSERS["train"].explained(Interrupted("resume", 15)) == "resume (flag: --resume_model auto)"

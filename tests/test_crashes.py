@@ -183,7 +183,7 @@ def test_asked_to_end_it_saves_and_goes_on_later(trainer, uninterrupted, tmp_pat
     trainer.wait_until(lambda: "iter 3/" in trainer.said(), pid)
     trainer.kill(pid, number)
     assert trainer.status() == 128 + number
-    done = int(re.search(r"ended by SIG\w+ after iteration (\d+), saved in \S+; the same command", trainer.said())[1])
+    done = int(re.search(r"ended by SIG\w+ after iteration (\d+), saved in \S+; resume", trainer.said())[1])
     assert newest(tmp_path) == done
     pid = trainer.start(tmp_path, "--resume_model", "auto")
     trainer.wait_until(lambda: (tmp_path / "iter_8/state.json").exists(), pid)

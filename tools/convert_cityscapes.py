@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> None:
     print(convert_all(fine_jobs(args.cityscapes_path), convert, num_workers=args.num_workers))
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(
         description="Write gtFine/<split>/<city>/X_gtFine_labelTrainIds.png for every X: from "
         "X_gtFine_labelIds.png, or where that is missing from X_gtFine_polygons.json. "

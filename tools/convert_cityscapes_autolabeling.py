@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> None:
     print(convert_all(coarse_jobs(args.dataset_root), convert, num_workers=args.num_workers))
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(
         description="Convert refinement_final/train_extra/<city>/X_leftImg8bit.png (label ids) to "
         "convert_autolabelled/<city>/X_leftImg8bit.png (train ids with a palette). "

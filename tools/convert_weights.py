@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--input", required=True, help=".pth, .pdparams or .safetensors, a folder or an address")
     parser.add_argument(

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Check this installation: versions, devices, known traps of the installed Paddle, and whether everything works.
+"""Check this installation: versions, devices, and whether everything works.
 
 Every check runs in a process of its own, with a time limit. The exit status is 1 if one failed.
 """
@@ -17,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Callable
 
@@ -25,11 +27,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from hmsa import cli  # noqa: E402 (found through the line above)
+from hmsa.inference.backends import BACKENDS, CONVERTERS  # noqa: E402
 
 REQUIRED = (
     "paddleseg numpy opencv-python pillow pydantic pyyaml packaging visualdl rich tqdm matplotlib requests filelock"
 )
-EXTRAS = {"openvino": "openvino paddle2onnx onnx polygraphy", "onnx": "onnxruntime paddle2onnx onnx polygraphy"}
+EXTRAS = {
+    backend.extra: (*backend.packages, *chain.from_iterable(CONVERTERS[form] for form in backend.forms))
+    for backend in BACKENDS.values()
+    if backend.extra
+}
 FREE_BYTES = 2 * 10**9
 """For a checkpoint and the best one of the full recipe, or for its inference programs."""
 
@@ -39,22 +46,6 @@ OK, FAILED, SKIPPED = range(3)
 
 class SkippedError(Exception):
     """Why a check does not apply here."""
-
-
-# Traps, in words of our own: (first version, first version without it, what happens and what is done about it).
-TRAPS = [
-    ("0", "3", "PNG decoding breaks if Paddle is loaded before OpenCV: the scripts load OpenCV first"),
-    ("0", "3", "paddle.max leaves out NaN on a CPU: numbers are compared in NumPy"),
-    ("0", "3", "programs cannot be converted to ONNX: --engine onnxruntime is refused"),
-    ("0", "3", "reading a program of Paddle 3 ends in a segmentation fault: the version is looked at first"),
-    ("3", "4", "programs of a newer minor version cannot be read: the version is written down and looked at"),
-    ("3", "4", "PaddleSeg 2.8's own loops (core.train, core.evaluate) and some losses fail: none of them is used"),
-    ("3.3", "3.4", "resizing fails in Paddle Inference with oneDNN: the pass onednn_placement_pass is left out"),
-    ("0", "4", "a fusion of transpose and matmul gives wrong numbers: the pass is left out, and every export compared"),
-    ("0", "4", "eager mode does not use oneDNN: on a CPU, evaluation and prediction run in Paddle Inference"),
-    ("0", "4", "oneDNN cannot run this network in bf16: --precision bf16 is for OpenVINO and GPUs"),
-]
-AMD_TRAP = "eager mode is slow on AMD processors by default: MKL_DEBUG_CPU_TYPE={} is set"
 
 
 # --- The checks: each returns what it found, or raises. Heavy packages are imported inside. ---
@@ -68,7 +59,7 @@ def packages() -> str:
         raise RuntimeError(f"missing: {', '.join(missing)}")
     lines = [", ".join(f"{name} {number}" for name, number in found.items())]
     for extra, names in EXTRAS.items():
-        parts = [f"{name} {_version(name)}" if _version(name) else f"{name} missing" for name in names.split()]
+        parts = [f"{name} {_version(name)}" if _version(name) else f"{name} missing" for name in names]
         lines.append(f"extra [{extra}]: {', '.join(parts)}")
     return "\n".join(lines)
 
@@ -82,20 +73,14 @@ def _version(package: str) -> str | None:
 
 
 def paddle() -> str:
-    """Whether Paddle is there and tested, and its traps."""
-    from packaging.version import Version
-
-    from hmsa.system.environment import TESTED_PADDLES, amd_matrix_path, is_tested, paddle_version
+    """Whether Paddle is there and tested."""
+    from hmsa.system.environment import TESTED_PADDLES, is_tested, paddle_version
 
     found = paddle_version()
     tested = f"tested are {', '.join(TESTED_PADDLES)}"
     if found is None or not is_tested(found):
         raise RuntimeError(f"{found or 'an unknown version'}; {tested}")
-    traps = [text for first, end, text in TRAPS if Version(first) <= Version(found) < Version(end)]
-    path = amd_matrix_path()
-    if path is not None:
-        traps.append(AMD_TRAP.format(path))
-    return "\n".join([f"{found}; {tested}", *(f"known: {text}" for text in traps)])
+    return f"{found}; {tested}"
 
 
 def devices() -> str:
@@ -173,24 +158,24 @@ def training() -> str:
 def export() -> str:
     """An exported network in Paddle Inference."""
     _, model = _small_network()
-    from hmsa.deploy.export import export
+    from hmsa.deploy.export import ExportOptions, export
 
     with tempfile.TemporaryDirectory() as folder:
-        return export(model, Path(folder) / "model", output_op="softmax", transforms=[])
+        return export(model, Path(folder) / "model", ExportOptions(output_op="softmax", transforms=[]))
 
 
-def engine(name: str) -> str:
-    """An image through an engine, and through the network itself."""
+def backend(name: str) -> str:
+    """An image through a backend, and through the network itself."""
     config, model = _small_network()
     import numpy as np
     import paddle
 
     from hmsa.errors import UsageError
-    from hmsa.inference.backends import choose_engine
+    from hmsa.inference.backends import choose
     from hmsa.inference.network import open_network
 
     try:
-        choose_engine(name)
+        choose(name)
     except UsageError as error:
         raise SkippedError(str(error)) from error
     image = paddle.to_tensor(np.random.default_rng(0).normal(size=(1, 3, 97, 161)).astype(np.float32))
@@ -198,7 +183,7 @@ def engine(name: str) -> str:
     with paddle.no_grad(), tempfile.TemporaryDirectory() as folder:
         expected = model(image)["joint"].numpy()
         os.environ["HMSA_CACHE"] = folder
-        options = {"scales": config.model.scales, "align_corners": config.model.align_corners, "engine": name}
+        options = {"scales": config.model.scales, "align_corners": config.model.align_corners, "backend": name}
         found = open_network(lambda: model, identity="doctor", **options)(image).numpy()
     difference = np.abs(found - expected).max() / np.abs(expected).max()
     if not difference < 1e-3:
@@ -307,9 +292,11 @@ CHECKS = {
     "images": Check(images, "reinstall opencv-python and pillow, and see that nothing loads Paddle before OpenCV"),
     "training": Check(training, REINSTALL),
     "export": Check(export, f"{REINSTALL}; until then, evaluate with --engine eager"),
-    "inference": Check(lambda: engine("inference"), "evaluate with --engine eager or --engine openvino"),
-    "openvino": Check(lambda: engine("openvino"), "pip install .[openvino], or use another --engine"),
-    "onnxruntime": Check(lambda: engine("onnxruntime"), "pip install .[onnx], or use another --engine"),
+    **{
+        name: Check(partial(backend, name), f"pip install .[{row.extra or 'cpu'}], or use another --engine")
+        for name, row in BACKENDS.items()
+        if row.forms
+    },
     "processes": Check(processes, "train in one process; see that a firewall lets this machine talk to itself", 75),
     "cache": Check(cache, "set HMSA_CACHE to a folder that can be written to"),
     "disk": Check(disk, f"make room: {FREE_BYTES / 1e9:g} GB are wanted in each; TMPDIR and HMSA_CACHE choose others"),
@@ -375,7 +362,7 @@ def main(names: list[str]) -> int:
     return min(failed, 1)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"only some of: {', '.join(CHECKS)}")
     parser.add_argument("--here", choices=[*CHECKS, "rank"], help=argparse.SUPPRESS)

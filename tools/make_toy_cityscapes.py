@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output", default="data/toy_cityscapes", help="folder to make or to make again")
     parser.add_argument("--size", nargs=2, type=int, default=[256, 128], metavar=("WIDTH", "HEIGHT"), help="in pixels")

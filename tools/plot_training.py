@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"written to {output}{earlier}")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--log_dir", type=Path, required=True, help="--save_dir of a run trained with --use_vdl")
     parser.add_argument("--output", required=True, help="image to write, e.g. curves.png")

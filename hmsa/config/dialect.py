@@ -6,7 +6,7 @@ case (of components, and of keys such as `min_K`), and losses listed by position
 outputs once per loss.
 
 Every file is translated as it is read, before it is laid over its bases, so a file of one dialect can inherit from a
-file of the other. `--opts` are applied to the translated tree; their keys may be of either dialect, except that losses
+file of the other. Options are applied to the translated tree; their keys may be of either dialect, except that losses
 are then addressed by name.
 """
 

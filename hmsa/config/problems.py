@@ -11,7 +11,7 @@ from typing import Any
 from hmsa.components import IMAGENET, KINDS, NORMALIZING, RANDOM, NetworkSpec, PolynomialDecaySpec, checked_specs
 from hmsa.config import dialect
 from hmsa.config.fields import MAX_CLASSES, Section
-from hmsa.config.schema import ClassSpec, Config, InferenceSpec, LossSpec, Origins, single_losses
+from hmsa.config.schema import ClassSpec, Config, EMASpec, InferenceSpec, LossSpec, Origins, single_losses
 from hmsa.errors import dotted, shown, suggest
 
 MAX_PROBLEMS = 20
@@ -20,6 +20,7 @@ MAX_PROBLEMS = 20
 SECTIONS: dict[str, type[Section]] = {
     "model": NetworkSpec,
     "classes": ClassSpec,
+    "ema": EMASpec,
     "loss": LossSpec,
     "test_config": InferenceSpec,
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe: YAML files with `_base_`, `--opts key=value`, and the schema everything is checked against.
+"""A recipe: YAML files with `_base_`, options `key=value`, and the schema everything is checked against.
 
 Reading a recipe takes milliseconds and does not import Paddle. Components of this project are checked down to their
 arguments here; a `type` this module does not know is taken as it stands and looked up by `hmsa.builder`.
@@ -29,24 +29,24 @@ PathLike = Union[str, "os.PathLike[str]"]
 # --- Reading. ---
 
 
-def load_config(path: PathLike, opts: Iterable[str] = ()) -> Config:
+def load_config(path: PathLike, opts: Iterable[str] = (), *, opts_name: str = "opts") -> Config:
     """Read a recipe, lay it over its bases, apply `opts` ("dotted.key=YAML value"), and check all of it.
 
     `_base_` names one file or several, relative to the file it stands in; of several the first that has a key wins,
     as in PaddleSeg. Mappings are merged, lists replaced; `_inherited_: false` in a mapping drops what it would inherit.
 
     Raises:
-        UsageError: naming the file, and one line for each problem found (at most 20).
+        UsageError: one line for each problem found (at most 20), each naming its file, or `opts_name` for an option.
     """
     path = os.fspath(path)
-    origins = Origins()
+    origins = Origins(opts_name)
     tree = _without_flags(_read_with_bases(path, (), [MAX_CHARACTERS], origins), path)
     for option in opts:
-        key, value = _set_option(tree, option)
+        key, value = _set_option(tree, option, opts_name)
         if origins.options.setdefault(key, value) != value:
             raise UsageError(
-                f"--opts: expected {dotted(key.split('.'))} once, by an option or by a flag of its own, found both "
-                f"{shown(origins.options[key])} and {shown(value)}: leave one out"
+                f"{opts_name}: expected {dotted(key.split('.'))} once, by an option or by a flag of its own, found "
+                f"both {shown(origins.options[key])} and {shown(value)}: leave one out"
             )
     tree = _native(tree, path)
     for section, mode in (("train_dataset", "train"), ("val_dataset", "val")):
@@ -161,20 +161,20 @@ def _without_flags(tree: Any, path: str) -> Any:
     return {key: _without_flags(value, path) for key, value in tree.items() if key != "_inherited_"}
 
 
-def _set_option(tree: dict[str, Any], option: str) -> tuple[str, Any]:
+def _set_option(tree: dict[str, Any], option: str, opts_name: str) -> tuple[str, Any]:
     """Apply one "key=value" to the tree, in place -> its native dotted key, and the value."""
     key, equals, text = option.partition("=")
     parts = dialect.native_key(key).split(".")
     if not equals or not all(parts) or not key.isprintable() or len(parts) > MAX_LEVELS:
         raise UsageError(
-            f"--opts: expected key=value such as optimizer.weight_decay=0.001, found {shown(option)}: correct it"
+            f"{opts_name}: expected key=value such as optimizer.weight_decay=0.001, found {shown(option)}: correct it"
         )
     try:
         value = _parse(text, level=len(parts))
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise UsageError(
-            f"--opts: expected the value of {dotted(parts)} to be YAML, found {shown(text)}: {reason}"
+            f"{opts_name}: expected the value of {dotted(parts)} to be YAML, found {shown(text)}: {reason}"
         ) from error
 
     parent: Any = tree
@@ -182,13 +182,13 @@ def _set_option(tree: dict[str, Any], option: str) -> tuple[str, Any]:
         above = dotted(parts[:depth])
         if not isinstance(parent, (dict, list)):
             raise UsageError(
-                f"--opts: expected {above} to be a mapping, found {shown(parent)} on the way to {dotted(parts)}: "
+                f"{opts_name}: expected {above} to be a mapping, found {shown(parent)} on the way to {dotted(parts)}: "
                 "correct the key"
             )
         if isinstance(parent, list) and part not in map(str, range(len(parent))):
             raise UsageError(
-                f"--opts: expected {above} to be followed by a position below {len(parent)}, found {dotted([part])} "
-                f"in {dotted(parts)}: correct it"
+                f"{opts_name}: expected {above} to be followed by a position below {len(parent)}, found "
+                f"{dotted([part])} in {dotted(parts)}: correct it"
             )
         if isinstance(parent, dict) and part not in parent:
             here = _keys().get(part.lower(), part)

@@ -72,6 +72,12 @@ class LossSpec(Section):
         return coef
 
 
+class EMASpec(Section):
+    """An exponential moving average of the weights, which is evaluated and kept beside them."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9998
+
+
 class InferenceSpec(Section):
     """`test_config`: how evaluation and prediction go over an image; sizes are [width, height]."""
 
@@ -101,15 +107,16 @@ class InferenceSpec(Section):
 class Origins:
     """Where a key of a recipe comes from: an option, or one of the files it was put together from."""
 
-    def __init__(self) -> None:
+    def __init__(self, opts_name: str = "opts") -> None:
+        self.opts_name = opts_name  # of all options, for messages
         self.files: list[tuple[str, Any]] = []  # name and native tree, those that win first
         self.options: dict[str, Any] = {}  # by dotted key
 
     def of(self, key: Sequence[Any]) -> str:
-        """ "--opts" or the file that has the key, else what is next above it; "" where there is no file."""
+        """The options' name or the file that has the key, else what is next above it; "" where there is no file."""
         plain = ".".join(map(str, key))
         if any(f"{a}.".startswith(f"{b}.") for o in self.options for a, b in ((plain, o), (o, plain))):
-            return "--opts"
+            return self.opts_name
         above = (key[:depth] for depth in range(len(key), -1, -1))
         return next((name for part in above for name, tree in self.files if _has(tree, part)), "")
 
@@ -144,6 +151,7 @@ class Config(Section):
     val_dataset: Optional[AnyDataset] = None
     optimizer: Optional[AnyOptimizer] = None
     lr_scheduler: Optional[AnyScheduler] = None
+    ema: Optional[EMASpec] = None
     loss: Optional[LossSpec] = None
     test_config: InferenceSpec = InferenceSpec()
 
@@ -159,7 +167,7 @@ class Config(Section):
         return self._path
 
     def source(self, key: str) -> str:
-        """ "--opts" or the file that a dotted key stands in, for messages."""
+        """The options' name or the file that a dotted key stands in, for messages."""
         return self._origins.of(key.split(".")) or self._path
 
     def where(self, key: str) -> str:

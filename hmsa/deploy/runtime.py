@@ -16,7 +16,7 @@ from packaging.version import InvalidVersion, Version
 from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.errors import DataError
-from hmsa.inference.backends import open_program
+from hmsa.inference.paddle_inference import open_program
 from hmsa.system.files import sha256
 
 DEPLOY_FILE = "deploy.yaml"
@@ -47,7 +47,19 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_deployment(folder: str | Path) -> Deployment:
-    """Read `deploy.yaml` of an export folder. DataError if it or a file it names is missing or broken."""
+    """Read `deploy.yaml` of an export folder. DataError if it is missing or broken, or a file it names is missing."""
+    deployment = read_description(folder)
+    for file in (deployment.model, deployment.params):
+        if not file.is_file():
+            raise DataError(
+                f"{file}: expected this file, which {file.with_name(DEPLOY_FILE)} names, but it is missing; export "
+                "again"
+            )
+    return deployment
+
+
+def read_description(folder: str | Path) -> Deployment:
+    """Read `deploy.yaml` alone, whatever became of the files that it names. DataError if it is missing or broken."""
     path = Path(folder) / DEPLOY_FILE
     try:
         with path.open("rb") as file:
@@ -55,7 +67,7 @@ def read_deployment(folder: str | Path) -> Deployment:
         if len(text) > _MAX_BYTES:
             raise ValueError(f"it is longer than {_MAX_BYTES} bytes")
         entry = yaml.load(text, _Loader)["Deploy"]
-        deployment = Deployment(
+        return Deployment(
             model=_beside(path, entry["model"]),
             params=_beside(path, entry["params"]),
             transforms=[_is(dict, transform) for transform in _is(list, entry["transforms"])],
@@ -72,10 +84,6 @@ def read_deployment(folder: str | Path) -> Deployment:
         ) from error
     except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: expected what export.py writes, but: {error!r:.200}; export again") from error
-    for file in (deployment.model, deployment.params):
-        if not file.is_file():
-            raise DataError(f"{file}: expected this file, which {path} names, but it is missing; export again")
-    return deployment
 
 
 _MAX_BYTES = 1 << 16

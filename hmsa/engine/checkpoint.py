@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: folders that are written whole or not at all, and from which a run goes on as if never stopped.
 
-A checkpoint holds `model.pdparams` (PaddleSeg's format), `model.pdopt` (the optimizer's state by our tensor names) and
-`state.json`. No random state is stored: batches, augmentation and dropout are functions of (seed, iteration, rank).
+A checkpoint holds `model.pdparams` (PaddleSeg's format), `model.pdopt` (the optimizer's state by our tensor names),
+`state.json`, and where the recipe has `ema` the averaged weights as `ema.pdparams`: a run goes on from the first, and
+whoever reads the weights of the folder gets the average (`hmsa.weights.loading.weight_file`). No random state is
+stored: batches, augmentation and dropout are functions of (seed, iteration, rank).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,14 +27,15 @@ from pydantic import TypeAdapter, ValidationError
 from hmsa.config.reading import load_config
 from hmsa.engine.log import CURVES_FILE
 from hmsa.errors import DataError, UsageError, printable, shown
+from hmsa.optim import EMA
 from hmsa.system.files import flush_to_disk, free_name, write_atomically
 from hmsa.weights.files import read_pickle
-from hmsa.weights.loading import load_weights
+from hmsa.weights.loading import AVERAGED_WEIGHTS, WEIGHTS, load_weights
 
 BEST = "best_model"
 SKIPPED_FILE = "skipped_samples.txt"
-FILES = ("model.pdparams", "model.pdopt", "state.json", "config.yml")
-"""Of a checkpoint; what else lies in its folder is a user's own."""
+FILES = (WEIGHTS, AVERAGED_WEIGHTS, "model.pdopt", "state.json", "config.yml")
+"""Of a checkpoint, the second not of each; what else lies in its folder is a user's own."""
 
 MAX_CHANGES = 20
 """Of a recipe that are told."""
@@ -55,8 +59,10 @@ class TrainingState:
     best_score: Optional[float] = None  # mean IoU over all classes, 0 to 1
     best_iteration: Optional[int] = None
     scaler: Optional[dict[str, Any]] = None  # loss scaling of fp16
+    ema_updates: Optional[int] = None  # that the averaged weights have seen, if there are any
     to_evaluate: bool = False  # whether this iteration's evaluation was still to be done
     optimizer: Optional[str] = None  # its type
+    images: int = 0  # that an iteration took, on all ranks together; 0 if unknown
     serial: int = 0  # counts a folder's checkpoints: the newest is known even where an earlier run got further
 
 
@@ -91,7 +97,16 @@ def _restore_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, p
                 "config.yml beside it"
             )
         state[parameter.name + suffix] = value
-    optimizer.set_state_dict(state)
+
+    # The schedule is the recipe's of today, which may have been changed; `resume` brings it to its iteration.
+    state["LR_Scheduler"] = _schedule(optimizer).state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Paddle warns of the state that its own warm-up writes
+        optimizer.set_state_dict(state)
+
+
+def _schedule(optimizer: Any) -> paddle.optimizer.lr.LRScheduler:
+    return optimizer._learning_rate
 
 
 def save(
@@ -101,10 +116,11 @@ def save(
     optimizer: paddle.optimizer.Optimizer,
     state: TrainingState,
     config: str,
+    ema: Optional[EMA] = None,
 ) -> None:
     """Write a checkpoint: beside its place first, flushed to the disk, then renamed.
 
-    Sets `serial` and `optimizer` in `state`.
+    Sets `serial`, `optimizer` and `ema_updates` in `state`.
 
     Args:
         config: the resolved YAML, kept beside the weights.
@@ -120,7 +136,10 @@ def save(
             earlier = [written[0] for written in map(order_of, list_checkpoints(folder.parent)) if written]
             state.optimizer = type(optimizer).__name__
             state.serial = max([state.serial, *earlier]) + 1
-            paddle.save(model.state_dict(), str(partial / "model.pdparams"))
+            state.ema_updates = ema.updates if ema else None
+            paddle.save(model.state_dict(), str(partial / WEIGHTS))
+            if ema:
+                paddle.save(ema.model.state_dict(), str(partial / AVERAGED_WEIGHTS))
             paddle.save(_optimizer_state(model, optimizer), str(partial / "model.pdopt"))
             (partial / "state.json").write_text(_json(asdict(state)), encoding="utf-8")
             (partial / "config.yml").write_text(config, encoding="utf-8")
@@ -240,7 +259,7 @@ def _finish_best(save_dir: Path) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("model.pdparams", "model.pdopt", "state.json"))
+    return all((folder / name).is_file() for name in (WEIGHTS, "model.pdopt", "state.json"))
 
 
 def _raw_state(folder: Path) -> dict[str, Any]:
@@ -385,8 +404,13 @@ def _values(tree: Any, key: str = "") -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}
 
 
-def resume(folder: Path, *, model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> TrainingState:
-    """Load a checkpoint into a model and its optimizer, learning-rate schedule included.
+def resume(
+    folder: Path, *, model: nn.Layer, optimizer: paddle.optimizer.Optimizer, ema: Optional[EMA] = None
+) -> TrainingState:
+    """Load a checkpoint into a model, its optimizer, and its averaged weights.
+
+    The learning-rate schedule, which must be at its beginning, goes on to the checkpoint's iteration. Where the
+    checkpoint has no averaged weights, the average starts from its weights.
 
     Raises:
         DataError: not a checkpoint, or one of another model.
@@ -397,6 +421,12 @@ def resume(folder: Path, *, model: nn.Layer, optimizer: paddle.optimizer.Optimiz
             f"{folder}: expected the state of the optimizer {type(optimizer).__name__}, found that of {state.optimizer}"
             "; resume with the config.yml in it, or start a new run with model.pretrained"
         )
-    load_weights(model, folder)
+    load_weights(model, folder / WEIGHTS)
     _restore_optimizer(model, optimizer, folder / "model.pdopt")
+    for _ in range(state.iteration):
+        _schedule(optimizer).step()
+    if ema:
+        averaged = state.ema_updates is not None
+        load_weights(ema.model, folder / (AVERAGED_WEIGHTS if averaged else WEIGHTS))
+        ema.updates = state.ema_updates or 0
     return state

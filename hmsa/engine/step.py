@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,10 +12,10 @@ import paddle
 from paddle import Tensor, nn
 
 from hmsa.distributed import ranks
-from hmsa.errors import UsageError
 from hmsa.losses import WeightedLoss
+from hmsa.models import layers
 from hmsa.models.hierarchical import FLOAT32_OPS
-from hmsa.system.device import as_tensor, on_gpu
+from hmsa.system.device import as_tensor, check_precision, on_gpu
 from hmsa.system.memory import release_unused, use_one_heap
 
 SMALLEST_LOSS_SCALE = 1.0
@@ -48,7 +47,9 @@ class Step:
         precision: str,
         recompute: bool,
     ) -> None:
+        check_precision(precision)
         use_one_heap()
+        layers.between_parts = release_unused
         self.loss = loss
         self.optimizer = optimizer
         self.accumulation = accumulation
@@ -143,22 +144,6 @@ def autocast_options(precision: str) -> dict[str, Any]:
         "dtype": "float16" if precision == "fp16" else "bfloat16",
         "custom_black_list": set(FLOAT32_OPS),
     }
-
-
-def check_precision(precision: str) -> None:
-    """UsageError unless this device really computes in "bf16" or "fp16"; Paddle itself would go on in float32."""
-    if precision == "fp32":
-        return
-    one = paddle.ones([1, 1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where it computes in float32, it warns
-        with paddle.amp.auto_cast(**autocast_options(precision)):
-            found = paddle.matmul(one, one).dtype
-    if found == paddle.float32:
-        raise UsageError(
-            f"expected a device on which Paddle trains in {precision}, found {paddle.device.get_device()}, where it "
-            "computes in float32 all the same: use precision fp32, or a GPU (bf16 from Ampere on, fp16 from Volta on)"
-        )
 
 
 def prepare_gpu(precision: str, deterministic: bool) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, Optional, cast
 
@@ -22,11 +23,13 @@ from hmsa.engine.checkpoint import TrainingState
 from hmsa.engine.evaluate import evaluate
 from hmsa.engine.log import SilentLog, duration
 from hmsa.engine.progress import Failures, Meter, timed
-from hmsa.engine.step import Step, check_precision, prepare_gpu, statistics, step_seeds
+from hmsa.engine.step import Step, prepare_gpu, statistics, step_seeds
 from hmsa.errors import DataError, Interrupted
 from hmsa.inference.averaging import InferenceOptions
 from hmsa.inference.network import NetworkInTraining
 from hmsa.losses import WeightedLoss
+from hmsa.optim import EMA
+from hmsa.report.result import Evaluation
 from hmsa.system.device import on_gpu
 from hmsa.system.memory import peak_memory_bytes, release_unused, reset_peak, total_memory_bytes
 from hmsa.system.signals import StopRequest
@@ -49,165 +52,191 @@ class TrainOptions:
     save_interval: int = 1000
     keep_checkpoint_max: int = 5
     nonfinite_limit: int = 10
+    ema_decay: Optional[float] = None  # of the averaged weights; None is without
     config: str = ""  # resolved YAML, kept in every checkpoint
 
 
-def make_step(
-    model: nn.Layer, loss: WeightedLoss, optimizer: paddle.optimizer.Optimizer, options: TrainOptions
-) -> Step:
-    """The step that `options` describe."""
-    prepare_gpu(options.precision, options.deterministic)
-    check_precision(options.precision)
-    return Step(
-        model=model,
-        loss=loss,
-        optimizer=optimizer,
-        accumulation=options.gradient_accumulation,
-        precision=options.precision,
-        recompute=getattr(model, "recompute", False),
-    )
+@dataclass(eq=False)
+class Trainer:
+    """A training run, made from its parts. Every rank makes one and calls the same methods.
 
-
-def train(
-    *,
-    model: nn.Layer,
-    loss: WeightedLoss,
-    optimizer: paddle.optimizer.Optimizer,
-    scheduler: paddle.optimizer.lr.LRScheduler,
-    dataset: SegmentationDataset,
-    options: TrainOptions,
-    log: SilentLog,
-    val_dataset: Optional[SegmentationDataset] = None,
-    inference: Optional[InferenceOptions] = None,
-    resume_from: Optional[Path] = None,
-) -> TrainingState:
-    """Train to `options.iters`, saving a checkpoint every `save_interval` iterations and at the end.
-
-    With `val_dataset`, each checkpoint is evaluated and the best one by mean IoU is kept as `best_model`; one image
-    is evaluated before the first iteration, so that an evaluation that does not fit into memory fails at once.
-
-    An iteration whose loss or gradient is not finite changes nothing. SIGTERM and Ctrl-C, on any rank, end the run
-    after the iteration, with a checkpoint.
+    With `val_dataset`, each checkpoint is evaluated, and the best one by mean IoU is kept as `best_model`. With
+    `options.ema_decay`, it is the averaged weights that are evaluated, and they are saved beside the others.
 
     Raises:
-        DataError: a sample cannot be used, the loss has not been finite for `nonfinite_limit` iterations in a row, or a
-            checkpoint cannot be written.
-        Interrupted: ended by a signal.
+        UsageError: this device does not train in `options.precision`.
     """
-    state = TrainingState()
-    if resume_from is not None:
-        state = checkpoint.resume(resume_from, model=model, optimizer=optimizer)
-        log.line(f"resumed from {resume_from} at iteration {state.iteration}")
-    step = make_step(model, loss, optimizer, options)
-    if options.deterministic and not on_gpu():
-        log.line("deterministic: changes nothing on a CPU, where the same run gives the same bits without it")
-    if state.scaler is not None:
-        step.scaler.load_state_dict(cast(Any, state.scaler))
-    inference = inference or InferenceOptions()
-    network = NetworkInTraining(model, options.engine)
-    if val_dataset is not None and state.iteration < options.iters:
-        with network() as now:
-            evaluate(now, val_dataset, inference, max_images=1, progress=False)
-    model.train()
-
-    indices = training_indices(
-        first_iteration=state.iteration,
-        iterations=options.iters,
-        batch_size=options.batch_size,
-        rank=ranks.rank(),
-        world_size=ranks.world_size(),
-        accumulation=options.gradient_accumulation,
-    )
-    with StopRequest() as stop, contextlib.closing(batches(dataset, indices, options.num_workers)) as loaded:
-        run = _Run(
-            model=model,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            dataset=dataset,
-            val_dataset=val_dataset,
-            inference=inference,
-            network=network,
-            step=step,
-            options=options,
-            log=log,
-            state=state,
-            stop=stop,
-        )
-        run.go_on(loaded)
-    return state
-
-
-@dataclass
-class _Run:
-    """The loop, and what it does now and then. The methods must be called by all ranks."""
 
     model: nn.Layer
+    loss: WeightedLoss
     optimizer: paddle.optimizer.Optimizer
     scheduler: paddle.optimizer.lr.LRScheduler
     dataset: SegmentationDataset
-    val_dataset: Optional[SegmentationDataset]
-    inference: InferenceOptions
-    network: NetworkInTraining  # the model, for evaluations
-    step: Step
     options: TrainOptions
-    log: SilentLog
-    state: TrainingState
-    stop: StopRequest
+    val_dataset: Optional[SegmentationDataset] = None
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
+    log: SilentLog = field(default_factory=SilentLog)
 
-    def go_on(self, loaded: Iterator[dict[str, Any]]) -> None:
-        """Train from where `state` stands to the end, on the micro-batches `loaded`."""
-        options, state, step = self.options, self.state, self.step
-        if self.val_dataset is not None and state.to_evaluate:
-            self.score()
+    def __post_init__(self) -> None:
+        options = self.options
+        prepare_gpu(options.precision, options.deterministic)
+        self.step = Step(
+            model=self.model,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            accumulation=options.gradient_accumulation,
+            precision=options.precision,
+            recompute=getattr(self.model, "recompute", False),
+        )
+
+        self.ema = EMA(self.model, options.ema_decay) if options.ema_decay else None
+        self.evaluated = NetworkInTraining(self.ema.model if self.ema else self.model, options.engine)
+        self.state = TrainingState(images=self.images)
+        self.stop = StopRequest()
+
+    @property
+    def images(self) -> int:
+        """Images that an iteration takes, on all ranks together."""
+        return self.options.batch_size * self.options.gradient_accumulation * ranks.world_size()
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            DataError: not a checkpoint, or one of another model.
+        """
+        self.state = checkpoint.resume(folder, model=self.model, optimizer=self.optimizer, ema=self.ema)
+        if self.state.scaler is not None:
+            self.step.scaler.load_state_dict(cast(Any, self.state.scaler))
+        self.log.line(f"resumed from {folder} at iteration {self.state.iteration}")
+
+        before, now = self.state.images, self.images
+        if before not in (0, now):
+            epochs = (self.state.iteration * images / len(self.dataset) for images in (before, now))
+            self.log.line(
+                f"an iteration takes {now} images, not {before}, as batch size, accumulation or the number of processes"
+                " has changed: the position in the data moves from epoch {:.2f} to {:.2f}".format(*epochs)
+            )
+        self.state.images = now
+
+        averaged = self.state.ema_updates is not None
+        if averaged and not self.ema:
+            self.log.line(f"ema: the averaged weights in {folder} are left behind, as the recipe has no ema")
+        if self.ema and not averaged:
+            self.log.line(f"ema: {folder} has no averaged weights, so that the average starts from its weights")
+
+    def train(self) -> TrainingState:
+        """Train to `options.iters`, saving a checkpoint every `save_interval` iterations and at the end.
+
+        An iteration whose loss or gradient is not finite changes nothing. SIGTERM and Ctrl-C, on any rank, end the run
+        after the iteration, with a checkpoint.
+
+        Raises:
+            DataError: a sample cannot be used, the loss has not been finite for `nonfinite_limit` iterations in a row,
+                or a checkpoint cannot be written.
+            Interrupted: ended by a signal.
+        """
+        options, state = self.options, self.state
+        if options.deterministic and not on_gpu():
+            self.log.line("deterministic: changes nothing on a CPU, where the same run gives the same bits without it")
+
+        # One image before the first iteration: an evaluation that does not fit into memory fails at once.
+        if self.val_dataset is not None and state.iteration < options.iters:
+            self._evaluate(max_images=1, progress=False)
+
+        self.model.train()
+        with self.stop, self._batches(state.iteration, options.iters) as loaded:
+            if self.val_dataset is not None and state.to_evaluate:
+                self._score()
+            self._loop(loaded)
+        return self.state
+
+    def _batches(self, first: int, end: int) -> AbstractContextManager[Iterator[dict[str, Any]]]:
+        """This rank's micro-batches of the iterations from `first` to before `end`."""
+        indices = training_indices(
+            first_iteration=first,
+            iterations=end,
+            batch_size=self.options.batch_size,
+            rank=ranks.rank(),
+            world_size=ranks.world_size(),
+            accumulation=self.options.gradient_accumulation,
+        )
+        return contextlib.closing(batches(self.dataset, indices, self.options.num_workers))
+
+    def _seeds(self, iteration: int) -> list[int]:
+        return step_seeds(self.options.seed, iteration, self.options.gradient_accumulation)
+
+    def _loop(self, loaded: Iterator[dict[str, Any]]) -> None:
+        options, state = self.options, self.state
         meter, failures = Meter(), Failures()
         micro_batches = timed(loaded, meter)
         for iteration in range(state.iteration, options.iters):
+            # Rate: that of this iteration, for the log.
             rate = self.optimizer.get_lr()
-            outcome = step.backward(micro_batches, step_seeds(options.seed, iteration, options.gradient_accumulation))
+
+            # Backward: losses, and gradients averaged over micro-batches and ranks.
+            outcome = self.step.backward(micro_batches, self._seeds(iteration))
+
+            # Agree: whatever happened on one rank, all do the same.
             failed, unusable, stopping = ranks.any_rank(outcome.failed, not outcome.finite, bool(self.stop))
+
+            # Update, or skip: an iteration without a finite loss and gradient changes nothing but the schedule.
             if unusable:
-                step.skip(overflow=not failed)
+                self.step.skip(overflow=not failed)
                 meter.skipped += 1
             else:
-                step.update()
+                self._update()
                 meter.add(outcome.terms)
                 failures = Failures()
             if failed:
                 failures.add(outcome, iteration, self.scheduler, self.log)
                 if len(failures) == options.nonfinite_limit:
-                    self.give_up(failures)
+                    self._give_up(failures)
             self.scheduler.step()
             state.iteration = iteration + 1
 
+            # Log: means since the last line.
             due = state.iteration % options.save_interval == 0 or state.iteration == options.iters
             if state.iteration % options.log_iters == 0 or due or stopping:
-                self.report(meter, rate)
-            if due or stopping:
-                state.to_evaluate = due and self.val_dataset is not None
-                self.save()
-                if stopping:
-                    raise self.interrupted()
-                if state.to_evaluate:
-                    self.score()
-                meter.reset()
+                self._report(meter, rate)
+            if not (due or stopping):
+                continue
 
-    def folder(self, iteration: int) -> Path:
+            # Save: before the evaluation, so that a run that ends in it resumes with it.
+            state.to_evaluate = due and self.val_dataset is not None
+            self._save()
+            if stopping:
+                raise self._interrupted()
+
+            # Evaluate: the checkpoint just saved.
+            if state.to_evaluate:
+                self._score()
+            meter.reset()
+
+    def _update(self) -> None:
+        self.step.update()
+        if self.ema:
+            self.ema.update()
+
+    def _folder(self, iteration: int) -> Path:
         """Where the checkpoint of an iteration is."""
         return self.options.save_dir / f"iter_{iteration}"
 
-    def report(self, meter: Meter, rate: float) -> None:
+    def _report(self, meter: Meter, rate: float) -> None:
         """Print and record the means since the last report: losses over all ranks, the rest of this one."""
         options, iteration = self.options, self.state.iteration
         terms, data_seconds, seconds = meter.report()
-        everywhere = ranks.all_gather(terms)
-        terms = {name: float(np.mean([of_rank[name] for of_rank in everywhere])) for name in terms}
         skipped = f"skipped {meter.skipped}, " if meter.skipped else ""
         meter.reset()
-        samples = iteration * options.batch_size * options.gradient_accumulation * ranks.world_size()
+        everywhere = ranks.all_gather(terms)
+        terms = {name: float(np.mean([of_rank[name] for of_rank in everywhere])) for name in terms}
         memory = peak_memory_bytes()
+
         curves = {f"train/{name}": value for name, value in terms.items()}
         curves.update({"train/lr": rate, "train/data_seconds": data_seconds, "train/step_seconds": seconds})
         self.log.scalars(iteration, {**curves, "train/memory_bytes": memory})
+
+        samples = iteration * self.images
         total, norm = terms.pop("loss", np.nan), terms.pop("grad_norm", np.nan)
         self.log.line(
             f"[TRAIN] epoch {samples / len(self.dataset):.2f}, iter {iteration}/{options.iters}, loss {total:.4f}, "
@@ -221,19 +250,22 @@ class _Run:
                 "than ignored pixels, and the crops more than padding"
             )
 
-    def save(self) -> None:
+    def _save(self) -> None:
         """Write this iteration's checkpoint and delete the oldest ones."""
-        ranks.broadcast(statistics(self.model))
+        networks = [self.model, self.ema.model] if self.ema else [self.model]
+        ranks.broadcast(tensor for network in networks for tensor in statistics(network))
         self.log.flush()
         self.state.scaler = cast(Any, self.step.scaler.state_dict()) or None
         skipped = {
             path: why for of_rank in ranks.all_gather(dict(self.dataset.skipped)) for path, why in of_rank.items()
         }
+
         if ranks.is_main():
             checkpoint.save(
-                self.folder(self.state.iteration),
+                self._folder(self.state.iteration),
                 model=self.model,
                 optimizer=self.optimizer,
+                ema=self.ema,
                 state=self.state,
                 config=self.options.config,
             )
@@ -242,27 +274,26 @@ class _Run:
                 checkpoint.list_skipped(self.options.save_dir, skipped)
         ranks.barrier()
 
-    def score(self) -> None:
+    def _evaluate(self, **options: Any) -> Evaluation:
+        """The scores of the weights of this moment, see `hmsa.engine.evaluate.evaluate`."""
+        assert self.val_dataset is not None
+        with self.evaluated() as network:
+            return evaluate(network, self.val_dataset, self.inference, **options)
+
+    def _score(self) -> None:
         """Evaluate the checkpoint just saved, note the best mean IoU, and keep the checkpoint if it is the best.
 
         An evaluation that a signal ends stays noted as to be done.
         """
-        assert self.val_dataset is not None
         state = self.state
         try:
-            with self.network() as network:
-                found = evaluate(
-                    network,
-                    self.val_dataset,
-                    self.inference,
-                    num_workers=self.options.num_workers,
-                    stop=lambda: bool(self.stop),
-                )
+            found = self._evaluate(num_workers=self.options.num_workers, stop=lambda: bool(self.stop))
         except InterruptedError:
-            raise self.interrupted() from None
+            raise self._interrupted() from None
         scores = found.scores
         if state.best_score is None or scores["mean_iou"] > state.best_score:
             state.best_score, state.best_iteration = scores["mean_iou"], state.iteration
+
         self.log.line(
             f"[EVAL] iter {state.iteration}, {found.images} images in {found.seconds:.1f} s, "
             f"mIoU {scores['mean_iou']:.4f}, over classes present {scores['mean_iou_present']:.4f}, "
@@ -270,72 +301,60 @@ class _Run:
         )
         self.log.scalars(state.iteration, found.curves)
         self.log.flush()
+
         state.to_evaluate = False
         if ranks.is_main():
-            checkpoint.write_state(self.folder(state.iteration), state)
+            checkpoint.write_state(self._folder(state.iteration), state)
             if state.best_iteration == state.iteration:
-                checkpoint.keep_as_best(self.folder(state.iteration))
+                checkpoint.keep_as_best(self._folder(state.iteration))
         ranks.barrier()
 
-    def interrupted(self) -> Interrupted:
+    def _interrupted(self) -> Interrupted:
         """The end of the run by a signal, which may have reached another rank only."""
         number = self.stop.number or signal.SIGTERM
         return Interrupted(
             f"ended by {signal.Signals(number).name} after iteration {self.state.iteration}, saved in "
-            f"{self.folder(self.state.iteration)}; the same command with --resume_model auto goes on",
+            f"{self._folder(self.state.iteration)}; resume from there to go on",
             number,
         )
 
-    def give_up(self, failures: Failures) -> NoReturn:
+    def _give_up(self, failures: Failures) -> NoReturn:
         """Save the run as it stood before `failures`, and raise DataError."""
         iteration = failures.iterations_before
         if iteration:
             self.scheduler.set_state_dict(failures.schedule_before)
             self.state = replace(self.state, iteration=iteration, to_evaluate=False)
-            self.save()
+            self._save()
+
         files = [path for paths in failures.files for path in paths]
         more = f" and {len(files) - 8} more" if len(files) > 8 else ""
-        again = f"resume from {self.folder(iteration)}, which is from before them," if iteration else "start again"
+        again = f"resume from {self._folder(iteration)}, which is from before them," if iteration else "start again"
         raise DataError(
             f"expected a finite loss, found none in {len(failures)} iterations in a row from iteration {iteration + 1} "
             f"on, with the images {', '.join(files[:8])}{more}; look at them, and {again} with a lower "
-            "--learning_rate or with optimizer.clip_grad_norm"
+            "lr_scheduler.learning_rate or with optimizer.clip_grad_norm"
         )
 
+    def plan_memory(self) -> str:
+        """Take two training steps (the second has the optimizer's state too) and evaluate one image; nothing is saved.
 
-def plan_memory(
-    *,
-    model: nn.Layer,
-    loss: WeightedLoss,
-    optimizer: paddle.optimizer.Optimizer,
-    dataset: SegmentationDataset,
-    options: TrainOptions,
-    val_dataset: Optional[SegmentationDataset] = None,
-    inference: Optional[InferenceOptions] = None,
-) -> str:
-    """Take two training steps (the second has the optimizer's state too) and evaluate one image; nothing is saved.
+        Returns:
+            A line each: the peak of this process, and what it is a peak of.
+        """
+        self.model.train()
+        with self._batches(0, 2) as loaded:
+            for iteration in range(2):
+                self.step.backward(loaded, self._seeds(iteration))
+                self._update()
+        lines = [f"a training step with batch_size {self.options.batch_size}: {_share_of_memory()}"]
 
-    Returns:
-        A line each: the peak of this process, and what it is a peak of.
-    """
-    step = make_step(model, loss, optimizer, options)
-    model.train()
-    indices = training_indices(
-        first_iteration=0, iterations=2, batch_size=options.batch_size, accumulation=options.gradient_accumulation
-    )
-    with contextlib.closing(batches(dataset, indices, options.num_workers)) as loaded:
-        for iteration in range(2):
-            step.backward(loaded, step_seeds(options.seed, iteration, options.gradient_accumulation))
-            step.update()
-    lines = [f"a training step with batch_size {options.batch_size}: {_share_of_memory()}"]
-    if val_dataset is not None:
-        release_unused()
-        alone = reset_peak()
-        with NetworkInTraining(model, options.engine)() as network:
-            evaluate(network, val_dataset, inference or InferenceOptions(), max_images=1, progress=False)
-        what = "evaluating one image between steps" if alone else "steps, and evaluating one image between them"
-        lines.append(f"{what}: {_share_of_memory()}")
-    return "\n".join(lines)
+        if self.val_dataset is not None:
+            release_unused()
+            alone = reset_peak()
+            self._evaluate(max_images=1, progress=False)
+            what = "evaluating one image between steps" if alone else "steps, and evaluating one image between them"
+            lines.append(f"{what}: {_share_of_memory()}")
+        return "\n".join(lines)
 
 
 def _share_of_memory() -> str:

@@ -1,4 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
 """From images to logits: what runs a network, and what is averaged over."""
-
-import hmsa.system.prepared  # noqa: F401

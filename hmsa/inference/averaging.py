@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+import hmsa.system.prepared  # noqa: F401
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from hmsa.errors import DataError, UsageError
+from hmsa.errors import DataError
 from hmsa.models.hierarchical import Network
 from hmsa.system.device import as_tensor, on_gpu
 
@@ -34,16 +36,10 @@ class InferenceOptions:
     average: Literal["logits", "softmax"] = "logits"  # of scales and flips; where tiles overlap it is of logits
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
-            raise UsageError(f"test_config.scales must be numbers above 0, found {list(self.scales)}")
-        if self.tile is None:
-            return
-        stride = self.stride or self.tile
-        if not all(0 < step <= side for step, side in zip(stride, self.tile)):
-            raise UsageError(
-                f"Tiles of {self.tile[1]}x{self.tile[0]} with a stride of {stride[1]}x{stride[0]} (width x "
-                "height) leave pixels out: the stride must be at least 1 and at most the tile"
-            )
+        assert self.scales and min(self.scales) > 0, self.scales
+        if self.tile is not None:
+            strides = self.stride or self.tile
+            assert all(0 < stride <= side for stride, side in zip(strides, self.tile)), (self.tile, self.stride)
 
     @property
     def averages_probabilities(self) -> bool:
@@ -68,10 +64,7 @@ class InferenceOptions:
 
         As there, scales and flips count only with `aug_eval`, and sizes only with `is_slide`.
         """
-        if is_slide and crop_size is None:
-            raise UsageError(
-                "test_config.is_slide needs a size: set test_config.crop_size, or --crop_size WIDTH HEIGHT"
-            )
+        assert crop_size is not None or not is_slide
         return cls(
             scales=tuple(scales) if aug_eval else (1.0,),
             flip_horizontal=aug_eval and flip_horizontal,

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch normalisation folded into the convolutions before it, as inference does not need it apart."""
+"""A network made simpler for inference: batch normalisation becomes a part of the convolutions before it."""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -12,8 +14,32 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn.layer.norm import _BatchNormBase  # BatchNorm2D and SyncBatchNorm
 
+from hmsa.models import MscaleOCRNet
+from hmsa.models.layers import ConvOverParts
 
-def fold_batch_norm(network: nn.Layer, example: Tensor) -> None:
+_Layer = TypeVar("_Layer", bound=nn.Layer)
+
+
+def copy_on_cpu(network: _Layer) -> _Layer:
+    """A copy of the network in evaluation mode, on the CPU, where normalisation cannot be synchronised and is not."""
+    twin = copy.deepcopy(network).to(device="cpu")
+    replace_sync_batch_norm(twin)
+    twin.eval()
+    return twin
+
+
+def simplified(model: MscaleOCRNet) -> MscaleOCRNet:
+    """The network itself, changed for inference, once for all starts: its normalisation is folded."""
+    replace_sync_batch_norm(model)
+    model.eval()
+    fold_batch_norm(model, lambda: model.at_scale(paddle.zeros([1, 3, 64, 64]), True))
+    for layer in model.sublayers():
+        if isinstance(layer, ConvOverParts):
+            layer.separate()
+    return model
+
+
+def fold_batch_norm(network: nn.Layer, run: Callable[[], Any]) -> None:
     """Replace every batch normalisation that directly follows a convolution by other weights of that convolution.
 
     With running mean m and variance v, gamma * (Wx + b - m) / sqrt(v + eps) + beta is a convolution with the weights
@@ -22,9 +48,9 @@ def fold_batch_norm(network: nn.Layer, example: Tensor) -> None:
 
     Args:
         network: changed in place; must be in evaluation mode.
-        example: an input, float32 [1, 3, H, W], small.
+        run: runs the network on a small image.
     """
-    followed = _followers(network, example)
+    followed = _followers(network, run)
     parents = {id(child): (layer, name) for layer in network.sublayers(True) for name, child in layer.named_children()}
     for conv, norm in followed:
         _fold(conv, norm)
@@ -32,7 +58,7 @@ def fold_batch_norm(network: nn.Layer, example: Tensor) -> None:
         parent.add_sublayer(name, nn.Identity())
 
 
-def _followers(network: nn.Layer, example: Tensor) -> list[tuple[Any, Any]]:
+def _followers(network: nn.Layer, run: Callable[[], Any]) -> list[tuple[Any, Any]]:
     """Every convolution whose output goes to a normalisation and to no other layer, each of the two used once, with
     that normalisation. What a `forward` computes from the output without a layer is not seen.
     """
@@ -60,7 +86,7 @@ def _followers(network: nn.Layer, example: Tensor) -> list[tuple[Any, Any]]:
             hooks.append(layer.register_forward_pre_hook(cast(Any, look_up_inputs)))
     try:
         with paddle.no_grad():
-            network(example)
+            run()
     finally:
         for hook in hooks:
             hook.remove()
@@ -68,15 +94,17 @@ def _followers(network: nn.Layer, example: Tensor) -> list[tuple[Any, Any]]:
 
 
 def _fold(conv: Any, norm: Any) -> None:
+    """Put s * W and s * (b - m) + beta into the convolution, see `fold_batch_norm`."""
     weight = conv.weight.numpy().astype("float64")
     mean, variance = (x.numpy().astype("float64") for x in (norm._mean, norm._variance))
     scale = 1 / (variance + norm._epsilon) ** 0.5
     if norm.weight is not None:
         scale = scale * norm.weight.numpy()
-    bias = -mean if conv.bias is None else conv.bias.numpy() - mean
-    bias = scale * bias
+
+    bias = scale * (-mean if conv.bias is None else conv.bias.numpy() - mean)
     if norm.bias is not None:
         bias = bias + norm.bias.numpy()
+
     conv.weight.set_value((weight * scale[:, None, None, None]).astype("float32"))
     if conv.bias is None:
         conv.bias = conv.create_parameter([len(bias)], is_bias=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs the network in evaluation and prediction: Paddle's eager mode, or an inference engine.
+"""Opening a network for evaluation and prediction: in Paddle's eager mode, or as programs of another backend.
 
-An engine gets the network at one scale, in two programs: `logits` for the largest scale, whose attention nobody asks
+A backend gets the network at one scale, in two programs: `logits` for the largest scale, whose attention nobody asks
 for, and `attended`, which gives logits and attention, for all others. The scales are fused outside
 (`hmsa.models.hierarchical.fuse_scales`), one after the other, so that one scale's tensors are gone before the next
 one's are made and any series of scales runs on the same programs. Those of a set of weights are kept from one start to
@@ -11,33 +11,27 @@ the next (`hmsa.inference.cache`).
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
-import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
-import hmsa.system.prepared
+import hmsa.system.prepared  # noqa: F401
 
-import numpy as np
 import paddle
 from paddle import Tensor, nn
 from paddle.version import full_version as PADDLE_VERSION
 
-import hmsa
 from hmsa.distributed import ranks
 from hmsa.errors import DataError
 from hmsa.inference import cache
-from hmsa.inference.backends import _form, choose_engine
-from hmsa.inference.programs import (
-    Programs,
-    write_checked_programs,
-    write_programs,
-)
+from hmsa.inference.backends import BACKENDS, choose, packages_of
+from hmsa.inference.programs import Programs, write_checked_programs, write_programs
+from hmsa.inference.tracing import replaced
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import FLOAT32_OPS, Network, ScaleNetwork, fuse_scales, joint_logits
 
@@ -48,26 +42,27 @@ def open_network(
     identity: Any,
     scales: Sequence[float],
     align_corners: bool,
-    engine: str = "auto",
+    backend: str = "auto",
     precision: str = "fp32",
 ) -> Network:
-    """The network for evaluation and prediction, run by `engine`.
+    """The network for evaluation and prediction, run by a backend.
 
     Args:
         build: makes the network with its weights; not called if the cache holds its programs.
         identity: JSON data that tell this network and its weights from every other.
         scales, align_corners: those of the network.
-        engine: "eager", "inference" (Paddle Inference with oneDNN), "openvino", "onnxruntime", or "auto": "eager" on a
-            GPU, else "inference".
-        precision: "fp32", or "bf16" where the engine has it; then the first image is run in both, and the share of
+        backend: a name in `hmsa.inference.backends`, or "auto".
+        precision: "fp32", or another where the backend has it; then the first image is run in both, and the share of
             pixels that get the same class is printed.
 
     Raises:
-        UsageError: a package is missing, or the engine does not know the precision.
-        DataError: the engine does not answer as the network does ("auto" says so and goes on eagerly).
+        UsageError: a package is missing, or the backend lacks the precision on this device.
+        DataError: the backend does not answer as the network does ("auto" says so and goes on eagerly).
     """
-    chosen = choose_engine(engine, precision)
-    folder = None if chosen == "eager" else _cached_programs(build, identity, chosen, fall_back=engine == "auto")
+    chosen = choose(backend, precision)
+    folder = None
+    if BACKENDS[chosen].forms:
+        folder = _cached_programs(build, identity, chosen, fall_back=backend == "auto")
     if folder is None:
         model = build()
         model.eval()
@@ -77,21 +72,22 @@ def open_network(
         at_scale = in_precision[precision] if folder is None else Programs(folder, chosen, precision)
         return lambda image: fuse_scales(at_scale, image, scales, align_corners=align_corners)["joint"]
 
-    return _with_agreement(network("bf16"), network("fp32")) if precision == "bf16" else network("fp32")
+    exact = network("fp32")
+    return exact if precision == "fp32" else _with_agreement(network(precision), exact, precision)
 
 
 class NetworkInTraining:
     """A network whose weights change, for evaluations between steps of its training.
 
-    The engine's programs are made once; later evaluations only put the weights of the moment into them. Making them
-    anew each time would cost seconds, and memory that Paddle never gives back.
+    With an engine, its programs are written anew each time. Paddle never gives back all of the memory that this takes:
+    for a small W18 it was 3 MiB an evaluation with Paddle 2.6.2 and 3.2.2, whatever the size of the weights.
     """
 
     def __init__(self, model: nn.Layer, engine: str = "auto") -> None:
         self._model = model
-        self._chosen = choose_engine(engine)
+        self._chosen = choose(engine)
         self._fall_back = engine == "auto"
-        self._template: Optional[_Template] = None
+        self._written: Optional[MscaleOCRNet] = None
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Network]:
@@ -101,15 +97,7 @@ class NetworkInTraining:
         model.eval()
         try:
             with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
-                at_scale = None
-                if self._chosen != "eager" and isinstance(model, MscaleOCRNet):
-                    try:
-                        at_scale = write_checked_programs(model, Path(folder), self._chosen, self._write)
-                    except DataError as error:
-                        if not self._fall_back:
-                            raise
-                        self._chosen = "eager"
-                        _warn_of_eager_mode(error)
+                at_scale = self._programs(Path(folder))
                 if at_scale is None:
                     yield joint_logits(model)
                 else:
@@ -119,68 +107,41 @@ class NetworkInTraining:
             if was_training:
                 model.train()
 
-    def _write(self, model: MscaleOCRNet, folder: Path) -> None:
-        if self._template is None:
-            plain = copy.deepcopy(model)
-            self._template = _Template(plain, lambda place: write_programs(plain, place, _form(self._chosen)))
-        self._template.write(model, folder)
+    def _programs(self, folder: Path) -> Optional[Programs]:
+        """The engine's programs; None where the network runs eagerly."""
+        if self._chosen == "eager" or not isinstance(self._model, MscaleOCRNet):
+            return None
+        try:
+            return write_checked_programs(self._model, folder, self._chosen, self._write)
+        except DataError as error:
+            if not self._fall_back:
+                raise
+            self._chosen = "eager"
+            _warn_of_eager_mode(error)
+            return None
 
-
-class _Template:
-    """Files that hold a network's tensors as they are in memory, cut into what is between the tensors.
-
-    Args:
-        network: float32 tensors only; their values are lost.
-        write: writes the files into a folder.
-    """
-
-    def __init__(self, network: nn.Layer, write: Callable[[Path], None]) -> None:
-        state = network.state_dict()
-        names = list(state)
-        for index, tensor in enumerate(state.values()):
-            # All zeros but for the first: a NaN made of the tensor's index, which nothing else in the files looks like.
-            # In a tensor that was not found it stays, and the check of the programs fails.
-            marked = np.zeros(tensor.shape, np.float32)
-            marked.reshape(-1).view(np.uint32)[0] = _MARK | index
-            tensor.set_value(marked)
-        self._files: dict[str, list[Any]] = {}  # pieces: bytes, or the name of a tensor
-        with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
-            write(Path(folder))
-            for path in Path(folder).iterdir():
-                content, pieces, end = path.read_bytes(), [], 0
-                for found in _MARKED.finditer(content):
-                    name = names[int.from_bytes(found[0][:2], "little")]
-                    pieces += [content[end : found.start()], name]
-                    end = found.start() + 4 * int(np.prod(state[name].shape))
-                self._files[path.name] = [*pieces, content[end:]]
-
-    def write(self, network: nn.Layer, folder: Path) -> None:
-        """Write the files with the tensors of a network of the same kind."""
-        state = network.state_dict()
-        for name, pieces in self._files.items():
-            with (folder / name).open("wb") as file:
-                for piece in pieces:
-                    file.write(piece if isinstance(piece, bytes) else state[piece].numpy().tobytes())
-
-
-_MARK = 0x7FC00000
-_MARKED = re.compile(rb"[\0-\xff][\0-\x0f]\xc0\x7f", re.DOTALL)  # tensors 0 to 4095
+    def _write(self, model: MscaleOCRNet, folder: Path, form: str) -> None:
+        # Paddle 2.6 never frees the tensors of a network that it has written: it is the first one, with new values.
+        if self._written is None:
+            self._written = model
+        self._written.set_state_dict(cast(Any, model.state_dict()))
+        # Paddle 3 keeps the call stack in which it traced an operator for ever: here, an empty one.
+        with replaced(traceback, "extract_stack", lambda *_, **__: traceback.StackSummary()):
+            write_programs(self._written, folder, form)
 
 
 def _cached_programs(
-    build: Callable[[], MscaleOCRNet], identity: Any, engine: str, *, fall_back: bool
+    build: Callable[[], MscaleOCRNet], identity: Any, backend: str, *, fall_back: bool
 ) -> Optional[Path]:
     """The folder of the network's programs, written and checked if need be; None where eager mode has to do."""
-    depends_on = {"network": identity, "engine": engine, "versions": _versions(engine), "code": _code_hash()}
+    depends_on = {"network": identity, "backend": backend, "versions": _versions(backend), "code": code_hash()}
     built = False
 
     def write(folder: Path) -> None:
         nonlocal built
         model = build()
         built = True
-        write_checked_programs(
-            model, folder, engine, lambda simple, folder: write_programs(simple, folder, _form(engine))
-        )
+        write_checked_programs(model, folder, backend)
 
     try:
         if not ranks.is_main():
@@ -201,17 +162,15 @@ def _warn_of_eager_mode(error: DataError) -> None:
     print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
 
 
-def _versions(engine: str) -> list[str]:
+def _versions(backend: str) -> list[str]:
     """Of all that has a part in making and running a program."""
-    packages = ["paddleseg", *({"openvino", "onnxruntime"} & {engine}), *(["paddle2onnx"] * (_form(engine) == "onnx"))]
-    return [PADDLE_VERSION, *map(version, packages)]
+    return [PADDLE_VERSION, *map(version, ("paddleseg", *packages_of(backend)))]
 
 
-def _code_hash() -> str:
-    """Of this package's files that decide what a program computes; one made by other code is stale."""
-    folder = Path(hmsa.__file__).parent
+def code_hash(package: Path = Path(__file__).parents[1]) -> str:
+    """Of the files of this package that decide what a program computes; a program made by other code is stale."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("models/*.py"), *folder.glob("deploy/*.py")]):
+    for path in sorted([*package.glob("models/*.py"), *package.glob("inference/*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -227,7 +186,7 @@ def _in_bf16(at_scale: ScaleNetwork) -> ScaleNetwork:
     return run
 
 
-def _with_agreement(fast: Network, exact: Network) -> Network:
+def _with_agreement(fast: Network, exact: Network, precision: str) -> Network:
     """`fast`; its first answer is compared with that of `exact`, which is then dropped."""
     reference = [exact]
 
@@ -237,7 +196,7 @@ def _with_agreement(fast: Network, exact: Network) -> Network:
             same = paddle.argmax(logits, axis=1) == paddle.argmax(reference.pop()(image), axis=1)
             share = 100 * float(same.astype("float32").mean())
             if ranks.is_main():
-                print(f"bf16: {share:.2f} % of the pixels of the first image get the class they get in fp32")
+                print(f"{precision}: {share:.2f} % of the pixels of the first image get the class they get in fp32")
         return logits
 
     return run

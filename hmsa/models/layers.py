@@ -15,7 +15,11 @@ from paddle.autograd import PyLayer
 from paddle.nn.layer.norm import _BatchNormBase  # BatchNorm2D and SyncBatchNorm
 
 from hmsa.errors import DataError
-from hmsa.system.memory import release_unused
+
+
+def between_parts() -> None:
+    """Called between large parts of a network in training, in both directions. It does nothing: the training step puts
+    here what gives memory back (`hmsa.engine.step`)."""
 
 
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2D:
@@ -55,7 +59,7 @@ def image_size(x: Tensor) -> Any:
 
 
 def scaled_size(x: Tensor, scale: float) -> Any:
-    """(floor(H * scale), floor(W * scale)), computed in whole numbers so that every engine agrees.
+    """(floor(H * scale), floor(W * scale)), computed in whole numbers so that every backend agrees.
 
     Raises:
         DataError: no pixel would be left.
@@ -143,7 +147,7 @@ class ConvOverParts(nn.Conv2D):
         self.separate_weights = nn.ParameterList()
 
     def separate(self) -> None:
-        """For inference: make the weights of each part a parameter of its own, as engines fuse only those."""
+        """For inference: make the weights of each part a parameter of its own, as backends fuse only those."""
         for weight in paddle.split(self.weight.detach(), self.parts, axis=1):
             parameter = self.create_parameter(weight.shape)
             parameter.set_value(weight)
@@ -181,10 +185,10 @@ def _sum_of_convolutions(conv: Any, parts: Sequence[Tensor], weights: Sequence[T
 
 def release_around(x: Tensor) -> Tensor:
     """`x`, between two large parts of a network in training: memory that the part before no longer uses goes back now,
-    and that of the part after when the gradient comes back through here."""
+    and that of the part after when the gradient comes back through here (`between_parts`)."""
     if paddle.in_dynamic_mode() and not x.stop_gradient:
-        release_unused()
-        x.register_hook(lambda gradient: release_unused())
+        between_parts()
+        x.register_hook(lambda gradient: between_parts())
     return x
 
 
@@ -208,7 +212,7 @@ def run(part: Callable[..., Any], *inputs: Tensor, recompute: bool) -> Any:
     def forward(*again: Tensor) -> Any:
         second_run = paddle.is_grad_enabled()
         if second_run:
-            release_unused()
+            between_parts()
         before = [buffer.clone() for buffer in statistics] if second_run else []
         outputs = part(*again)
         for buffer, value in zip(statistics, before):

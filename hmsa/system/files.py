@@ -13,8 +13,6 @@ from typing import IO, Callable, Optional, Union
 
 from hmsa.errors import DataError, UsageError
 
-_ADVICE = "set HMSA_CACHE to a folder that can be written to and has room for some GB"
-
 
 def cache_folder() -> Path:
     """HMSA_CACHE, else `hmsa` in the user's cache folder; it need not exist. OSError if the user has no home."""

@@ -51,18 +51,31 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     return printable(", ".join(shown)) + more
 
 
-def weight_file(path: Union[str, Path]) -> Path:
-    """The file to read: `path` itself, `model.pdparams` in a checkpoint folder, or what a web address leads to.
+WEIGHTS, AVERAGED_WEIGHTS = "model.pdparams", "ema.pdparams"
+"""In a checkpoint folder: those that training goes on from, and in some their moving average, which is evaluated."""
 
-    That is downloaded once, see `hmsa.weights.downloads`.
+
+def weight_file(path: Union[str, Path]) -> Path:
+    """The file to read: `path` itself, that in a checkpoint folder, or what a web address leads to.
+
+    In a folder it is `ema.pdparams`, the averaged weights, or `model.pdparams` where there are none. What an address
+    leads to is downloaded once, see `hmsa.weights.downloads`.
 
     Raises:
         UsageError, DataError: it is an address, and cannot be downloaded.
+        DataError: it is a folder without weights.
     """
     if (address := web_address(path)) is not None:
         return downloaded(address)
     path = Path(path)
-    return path / "model.pdparams" if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    for name in (AVERAGED_WEIGHTS, WEIGHTS):
+        if (path / name).is_file():
+            return path / name
+    inside = sorted(file.parent.name for file in path.glob(f"*/{WEIGHTS}") if not file.parent.name.startswith("."))
+    advice = f"give a checkpoint in it ({listed(inside)})" if inside else "check the path"
+    raise DataError(f"{path}: expected weights or the folder of a checkpoint, found one without {WEIGHTS}; {advice}")
 
 
 def named_file(path: Union[str, Path]) -> tuple[Path, str]:

@@ -209,7 +209,7 @@ def test_a_problem_names_the_file_it_stands_in(tmp_path: Path) -> None:
         "batch_size": "other",
         "val_dataset.type": "top",
     }
-    assert "--opts: expected seed to be" in refused(path, "seed=-3")
+    assert "opts: expected seed to be" in refused(path, "seed=-3")
 
 
 def test_problems_between_sections_name_their_file_too(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_problems_between_sections_name_their_file_too(tmp_path: Path) -> None:
     assert second.startswith(f"{path}: expected lr_scheduler.warmup_iters to be less than")
     path = write(tmp_path, base=FULL.replace("{type: Normalize}", "{type: RandomHorizontalFlip}"), a="_base_: base.yml")
     assert refused(path).startswith(f"{tmp_path}/base.yml: expected train_dataset.transforms to normalise")
-    assert load_config(write(tmp_path, c=FULL), ["seed=1"]).where("seed") == "--opts: seed"
+    assert load_config(write(tmp_path, c=FULL), ["seed=1"]).where("seed") == "opts: seed"
 
 
 def test_an_inherited_flag_that_is_wrong_names_its_file(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_an_option_twice_is_no_riddle(tmp_path: Path) -> None:
     path = write(tmp_path, a=FULL)
     assert load_config(path, ["seed=3", "iters=5", "seed=3"]).seed == 3
     message = refused(path, "learning_rate.value=0.1", "iters=5", "lr_scheduler.learning_rate=0.2")
-    assert message.startswith("--opts: expected lr_scheduler.learning_rate once, by an option or by a flag")
+    assert message.startswith("opts: expected lr_scheduler.learning_rate once, by an option or by a flag")
     assert "found both 0.1 and 0.2: leave one out" in message
 
 
@@ -321,6 +321,10 @@ def test_a_text_that_looks_like_a_number_stays_one_in_the_dump(tmp_path: Path) -
         ("optimizer: {type: SGD, clip_grad_norm: 0}", r"expected optimizer.clip_grad_norm to be greater than 0"),
         ("lr_scheduler: {type: PolynomialDecay, learning_rate: 0}", r"lr_scheduler.learning_rate to be greater than 0"),
         ("lr_scheduler: {type: PolynomialDecay, learning_rate: .inf}", r"lr_scheduler.learning_rate .* finite"),
+        ("ema: {decay: 1}", r"expected ema.decay to be less than 1, found 1: correct it"),
+        ("ema: {decay: 0.0}", r"expected ema.decay to be greater than 0, found 0.0"),
+        ("ema: 0.9998", r"expected ema to be a mapping"),
+        ("ema: {decays: 0.9}", r"found ema.decays: did you mean decay\?"),
         ("lr_scheduler: {type: PolynomialDecay}", r"expected lr_scheduler.learning_rate to be given"),
         ("loss: {types: [], coef: {joint: 1}}", r"expected loss.types to be at least 1 long"),
         ("loss: {types: [{type: DiceLoss}], coef: {}}", r"expected loss.coef to be at least 1 long"),
@@ -775,8 +779,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     assert all("expected" in line and "found" in line for line in lines)
     for key in ("iters", "batch_sze", "optimizer.momentum", "model.num_classes", "model.type", "model.backbone"):
         assert any(line.startswith(f"{path}: ") and key in line for line in lines), key
-    assert any(line.startswith("--opts: ") and "model.dropuot: did you mean dropout?" in line for line in lines)
-    assert any(line.startswith("--opts: expected seed") for line in lines)
+    assert any(line.startswith("opts: ") and "model.dropuot: did you mean dropout?" in line for line in lines)
+    assert any(line.startswith("opts: expected seed") for line in lines)
     assert len(lines) == 8
 
 
@@ -795,22 +799,22 @@ def test_long_values_are_shortened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("iters", "--opts: expected key=value"),
-        ("", "--opts: expected key=value"),
-        ("a\nb=1", "--opts: expected key=value"),
-        (".".join("a" * 99) + "=1", "--opts: expected key=value"),
+        ("iters", "opts: expected key=value"),
+        ("", "opts: expected key=value"),
+        ("a\nb=1", "opts: expected key=value"),
+        (".".join("a" * 99) + "=1", "opts: expected key=value"),
         ("iters=\udcff", "unacceptable character"),
-        ("_base_=a.yml", "--opts: expected only known keys, found _base_"),
+        ("_base_=a.yml", "opts: expected only known keys, found _base_"),
         ("train_dataset.transforms.00=1", "found 00 in train_dataset.transforms.00"),
         ("train_dataset.transforms.\u0663=1", "to be followed by a position below 2"),
         (f"train_dataset.transforms.{'9' * 5000}=1", "to be followed by a position below 2"),
-        ("=5", "--opts: expected key=value"),
-        ("model..scales=5", "--opts: expected key=value"),
-        ("iters=[1", "--opts: expected the value of iters to be YAML, found '[1'"),
-        ("iters=0", "--opts: expected iters to be greater than or equal to 1, found 0"),
-        ("iter=5", "--opts: expected only known keys, found iter: did you mean iters?"),
-        ("modl.scales=[1]", "--opts: expected only known keys, found modl: did you mean model?"),
-        ("iters.x=5", "--opts: expected iters to be a mapping, found 65000 on the way to iters.x"),
+        ("=5", "opts: expected key=value"),
+        ("model..scales=5", "opts: expected key=value"),
+        ("iters=[1", "opts: expected the value of iters to be YAML, found '[1'"),
+        ("iters=0", "opts: expected iters to be greater than or equal to 1, found 0"),
+        ("iter=5", "opts: expected only known keys, found iter: did you mean iters?"),
+        ("modl.scales=[1]", "opts: expected only known keys, found modl: did you mean model?"),
+        ("iters.x=5", "opts: expected iters to be a mapping, found 65000 on the way to iters.x"),
         ("train_dataset.transforms.2.prob=1", "expected train_dataset.transforms to be followed by a position below 2"),
         ("train_dataset.transforms.x=1", "found x in train_dataset.transforms.x"),
     ],
@@ -987,7 +991,7 @@ def recipe_or_sentences(path: Path, *opts: str) -> None:
         assert len(lines) <= 21
         for line in lines:
             assert line.isprintable()
-            assert line.startswith("--opts: ") or f"{path.parent}" in line
+            assert line.startswith("opts: ") or f"{path.parent}" in line
             assert ": expected " in line
             assert "found" in line
             assert len(line) < 1000

@@ -16,9 +16,9 @@ from paddle.version import full_version as PADDLE_VERSION
 from PIL import Image
 
 from hmsa.datasets.transforms import Normalize
-from hmsa.deploy.export import export
+from hmsa.deploy.export import ExportOptions, export
 from hmsa.inference.averaging import best_classes
-from hmsa.inference.programs import write_program
+from hmsa.inference.tracing import write_program
 
 ROOT = Path(__file__).parents[2]
 NORMALIZE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -32,7 +32,7 @@ def network(make_tiny_network):
 @pytest.fixture(scope="module")
 def exported(network, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    export(network, folder, output_op="argmax", transforms=[{"type": "Normalize", **NORMALIZE}])
+    export(network, folder, ExportOptions(output_op="argmax", transforms=[{"type": "Normalize", **NORMALIZE}]))
     return folder
 
 
@@ -116,7 +116,11 @@ def test_the_calls_of_paddleseg_give_the_labels_of_predictions(exported, expecte
 @pytest.mark.skipif(PADDLE_VERSION.startswith("2"), reason="Paddle 2 has one form")
 def test_the_calls_of_paddleseg_do_not_open_json(network, expected, tmp_path):
     """As the document says; where a later Paddle opens it, the document and the default change."""
-    export(network, tmp_path, output_op="argmax", transforms=[{"type": "Normalize", **NORMALIZE}], program="json")
+    export(
+        network,
+        tmp_path,
+        ExportOptions(output_op="argmax", transforms=[{"type": "Normalize", **NORMALIZE}], program="json"),
+    )
     with pytest.raises(Exception, match="memory_optimize_pass"):
         PaddleSegPredictor(tmp_path / "deploy.yaml", onednn=False)(next(iter(expected)))
 

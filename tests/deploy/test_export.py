@@ -13,33 +13,33 @@ from numpy.testing import assert_allclose, assert_array_equal
 from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.datasets.classes import Classes
-from hmsa.deploy.export import check_parity, export
+from hmsa.deploy.export import ExportOptions, export
+from hmsa.deploy.parity import check_parity
 from hmsa.deploy.runtime import load_predictor
 from hmsa.errors import DataError, UsageError
-from hmsa.inference import programs
-from hmsa.inference.backends import open_predictor, program_of
+from hmsa.inference import tracing
 from hmsa.inference.fold import replace_sync_batch_norm
+from hmsa.inference.paddle_inference import open_predictor, program_of
 from hmsa.models.hierarchical import joint_logits
 from hmsa.system.files import sha256
 from hmsa.visualize import color_palette
 
 COLORS = [(i, 2 * i, 255 - i) for i in range(5)]
 NORMALIZE = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-
-
+ANY = ExportOptions(output_op="argmax", transforms=[])
 FORMS = ["pdmodel"] if PADDLE_VERSION.startswith("2") else ["pdmodel", "json"]
 
 
-@pytest.fixture(scope="module")
-def model(make_small_network):
-    return make_small_network()
+@pytest.fixture(scope="module", params=["tiny", pytest.param("real", marks=pytest.mark.slow)])
+def model(request, make_tiny_network, make_small_network):
+    return make_tiny_network() if request.param == "tiny" else make_small_network()
 
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "model"
     classes = Classes(names=tuple("abcde"), colors=tuple(COLORS))
-    measured = export(model, folder, output_op="softmax", transforms=[NORMALIZE], classes=classes)
+    measured = export(model, folder, ExportOptions(output_op="softmax", transforms=[NORMALIZE], classes=classes))
     return folder, measured
 
 
@@ -62,7 +62,7 @@ def test_the_exported_network_answers_at_any_size(model, exported):
     with paddle.no_grad():
         logits = model(paddle.to_tensor(image))["joint"]
     expected = paddle.nn.functional.softmax(logits, axis=1).numpy()
-    assert expected.max() - expected.min() > 0.5
+    assert expected.max() - expected.min() > 0.4
     assert_allclose(load_predictor(folder)(image), expected, atol=1e-4)
 
 
@@ -96,7 +96,7 @@ def test_deploy_yaml_names_the_files_and_the_preprocessing(exported):
 
 
 def test_classes_without_names_are_numbered_and_have_the_colours_of_predictions(make_tiny_network, tmp_path):
-    export(make_tiny_network(), tmp_path, output_op="argmax", transforms=[])
+    export(make_tiny_network(), tmp_path, ExportOptions(output_op="argmax", transforms=[]))
     entry = yaml.safe_load((tmp_path / "deploy.yaml").read_text())["Deploy"]
     assert entry["class_names"] == ["class 0", "class 1", "class 2", "class 3", "class 4"]
     assert [value for color in entry["class_colors"] for value in color] == color_palette()[:15]
@@ -110,7 +110,7 @@ def test_what_is_written_is_folded_and_holds_the_weights_once(model, exported):
     assert (folder / "model.pdiparams").stat().st_size < 1.05 * weights
 
 
-def test_what_is_written_is_opened_in_seconds(exported):
+def test_what_is_written_is_opened_in_seconds(model, exported):
     """Paddle Inference, opening a program, tries every convolution with every other where an addition has one on its
     left, and does not fuse a bias that is reshaped: it took minutes for HRNet-W48."""
     folder, _ = exported
@@ -124,7 +124,7 @@ def test_what_is_written_is_opened_in_seconds(exported):
     maker = {name: op for op in block.ops for name in op.output_arg_names}
     terms = [(*op.input("X"), *op.input("Y"), op.attr("axis")) for op in block.ops if op.type == "elementwise_add"]
     biases = [term for term in terms if block.var(term[1]).persistable]
-    assert len(biases) > 200
+    assert len(biases) > sum(isinstance(layer, paddle.nn.Conv2D) for layer in model.sublayers())  # at several scales
     assert all(maker[left].type == "conv2d" and axis == 1 for left, _, axis in biases)
     sums = [term for term in terms if term not in biases]
     convolved = {
@@ -132,7 +132,7 @@ def test_what_is_written_is_opened_in_seconds(exported):
         for name, op in maker.items()
         if op.type == "conv2d" or (op.type == "elementwise_add" and block.var(op.input("Y")[0]).persistable)
     }
-    assert len(sums) > 100
+    assert len(sums) >= 2
     assert not [left for left, _, _ in sums if left in convolved]
 
 
@@ -143,7 +143,7 @@ def test_the_model_is_left_as_it_was(make_tiny_network, tmp_path, training):
     network.train() if training else network.eval()
     kinds = [type(layer) for layer in network.sublayers()]
     before = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    export(network, tmp_path, output_op="argmax", transforms=[])
+    export(network, tmp_path, ANY)
     assert [type(layer) for layer in network.sublayers()] == kinds
     assert all(layer.training == training for layer in network.sublayers(include_self=True))
     after = network.state_dict()
@@ -157,7 +157,7 @@ def test_both_forms_give_the_labels_of_the_network(make_tiny_network, tmp_path, 
     network, image = make_tiny_network(), np.random.default_rng(1).normal(size=(2, 3, 75, 129)).astype(np.float32)
     with paddle.no_grad():
         expected = network(paddle.to_tensor(image))["joint"].numpy().argmax(axis=1)
-    export(network, tmp_path, output_op="argmax", transforms=[], program=form)
+    export(network, tmp_path, ExportOptions(output_op="argmax", transforms=[], program=form))
     assert yaml.safe_load((tmp_path / "deploy.yaml").read_text())["Deploy"]["model"] == f"model.{form}"
     assert len(np.unique(expected)) > 2
     assert (load_predictor(tmp_path)(image) == expected).mean() >= 0.9999
@@ -169,11 +169,13 @@ def test_both_forms_give_the_labels_of_the_network(make_tiny_network, tmp_path, 
 def test_a_network_that_cannot_be_written_for_every_reader_is_written_as_json(
     make_tiny_network, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(programs, "_OLD_OPERATORS", {})  # as if Paddle had more functions like these
+    monkeypatch.setattr(tracing, "OLD_OPERATORS", {})  # as if Paddle had more functions like these
     with pytest.raises(DataError, match=r"Paddle \S+ cannot write this network as pdmodel \(.+\); try another form"):
-        export(make_tiny_network(), tmp_path / "model", output_op="argmax", transforms=[], program="pdmodel")
+        export(
+            make_tiny_network(), tmp_path / "model", ExportOptions(output_op="argmax", transforms=[], program="pdmodel")
+        )
     assert list(tmp_path.iterdir()) == []
-    export(make_tiny_network(), tmp_path / "model", output_op="argmax", transforms=[])
+    export(make_tiny_network(), tmp_path / "model", ANY)
     (said,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("warning"))
     assert "cannot write this network as pdmodel" in said and "it is written as json" in said
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.json", "model.pdiparams", "deploy.yaml"}
@@ -182,7 +184,7 @@ def test_a_network_that_cannot_be_written_for_every_reader_is_written_as_json(
 @pytest.mark.skipif(not PADDLE_VERSION.startswith("2"), reason="Paddle 3 has it")
 def test_a_form_that_this_paddle_does_not_have(make_tiny_network, tmp_path):
     with pytest.raises(UsageError, match="json needs Paddle 3, but this is 2"):
-        export(make_tiny_network(), tmp_path, output_op="argmax", transforms=[], program="json")
+        export(make_tiny_network(), tmp_path, ExportOptions(output_op="argmax", transforms=[], program="json"))
 
 
 def test_parity_notices_another_weight_deep_inside(model, exported):
@@ -197,7 +199,7 @@ def test_parity_notices_another_weight_deep_inside(model, exported):
 @pytest.mark.parametrize("output_op", ["argmax", "softmax", "none"])
 def test_output_operations(tmp_path, output_op):
     network = awaken(Small())
-    export(network, tmp_path / "model", output_op=output_op, transforms=[])
+    export(network, tmp_path / "model", ExportOptions(output_op=output_op, transforms=[]))
     image = np.random.default_rng(0).normal(size=(1, 3, 7, 9)).astype(np.float32)
     answer = load_predictor(tmp_path / "model")(image)
     logits = network(paddle.to_tensor(image))["joint"]
@@ -228,7 +230,7 @@ def test_nothing_is_left_of_an_export_that_answers_differently(tmp_path, monkeyp
 
     monkeypatch.setattr(paddle.jit, "save", save_other)
     with pytest.raises(DataError, match="nothing was written"):
-        export(network, tmp_path / "new", output_op="argmax", transforms=[])
+        export(network, tmp_path / "new", ANY)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -296,9 +298,9 @@ def test_a_constant_added_to_the_answer_is_noticed(output_op, change):
         compare(logits, change(answers(logits, output_op)), output_op)
 
 
-@pytest.mark.parametrize("output_op", OPERATIONS)
+@pytest.mark.parametrize("output_op", ["argmax", *(pytest.param(op, marks=pytest.mark.slow) for op in OPERATIONS[1:])])
 def test_a_network_without_training_is_exported(make_tiny_network, tmp_path, output_op):
-    export(make_tiny_network(seed=None), tmp_path, output_op=output_op, transforms=[])
+    export(make_tiny_network(seed=None), tmp_path, ExportOptions(output_op=output_op, transforms=[]))
 
 
 @pytest.mark.parametrize("output_op", OPERATIONS)
@@ -330,7 +332,7 @@ class Products(paddle.nn.Layer):
 @pytest.mark.skipif(PADDLE_VERSION.startswith("2"), reason="Paddle 2 mangles other products")
 def test_a_pass_that_mangles_products_is_noticed(tmp_path):
     network = awaken(Products())
-    export(network, tmp_path, output_op="softmax", transforms=[], program="json")
+    export(network, tmp_path, ExportOptions(output_op="softmax", transforms=[], program="json"))
     config = paddle.inference.Config(str(tmp_path / "model.json"), str(tmp_path / "model.pdiparams"))
     config.disable_glog_info()
     config.enable_mkldnn()
@@ -342,7 +344,7 @@ def test_a_pass_that_mangles_products_is_noticed(tmp_path):
 def test_a_gpu_does_not_make_the_check_fail(make_tiny_network, tmp_path, pretended_gpu):
     """GPUs round to TF32: both sides are compared on the CPU."""
     network = make_tiny_network()
-    measured = export(network, tmp_path, output_op="softmax", transforms=[])
+    measured = export(network, tmp_path, ExportOptions(output_op="softmax", transforms=[]))
     assert pretended_gpu == ["gpu:0", "cpu", "gpu:0"]
     assert float(re.search(r"differ by (\S+) at most", measured)[1]) < 1e-5
     with paddle.no_grad():
@@ -355,21 +357,55 @@ def test_a_gpu_does_not_make_the_check_fail(make_tiny_network, tmp_path, pretend
 
 def test_a_new_export_replaces_the_old_and_nothing_else_and_says_so(tmp_path):
     (tmp_path / "notes.md").write_text("keep")
-    first = export(awaken(Small()), tmp_path, output_op="none", transforms=[], program=FORMS[-1])
+    first = export(awaken(Small()), tmp_path, ExportOptions(output_op="none", transforms=[], program=FORMS[-1]))
     assert "\n" not in first
-    (tmp_path / "model.pdiparams.info").write_text("of another Paddle")
-    second = export(awaken(Small(), seed=1), tmp_path, output_op="argmax", transforms=[])
+    (tmp_path / "model.pdiparams.info").write_text("of another program")
+    second = export(awaken(Small(), seed=1), tmp_path, ANY)
     time = r" of \d{4}-\d\d-\d\d \d\d:\d\d"
-    names = ["deploy.yaml", f"model.{FORMS[-1]}", "model.pdiparams", "model.pdiparams.info"]
+    names = ["deploy.yaml", f"model.{FORMS[-1]}", "model.pdiparams"]
     listed = ", ".join(re.escape(name) + time for name in names)
     assert re.fullmatch(rf"replaced in {re.escape(str(tmp_path))}: {listed}", second.splitlines()[1])
     assert load_predictor(tmp_path)(np.zeros((1, 3, 4, 4), np.float32)).shape == (1, 4, 4)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"notes.md", "deploy.yaml", "model.pdmodel", "model.pdiparams"}
+    assert left == {"notes.md", "model.pdiparams.info", "deploy.yaml", "model.pdmodel", "model.pdiparams"}
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.pdmodel", "model.pdiparams", "deploy.yaml"])
+def test_a_file_that_no_export_wrote_is_refused_before_the_work_starts(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DataError, match=rf"{name}: expected a file of an earlier export or nothing, found one that"):
+        export(paddle.nn.Layer(), tmp_path, ANY)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_a_file_beside_an_export_that_is_not_of_it_is_refused(tmp_path):
+    export(awaken(Small()), tmp_path, ANY)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "model.json").write_text("mine")
+    with pytest.raises(DataError, match=r"model\.json: .* found one that no deploy\.yaml there names") as error:
+        export(awaken(Small()), tmp_path, ANY)
+    assert error.value.settings == ["save_dir"]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {**before, "model.json": b"mine"}
+
+
+@pytest.mark.parametrize("state", ["without hashes", "damaged", "incomplete"])
+def test_an_earlier_export_is_replaced_whatever_became_of_it(tmp_path, state):
+    export(awaken(Small()), tmp_path, ANY)
+    if state == "without hashes":
+        text = (tmp_path / "deploy.yaml").read_text()
+        (tmp_path / "deploy.yaml").write_text(text[: text.index("  sha256")])
+    elif state == "damaged":
+        (tmp_path / "model.pdiparams").write_bytes(b"")
+    else:
+        (tmp_path / "model.pdmodel").unlink()
+    assert "replaced in" in export(awaken(Small()), tmp_path, ANY)
+    load_predictor(tmp_path)
 
 
 def test_a_fixed_shape_is_checked_at_that_shape(tmp_path):
-    measured = export(awaken(Small()), tmp_path, output_op="argmax", transforms=[], input_shape=(1, 3, 30, 20))
+    measured = export(
+        awaken(Small()), tmp_path, ExportOptions(output_op="argmax", transforms=[], input_shape=(1, 3, 30, 20))
+    )
     assert measured.startswith("equal to the network at 1x3x30x20: ")
     assert yaml.safe_load((tmp_path / "deploy.yaml").read_text())["Deploy"]["input_shape"] == [1, 3, 30, 20]
 
@@ -377,7 +413,7 @@ def test_a_fixed_shape_is_checked_at_that_shape(tmp_path):
 @pytest.mark.parametrize("shape", [(1, 4, 30, 20), (0, 3, 30, 20), (1, 3, -2, 20), (1, 3, 20)])
 def test_shapes_that_cannot_be(tmp_path, shape):
     with pytest.raises(UsageError, match="should be N 3 H W"):
-        export(Small(), tmp_path, output_op="argmax", transforms=[], input_shape=shape)
+        export(Small(), tmp_path, ExportOptions(output_op="argmax", transforms=[], input_shape=shape))
 
 
 @pytest.mark.parametrize("target", ["file", "file/model", "link", "taken"])
@@ -385,10 +421,9 @@ def test_a_folder_that_cannot_be_written(tmp_path, target):
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "deep")
     (tmp_path / "taken" / "model.pdmodel").mkdir(parents=True)
-    (tmp_path / "taken" / "deploy.yaml").write_text("of an earlier export")
-    with pytest.raises(DataError, match=r"cannot write to this folder|found a folder; choose another"):
-        export(Small(), tmp_path / target, output_op="argmax", transforms=[])
-    assert (tmp_path / "taken" / "deploy.yaml").is_file()
+    with pytest.raises(DataError, match=r"cannot write to this folder|found a folder; move it away"):
+        export(Small(), tmp_path / target, ANY)
+    assert (tmp_path / "taken" / "model.pdmodel").is_dir()
 
 
 def test_a_disk_that_is_full_is_a_sentence(tmp_path, monkeypatch):
@@ -397,12 +432,12 @@ def test_a_disk_that_is_full_is_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(paddle.jit, "save", save)
     with pytest.raises(DataError, match=r"model: cannot be written \(No space left on device\)"):
-        export(awaken(Small()), tmp_path / "model", output_op="argmax", transforms=[])
+        export(awaken(Small()), tmp_path / "model", ANY)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_synchronised_networks_export(tmp_path):
-    export(awaken(Small(paddle.nn.SyncBatchNorm)), tmp_path, output_op="softmax", transforms=[])
+    export(awaken(Small(paddle.nn.SyncBatchNorm)), tmp_path, ExportOptions(output_op="softmax", transforms=[]))
     assert load_predictor(tmp_path)(np.zeros((1, 3, 4, 4), np.float32)).shape == (1, 4, 4, 4)
 
 

@@ -6,6 +6,7 @@ what fp16 does to gradients (above 65504 there is only infinity) is done to them
 """
 
 import types
+from dataclasses import replace
 
 import numpy as np
 import paddle
@@ -15,9 +16,8 @@ from hmsa import builder
 from hmsa.config.reading import load_config
 from hmsa.datasets.loader import batches, training_indices
 from hmsa.engine import checkpoint
-from hmsa.engine.log import SilentLog
 from hmsa.engine.step import SMALLEST_LOSS_SCALE, Step
-from hmsa.engine.train import TrainOptions, train
+from hmsa.engine.train import Trainer
 from hmsa.errors import DataError
 
 LARGEST = 65504.0
@@ -131,16 +131,12 @@ def test_a_loss_that_is_no_number_is_not_the_scales_fault(tiny_recipe):
 
 
 def test_an_overflow_at_the_smallest_scale_ends_the_run_in_the_end(tiny_recipe, tmp_path):
-    config, scheduler, parts = parts_of(tiny_recipe, "iters=30")
+    config, scheduler, parts = parts_of(tiny_recipe, "iters=30", "nonfinite_limit=3")
     parts["model"].ocr.cls_head.weight.register_hook(lambda gradient: paddle.full_like(gradient, float("inf")))
-    lines = []
-    log = SilentLog()
-    log.line = lines.append
-    options = TrainOptions(
-        iters=30, batch_size=2, precision="fp16", save_dir=tmp_path, save_interval=100, nonfinite_limit=3
-    )
+    options = builder.train_options(config, save_dir=tmp_path, save_interval=100)
+    dataset = builder.build_dataset(config, "train")
     with pytest.raises(DataError, match="found none in 3 iterations in a row from iteration 15 on"):
-        train(**parts, scheduler=scheduler, dataset=builder.build_dataset(config, "train"), options=options, log=log)
+        Trainer(**parts, scheduler=scheduler, dataset=dataset, options=options).train()
     assert SMALLEST_LOSS_SCALE == 1.0
     assert checkpoint.read_state(tmp_path / "iter_14").scaler["scale"] == [1.0]
 
@@ -158,9 +154,12 @@ def test_the_scale_survives_a_resume(tiny_recipe, tmp_path):
             return paddle.full_like(gradient, float("inf")) if first else gradient
 
         parts["model"].ocr.cls_head.weight.register_hook(overflow_once)
-        options = TrainOptions(iters=iters, batch_size=2, precision="fp16", save_dir=folder, save_interval=1)
+        options = replace(builder.train_options(config, save_dir=folder, save_interval=1), iters=iters)
         dataset = builder.build_dataset(config, "train")
-        train(**parts, scheduler=scheduler, dataset=dataset, options=options, log=SilentLog(), resume_from=resume_from)
+        trainer = Trainer(**parts, scheduler=scheduler, dataset=dataset, options=options)
+        if resume_from:
+            trainer.resume(resume_from)
+        trainer.train()
         return checkpoint.read_state(folder / f"iter_{iters}").scaler, parts["model"]
 
     whole, model = run(tmp_path / "whole", 3)
@@ -171,3 +170,14 @@ def test_the_scale_survives_a_resume(tiny_recipe, tmp_path):
     assert resumed["incr_count"] == 2
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(again.state_dict()[name].numpy(), value.numpy(), err_msg=name)
+
+
+def test_memory_is_given_back_between_the_parts_of_the_network(tiny_recipe, monkeypatch):
+    """Around the backbone's features and the OCR head's pixels, at two scales, forwards and backwards; and of the step
+    itself before the loss, before the gradients, and at the end."""
+    calls = []
+    monkeypatch.setattr("hmsa.engine.step.release_unused", lambda: calls.append(1))
+    run = Run(tiny_recipe, precision="fp32")
+    run.once()
+    features = 2  # the first guess and the pixels are made from the same map, each with its own way back
+    assert len(calls) == 2 * 2 * (features + 1) + 3

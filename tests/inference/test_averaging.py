@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from paddle.nn import functional as F
 
-from hmsa.errors import DataError, UsageError
+from hmsa.errors import DataError
 from hmsa.inference.averaging import (
     InferenceOptions,
     best_classes,
@@ -265,19 +265,3 @@ def test_options_from_paddleseg_sizes_are_width_height():
 def test_options_count_only_when_switched_on():
     options = InferenceOptions.from_test_config(scales=[0.5], flip_vertical=True, crop_size=[20, 10], stride=[8, 4])
     assert options == InferenceOptions()
-
-
-@pytest.mark.parametrize(
-    ("test_config", "message"),
-    [
-        ({"aug_eval": True, "scales": []}, "scales must be numbers above 0"),
-        ({"aug_eval": True, "scales": [1.0, 0.0]}, "scales must be numbers above 0"),
-        ({"is_slide": True}, "--crop_size WIDTH HEIGHT"),
-        ({"is_slide": True, "crop_size": [20, 10], "stride": [8, 11]}, "20x10 with a stride of 8x11"),
-        ({"is_slide": True, "crop_size": [20, 10], "stride": [0, 5]}, "at least 1"),
-        ({"is_slide": True, "crop_size": [0, 10]}, "at least 1"),
-    ],
-)
-def test_options_that_cannot_work(test_config, message):
-    with pytest.raises(UsageError, match=message):
-        InferenceOptions.from_test_config(**test_config)

@@ -129,6 +129,46 @@ def test_the_entry_not_used_for_longest_goes_first(folder, monkeypatch):
     assert set(folder.iterdir()) == {made["a"], made["c"], made["d"], folder / "notes"}
 
 
+def names_of_32_digits(folder):
+    """A user's own folders, as old as can be, whose names look like ours: three of them hold an entry.json."""
+    for number, index in enumerate([None, "{}", '{"a": "b"}', '{"../notes": "' + "0" * 64 + '"}']):
+        own = folder / f"{number:032x}"
+        own.mkdir(parents=True)
+        (own / "thesis.tex").write_text("years of work")
+        if index is not None:
+            (own / "entry.json").write_text(index)
+        os.utime(own, (1, 1))
+        yield own
+
+
+def test_folders_that_only_look_like_entries_stay(folder, monkeypatch):
+    monkeypatch.setattr(cache, "MAX_KEPT", 1)
+    theirs = list(names_of_32_digits(folder))
+    unfinished = folder / f".{5:032x}-draft"
+    unfinished.mkdir()
+    os.utime(unfinished, (1, 1))
+    cache.entry("a", Writer())
+    made = cache.entry("b", Writer())
+    assert set(folder.iterdir()) == {*theirs, unfinished, made}
+    assert all((path / "thesis.tex").is_file() for path in theirs)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_what_somebody_put_into_an_entry_stays(folder, monkeypatch, old):
+    """Where the entry is deleted because of its age, and where it is damaged and made anew."""
+    monkeypatch.setattr(cache, "MAX_KEPT", 1)
+    made = cache.entry("a", Writer())
+    (made / "notes.md").write_text("mine")
+    if not old:
+        damage(made)
+        made = cache.entry("a", Writer())
+    os.utime(made, (1, 1))
+    cache.entry("b", Writer())
+    (notes,) = folder.rglob("notes.md")
+    assert notes.read_text() == "mine"
+    assert [path.name for path in notes.parent.iterdir()] == ["notes.md"]
+
+
 def test_the_index_names_every_file():
     made = cache.entry("x", Writer())
     assert set(json.loads((made / "entry.json").read_text())) == {"program", "weights"}

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import gc
 import re
 import shutil
-from importlib.util import find_spec
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -11,31 +12,25 @@ import paddle
 import pytest
 from awaken import awaken
 from numpy.testing import assert_array_equal
-from paddle.version import full_version as PADDLE_VERSION
 
-import hmsa
 from hmsa.errors import DataError, UsageError
 from hmsa.inference import network as network_module
 from hmsa.inference import programs
-from hmsa.inference.backends import choose_engine
-from hmsa.inference.network import NetworkInTraining, open_network
-from hmsa.inference.programs import check_programs, write_checked_programs, write_programs
+from hmsa.inference.backends import BACKENDS, choose
+from hmsa.inference.network import NetworkInTraining, code_hash, open_network
 
-FORMS = {"inference": (), "onnxruntime": ("onnxruntime", "paddle2onnx"), "openvino": ("openvino", "paddle2onnx")}
 SERIES = (0.5, 1.0, 2.0)
-ON_EVERY = [pytest.param(name, marks=pytest.mark.slow) if packages else name for name, packages in FORMS.items()]
+ON_EVERY = [
+    pytest.param(name, marks=pytest.mark.slow) if row.packages else name for name, row in BACKENDS.items() if row.forms
+]
 
 
-def need(engine):
-    """Skip where the engine's packages are missing, or do not go with this Paddle."""
-    if PADDLE_VERSION.startswith("2"):
-        if engine == "onnxruntime":
-            pytest.skip("Paddle 2 cannot be converted to ONNX")
-        if engine == "openvino":
-            pytest.importorskip("openvino")
-        return
-    for package in FORMS[engine]:
-        pytest.importorskip(package)
+def need(backend, precision="fp32"):
+    """Skip where the backend's packages are missing, or do not go with this Paddle."""
+    try:
+        choose(backend, precision)
+    except UsageError as error:
+        pytest.skip(str(error))
 
 
 def picture(*shape, seed=1):
@@ -43,8 +38,8 @@ def picture(*shape, seed=1):
 
 
 @pytest.fixture(scope="module")
-def model(make_small_network):
-    return make_small_network()
+def model(make_tiny_network):
+    return make_tiny_network()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +50,7 @@ def eager(model):
     def logits(scales, shape):
         if (scales, shape) not in known:
             with paddle.no_grad():
-                network = open_network(lambda: model, identity=0, scales=scales, align_corners=False, engine="eager")
+                network = open_network(lambda: model, identity=0, scales=scales, align_corners=False, backend="eager")
                 known[scales, shape] = network(picture(*shape)).numpy()
         return known[scales, shape]
 
@@ -77,7 +72,7 @@ def assert_agrees(found, expected, difference=1e-4, same=0.9999):
 
 def test_the_pictures_have_several_classes(eager):
     _, counts = np.unique(eager(SERIES, (1, 3, 128, 192)).argmax(axis=1), return_counts=True)
-    assert np.sum(counts > 1000) >= 3
+    assert np.sum(counts > 300) >= 4
 
 
 @pytest.mark.parametrize(
@@ -88,19 +83,30 @@ def test_the_pictures_have_several_classes(eager):
         (SERIES, (2, 3, 64, 96)),
         ((0.5, 1.0, 1.5, 2.0), (1, 3, 97, 161)),
         ((1.0,), (1, 3, 65, 64)),
-        (SERIES, (1, 3, 512, 1024)),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("engine", ON_EVERY)
-def test_engines_answer_as_the_network_does(engine, scales, shape, eager, make_small_network):
-    need(engine)
-    network = open_network(make_small_network, identity="small", scales=scales, align_corners=False, engine=engine)
+@pytest.mark.parametrize("backend", ON_EVERY)
+def test_backends_answer_as_the_network_does(backend, scales, shape, eager, make_tiny_network):
+    need(backend)
+    network = open_network(make_tiny_network, identity="tiny", scales=scales, align_corners=False, backend=backend)
     assert_agrees(network(picture(*shape)).numpy(), eager(scales, shape))
 
 
-def test_one_opened_network_takes_pictures_of_any_size_in_turn(eager, make_small_network):
-    network = open_network(make_small_network, identity="small", scales=SERIES, align_corners=False, engine="inference")
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ON_EVERY)
+def test_a_large_picture_of_a_real_network(backend, make_small_network):
+    need(backend)
+    network, image = make_small_network(), picture(1, 3, 512, 1024)
+    options = {"scales": SERIES, "align_corners": False}
+    with paddle.no_grad():
+        expected = open_network(lambda: network, identity="small", backend="eager", **options)(image).numpy()
+    found = open_network(lambda: network, identity="small", backend=backend, **options)(image).numpy()
+    assert_agrees(found, expected)
+
+
+def test_one_opened_network_takes_pictures_of_any_size_in_turn(eager, make_tiny_network):
+    network = open_network(make_tiny_network, identity="tiny", scales=SERIES, align_corners=False, backend="inference")
     for shape in ((1, 3, 128, 192), (1, 3, 97, 161), (2, 3, 64, 96), (1, 3, 128, 192)):
         assert_agrees(network(picture(*shape)).numpy(), eager(SERIES, shape))
 
@@ -111,24 +117,24 @@ def test_eager_mode_is_the_network_itself(model, eager):
     assert_array_equal(eager(SERIES, (1, 3, 97, 161)), expected)
 
 
-def test_aligned_corners_reach_the_engine(make_small_network):
-    aligned = make_small_network(align_corners=True)
+def test_aligned_corners_reach_the_backend(make_tiny_network):
+    aligned = make_tiny_network(align_corners=True)
     image = picture(1, 3, 64, 96)
     with paddle.no_grad():
         expected = aligned(image)["joint"].numpy()
-    network = open_network(lambda: aligned, identity="aligned", scales=SERIES, align_corners=True, engine="inference")
+    network = open_network(lambda: aligned, identity="aligned", scales=SERIES, align_corners=True, backend="inference")
     assert_agrees(network(image).numpy(), expected)
 
 
-def test_the_network_is_built_only_when_its_programs_are_not_kept(own_cache, make_small_network):
+def test_the_network_is_built_only_when_its_programs_are_not_kept(own_cache, make_tiny_network):
     built = []
 
     def build():
         built.append(1)
-        return make_small_network()
+        return make_tiny_network()
 
     def open_again(identity, scales=(1.0,)):
-        options = {"scales": scales, "align_corners": False, "engine": "inference"}
+        options = {"scales": scales, "align_corners": False, "backend": "inference"}
         open_network(build, identity=identity, **options)(picture(1, 3, 64, 64))
         return len(built)
 
@@ -139,99 +145,16 @@ def test_the_network_is_built_only_when_its_programs_are_not_kept(own_cache, mak
     assert len(list(own_cache.iterdir())) == 2
 
 
-@pytest.mark.parametrize(
-    ("engine", "package", "extra"),
-    [
-        ("openvino", "openvino", "openvino"),
-        ("onnxruntime", "onnxruntime", "onnx"),
-        ("onnxruntime", "paddle2onnx", "onnx"),
-        pytest.param(
-            "openvino",
-            "paddle2onnx",
-            "onnx",
-            marks=pytest.mark.skipif(PADDLE_VERSION.startswith("2"), reason="OpenVINO reads what Paddle 2 writes"),
-        ),
-    ],
-)
-def test_a_missing_package_is_named(monkeypatch, engine, package, extra):
-    monkeypatch.setattr(network_module, "find_spec", lambda name: None if name == package else find_spec("json"))
-    with pytest.raises(UsageError, match=rf"--engine {engine} needs the package {package}, .* install \.\[{extra}\]"):
-        choose_engine(engine)
-
-
-@pytest.mark.parametrize("engine", ["auto", "eager", "inference", "onnxruntime"])
-def test_bf16_is_refused_where_there_is_none(monkeypatch, engine):
-    if engine == "onnxruntime" and PADDLE_VERSION.startswith("2"):
-        pytest.skip("Paddle 2 cannot be converted to ONNX")
-    monkeypatch.setattr(network_module, "find_spec", lambda name: True)
-    monkeypatch.setattr(paddle.device, "get_device", lambda: "cpu")
-    with pytest.raises(UsageError, match="--precision bf16 needs --engine openvino on a CPU or --engine eager on a"):
-        choose_engine(engine, "bf16")
-
-
-def test_what_auto_means(monkeypatch):
-    monkeypatch.setattr(paddle.device, "get_device", lambda: "cpu")
-    assert choose_engine("auto") == "inference"
-    monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:1")
-    assert choose_engine("auto") == "eager"
-    assert choose_engine("eager", "bf16") == "eager"
-
-
-def test_a_gpu_does_not_make_the_check_fail(make_tiny_network, tmp_path, pretended_gpu):
-    """GPUs round to TF32: programs are compared with the network on the CPU, and opened anew for the GPU."""
-    network = make_tiny_network()
-    before = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    programs = write_checked_programs(
-        network, tmp_path, "inference", lambda simple, folder: write_programs(simple, folder, "paddle")
-    )
-    assert pretended_gpu == ["gpu:0", "cpu", "gpu:0"]
-    image = picture(1, 3, 64, 96)
-    with paddle.no_grad():
-        rounded = network.at_scale(image, True)
-        pretended_gpu.append("cpu")
-        exact = network.at_scale(image, True)
-        check_programs(programs, [image], [exact])
-        with pytest.raises(DataError, match="should answer as the network does"):
-            check_programs(programs, [image], [rounded])
-    for name, tensor in network.state_dict().items():
-        assert_array_equal(tensor.numpy(), before[name], err_msg=name)
-
-
-@pytest.mark.parametrize("changed", ["deploy/programs.py", "deploy/fold.py", "models/ocr.py"])
-def test_other_code_makes_other_programs(tmp_path, monkeypatch, changed):
-    package = Path(hmsa.__file__).parent
-    for folder in ("deploy", "models"):
-        shutil.copytree(package / folder, tmp_path / folder)
-    monkeypatch.setattr(hmsa, "__file__", str(tmp_path / "__init__.py"))
-    before = network_module._code_hash()
+@pytest.mark.parametrize("changed", ["inference/tracing.py", "inference/fold.py", "models/ocr.py"])
+def test_other_code_makes_other_programs(tmp_path, changed):
+    package = Path(network_module.__file__).parents[1]
+    for folder in ("inference", "models"):
+        shutil.copytree(package / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    before = code_hash(tmp_path)
+    assert before == code_hash()
     with (tmp_path / changed).open("a") as file:
         file.write("# another line")
-    assert network_module._code_hash() != before
-
-
-@pytest.mark.parametrize(("spoilt", "attention"), [("logits", True), ("attention", True), ("logits", False)])
-def test_programs_that_answer_differently_are_refused(model, spoilt, attention):
-    image = picture(1, 3, 64, 96)
-    with paddle.no_grad():
-        right = model.at_scale(image, True)
-
-    def programs(x, asked):
-        logits, weight = right
-        if asked == attention:
-            logits, weight = (logits * 1.001, weight) if spoilt == "logits" else (logits, weight * 1.001)
-        return logits, weight if asked else None
-
-    check_programs(lambda x, asked: (right[0], right[1] if asked else None), [image], [right])
-    with pytest.raises(DataError, match=r"differs by 0\.001 of the largest value: use --engine eager"):
-        check_programs(programs, [image], [right])
-
-
-def test_programs_that_answer_with_no_number_are_refused(model):
-    image = picture(1, 3, 64, 96)
-    with paddle.no_grad():
-        right = model.at_scale(image, True)
-    with pytest.raises(DataError, match="differs by nan"):
-        check_programs(lambda x, asked: (right[0] * np.nan, right[1]), [image], [right])
+    assert code_hash(tmp_path) != before
 
 
 @pytest.fixture
@@ -248,20 +171,20 @@ def other_programs(monkeypatch, own_cache):
     return own_cache
 
 
-def test_a_network_that_the_engine_gets_wrong_is_refused(other_programs, make_small_network):
+def test_a_network_that_the_backend_gets_wrong_is_refused(other_programs, make_tiny_network):
     options = {"scales": (1.0,), "align_corners": False}
     with pytest.raises(DataError, match="should answer as the network does, but at"):
-        open_network(make_small_network, identity=0, engine="inference", **options)
+        open_network(make_tiny_network, identity=0, backend="inference", **options)
     assert list(other_programs.iterdir()) == []
 
 
-def test_auto_goes_on_eagerly_where_the_engine_gets_the_network_wrong(
-    other_programs, make_small_network, eager, capsys, monkeypatch
+def test_auto_goes_on_eagerly_where_the_backend_gets_the_network_wrong(
+    other_programs, make_tiny_network, eager, capsys, monkeypatch
 ):
     monkeypatch.setattr(paddle.device, "get_device", lambda: "cpu")
-    network = open_network(make_small_network, identity=0, engine="auto", scales=SERIES, align_corners=False)
+    network = open_network(make_tiny_network, identity=0, backend="auto", scales=SERIES, align_corners=False)
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("warning: the inference engine should answer as the network does")
+    assert said.startswith("warning: the backend should answer as the network does")
     assert said.endswith("; the network runs eagerly instead")
     with paddle.no_grad():
         assert_array_equal(network(picture(1, 3, 97, 161)).numpy(), eager(SERIES, (1, 3, 97, 161)))
@@ -272,15 +195,15 @@ def test_weights_that_do_not_fit_are_an_error_and_no_warning(own_cache, capsys):
         raise DataError("these weights are of another network")
 
     with pytest.raises(DataError, match="of another network"):
-        open_network(build, identity=0, engine="auto", scales=(1.0,), align_corners=False)
+        open_network(build, identity=0, backend="auto", scales=(1.0,), align_corners=False)
     assert "warning" not in capsys.readouterr().err
     assert list(own_cache.iterdir()) == []
 
 
-def test_bf16_says_once_how_far_it_agrees(make_small_network, eager, capsys):
-    need("openvino")
-    options = {"scales": SERIES, "align_corners": False, "engine": "openvino", "precision": "bf16"}
-    network = open_network(make_small_network, identity="small", **options)
+def test_bf16_says_once_how_far_it_agrees(make_tiny_network, eager, capsys):
+    need("openvino", "bf16")
+    options = {"scales": SERIES, "align_corners": False, "backend": "openvino", "precision": "bf16"}
+    network = open_network(make_tiny_network, identity="tiny", **options)
     capsys.readouterr()
     shape = (1, 3, 128, 192)
     found = network(picture(*shape)).numpy()
@@ -298,8 +221,7 @@ def test_bf16_says_once_how_far_it_agrees(make_small_network, eager, capsys):
     ("engine", "training"), [("auto", True), ("eager", True), ("inference", True), ("inference", False)]
 )
 def test_a_network_in_training_is_evaluated_and_left_as_it_was(engine, training, make_small_network):
-    if engine in FORMS:
-        need(engine)
+    need(engine)
     network, image = make_small_network(), picture(1, 3, 97, 161)
     with paddle.no_grad():
         expected = network(image)["joint"].numpy()
@@ -316,13 +238,8 @@ def test_a_network_in_training_is_evaluated_and_left_as_it_was(engine, training,
 
 
 @pytest.mark.parametrize("engine", ON_EVERY)
-def test_programs_in_training_are_made_once_and_answer_with_the_weights_of_the_moment(
-    engine, make_small_network, monkeypatch
-):
+def test_in_training_programs_answer_with_the_weights_of_the_moment(engine, make_small_network):
     need(engine)
-    made = []
-    write = programs.write_programs
-    monkeypatch.setattr(programs, "write_programs", lambda *args: made.append(args) or write(*args))
     network, image = make_small_network(), picture(1, 3, 97, 161)
     in_training = NetworkInTraining(network, engine)
     for seed in (3, 4):
@@ -330,14 +247,20 @@ def test_programs_in_training_are_made_once_and_answer_with_the_weights_of_the_m
         network.eval()
         with paddle.no_grad(), in_training() as run:
             assert_agrees(run(image).numpy(), network(image)["joint"].numpy())
-    assert len(made) == 1
 
 
-def test_a_tensor_that_a_template_does_not_hold_is_noticed(make_small_network, monkeypatch):
-    """As if the engine kept the tensors in another order than memory does: the marks stay where they are."""
-    monkeypatch.setattr(network_module, "_MARKED", re.compile(b"never"))
-    with pytest.raises(DataError, match="should answer as the network does"):
-        NetworkInTraining(make_small_network(), "inference")().__enter__()
+def test_programs_in_training_leave_no_call_stacks_behind(make_small_network):
+    """Paddle keeps one for every operator that it traces: thousands of frames, 10 MiB, an evaluation."""
+
+    def frames():
+        return sum(type(thing) is traceback.FrameSummary for thing in gc.get_objects())
+
+    in_training = NetworkInTraining(make_small_network(), "inference")
+    before = frames()
+    with in_training():
+        pass
+    gc.collect()
+    assert frames() - before < 1000
 
 
 def test_the_network_trains_on_after_an_evaluation_that_failed(make_small_network):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network, its weights' names and its losses against vectors recorded from the reference implementation."""
 
+import functools
 import json
 import os
 import subprocess
@@ -26,6 +27,12 @@ def keys(name):
 
 def network(backbone):
     return MscaleOCRNet(num_classes=19, backbone=BACKBONES[backbone]())
+
+
+@functools.cache
+def shapes(backbone):
+    """Of all tensors of a network, by name."""
+    return {name: list(value.shape) for name, value in network(backbone).state_dict().items()}
 
 
 def relative_error(found, expected):
@@ -83,5 +90,4 @@ def test_training_agrees():
 )
 def test_every_tensor_has_its_counterpart(backbone, listed, rename, left_out):
     expected = {name: shape for name, shape in keys(listed).items() if not (left_out and name.endswith(left_out))}
-    ours = {rename(name): list(value.shape) for name, value in network(backbone).state_dict().items()}
-    assert ours == expected
+    assert {rename(name): shape for name, shape in shapes(backbone).items()} == expected

@@ -5,7 +5,7 @@ import pytest
 from paddle import nn
 
 from hmsa.errors import DataError
-from hmsa.models import BACKBONES, OUTPUTS, MscaleOCRNet
+from hmsa.models import BACKBONES, MscaleOCRNet
 from hmsa.models.layers import ConvOverParts, resize, resize_through, scaled_size
 
 SMALL = {"ocr_mid_channels": 16, "ocr_key_channels": 8, "attention_mid_channels": 8}
@@ -17,23 +17,6 @@ def small_network(**options):
     return MscaleOCRNet(
         num_classes=5, backbone=BACKBONES["HRNet_W18_NV_Small_V1"](recompute=recompute), **SMALL, **options
     )
-
-
-@pytest.mark.parametrize("size", [(64, 96), (65, 97), (33, 47)])
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_any_size(size, align_corners):
-    model = small_network(align_corners=align_corners, scales=(0.5, 1.0, 1.5))
-    x = paddle.randn([2, 3, *size])
-    outputs = model(x)
-    assert tuple(outputs) == OUTPUTS
-    assert all(output.shape == [2, 5, *size] for output in outputs.values())
-    model.eval()
-    outputs = model(x, return_attention=True)
-    assert outputs["joint"].shape == [2, 5, *size]
-    for scale in (0.5, 1.0, 1.5):
-        attention = outputs[f"attention_{scale:g}"]
-        assert attention.shape == [2, 1, int(size[0] * scale), int(size[1] * scale)]
-        assert 0 < float(attention.min()) <= float(attention.max()) < 1
 
 
 @pytest.mark.parametrize("scales", [(0.5, 2.0), (1.0, -1.0)])
@@ -128,14 +111,6 @@ def test_recomputation_changes_nothing_but_rounding():
     assert set(runs[False][2]) == set(runs[True][2])
     for name, value in runs[False][2].items():
         np.testing.assert_allclose(runs[True][2][name], value, rtol=1e-3, atol=1e-4 * np.abs(value).max(), err_msg=name)
-
-
-def test_every_parameter_gets_a_gradient():
-    model = small_network()
-    sum((output**2).sum() for output in model(paddle.randn([2, 3, 64, 64])).values()).backward()
-    trained = [name for name, p in model.named_parameters() if not name.endswith(("_mean", "_variance"))]
-    assert trained
-    assert [name for name in trained if dict(model.named_parameters())[name].grad is None] == []
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

