@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import paddle
 import pytest
+from PIL import Image
 
 from hmsa import builder
 from hmsa.config.reading import load_config
@@ -20,13 +22,8 @@ SMALL = [
 ]  # fmt: skip
 EXTRA = {
     "train.py": [
-        "--iters",
-        "1",
-        "--num_workers",
-        "1",
-        "--opts",
-        *SMALL,
-        "train_dataset.transforms.1.crop_size=[96,64]",
+        *("--iters", "1", "--num_workers", "1", "--opts", *SMALL),
+        *("train_dataset.transforms.1.crop_size=[96,64]", "lr_scheduler.warmup_iters=0"),
     ],
     "val.py": ["--opts", *SMALL],
     "predict.py": ["--opts", *SMALL],
@@ -34,14 +31,14 @@ EXTRA = {
 }
 
 
-def shell_blocks():
+def blocks(language):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.findall(r"```shell\n(.*?)```", text, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def commands():
     """The README's calls of Python, one string each, in order."""
-    lines = "\n".join(shell_blocks()).replace("\\\n", " ").splitlines()
+    lines = "\n".join(blocks("shell")).replace("\\\n", " ").splitlines()
     return [line for line in lines if re.search(r"\bpython\b", line)]
 
 
@@ -68,12 +65,50 @@ def workplace(tmp_path_factory, toy_root):
     for path in ("saved_model/model.pdparams", "pretrain/pretrained.pdparams"):
         (folder / path).parent.mkdir()
         paddle.save(state, str(folder / path))
+
+    (folder / "data/toy_cityscapes").symlink_to(toy_root)
+    demo = folder / "output/demo/model/best_model"
+    demo.mkdir(parents=True)
+    paddle.save(state, str(demo / "model.pdparams"))
+    photo = next((toy_root / "leftImg8bit/test").rglob("*.png"))
+    Image.open(photo).resize((97, 65)).save(folder / "photo.jpg")
+    write_own_images(folder)
     return folder
+
+
+def write_own_images(folder):
+    """Two images and their masks, in lists, and the recipe for them as the README prints it."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (folder / "my_data" / kind).mkdir(parents=True)
+    for name in ("a", "b"):
+        Image.fromarray(rng.integers(0, 256, (80, 120, 3), np.uint8)).save(folder / f"my_data/images/{name}.jpg")
+        Image.fromarray(rng.integers(0, 3, (80, 120), np.uint8)).save(folder / f"my_data/masks/{name}.png")
+    for split, name in (("train", "a"), ("val", "b")):
+        (folder / f"my_data/{split}.txt").write_text(f"images/{name}.jpg masks/{name}.png\n")
+    (recipe,) = blocks("yaml")
+    (folder / "my_recipe.yml").write_text(recipe)
+
+
+def test_no_paragraph_is_a_wall():
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    paragraphs = [part for part in re.split(r"\n\n|\n(?=- )", text) if not part.lstrip().startswith("|")]
+    assert [part[:60] for part in paragraphs if len(part.split()) > 60] == []
+
+
+@pytest.mark.slow
+def test_the_python_programs_run(workplace):
+    """As printed, on the small network of the demo's place, and the export that a command above them wrote."""
+    for number, program in enumerate(blocks("python")):
+        small = ", ".join(map(repr, SMALL))
+        program = program.replace('["model.scales=[0.5, 1.0]"]', f'["model.scales=[0.5, 1.0]", {small}]')
+        run = subprocess.run([sys.executable, "-c", program], cwd=workplace, capture_output=True, text=True)
+        assert run.returncode == 0, f"program {number}: {run.stderr}"
 
 
 def test_the_readme_has_the_steps_of_the_reference():
     scripts = [Path(arguments(command)[0]).name for command in commands()]
-    assert scripts.count("val.py") == 3
+    assert scripts.count("val.py") >= 3
     for script in (
         "convert_cityscapes.py",
         "convert_cityscapes_autolabeling.py",
@@ -100,7 +135,7 @@ def test_command(command, workplace):
 
 def test_make_targets_exist():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for target in re.findall(r"^make (\S+)", "\n".join(shell_blocks()), re.MULTILINE):
+    for target in re.findall(r"^make (\S+)", "\n".join(blocks("shell")), re.MULTILINE):
         assert target in targets
 
 
