@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Callable, NoReturn
@@ -128,7 +129,17 @@ def read_recipe(args: argparse.Namespace, options: Iterable[str] = ()) -> Config
     """The recipe of a command line, changed by its --opts and by `options`, which other flags stand for."""
     from hmsa.config.reading import load_config
 
-    return load_config(args.config, [*args.opts, *options], opts_name="--opts")
+    options = list(options)
+    try:
+        return load_config(args.config, [*args.opts, *options], opts_name="--opts")
+    except UsageError as error:
+        lines = str(error).splitlines()
+        for key in (option.partition("=")[0] for option in options):
+            flag = key.rpartition(".")[2]  # has the name of the key that it stands for
+            lines = [
+                re.sub(rf"^--opts: expected {re.escape(key)}\b", f"--{flag}: expected {key}", line) for line in lines
+            ]
+        raise UsageError(*lines, settings=error.settings) from error
 
 
 def add_engine_flag(parser: argparse.ArgumentParser, default: str) -> None:

@@ -259,3 +259,13 @@ def test_an_error_ends_in_the_flags_that_the_script_has(script: str, said: str) 
 
 def test_how_to_go_on_after_a_signal() -> None:
     assert PARSERS["train"].explained(Interrupted("resume", 15)) == "resume (flag: --resume_model auto)"
+
+
+def test_a_value_that_cannot_be_is_told_of_the_flag_that_gave_it():
+    args = PARSERS["train"].parse_args(["--config", str(TOY), "--iters", "0", "--opts", "seed=-1"])
+    with pytest.raises(UsageError) as caught:
+        cli.read_recipe(args, cli.training_options(args))
+    assert sorted(line.partition(" to be ")[0] for line in str(caught.value).splitlines()) == [
+        "--iters: expected iters",
+        "--opts: expected seed",
+    ]
