@@ -59,8 +59,8 @@ def trained(recipe, tmp_path_factory):
     results = {}
     for name, (machines, processes, batch_size, more) in {"one": (1, 1, PICTURES, []), **WAYS}.items():
         folder = tmp_path_factory.mktemp("trained")
-        (folder / "pictures").mkdir()
-        plan = {"freeze": True, "record": str(folder / "pictures")}
+        (folder / "images").mkdir()
+        plan = {"freeze": True, "record": str(folder / "images")}
         command = ["train.py", "--config", recipe, "--save_dir", "run", "--batch_size", batch_size, "--use_vdl"]
         command += ["--opts", *more] if more else []
         if name == "one":

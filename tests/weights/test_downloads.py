@@ -189,6 +189,7 @@ def test_paths_and_addresses_are_told_apart(tmp_path):
         assert web_address(path) is None
     assert web_address("HTTPS://example.org/a//b") == "HTTPS://example.org/a//b"
     assert web_address(Path("https://example.org/a.pdparams")) == "https://example.org/a.pdparams"
+    (tmp_path / "model.pdparams").touch()
     assert weight_file(str(tmp_path)) == tmp_path / "model.pdparams"
 
 
