@@ -261,6 +261,7 @@ def test_a_colour_picture_is_no_label(tmp_path):
         read_label(path)
 
 
+@pytest.mark.slow
 def test_damaged_odd_and_hostile_files():
     """In a process of its own, which a decoder may crash."""
     fuzz = [sys.executable, str(Path(__file__).with_name("fuzz_images.py")), "--count", "500", "--seed", "0"]

@@ -121,6 +121,7 @@ def test_a_rank_that_is_done_leaves_the_others_alone():
     assert said == ["", "", ""]
 
 
+@pytest.mark.slow
 def test_ranks_meet_however_late_one_is():
     late = "time.sleep(6);" + MEET + DONE  # longer than they may take to start
     status, said = run(MEET + DONE, MEET + DONE, late)
@@ -251,6 +252,7 @@ def test_what_does_not_know_the_secret_is_no_main_rank(monkeypatch):
     assert "bad" not in said
 
 
+@pytest.mark.slow
 def test_a_greeting_that_was_overheard_is_of_no_use():
     """What a rank sent once is sent again by another, to the main rank of the same job started anew."""
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -338,6 +338,7 @@ def test_a_run_goes_on_after_steps_that_are_not_finite(tiny_recipe, tmp_path, mo
     assert all(np.isfinite(value.numpy()).all() for value in model.state_dict().values())
 
 
+@pytest.mark.slow
 def test_failures_in_a_row_end_the_run_with_the_checkpoint_from_before(tiny_recipe, tmp_path, monkeypatch):
     build = builder.build_loss
     whole = run(tiny_recipe, tmp_path / "whole", "iters=7", save_interval=4)

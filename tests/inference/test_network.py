@@ -237,6 +237,7 @@ def test_a_network_in_training_is_evaluated_and_left_as_it_was(engine, training,
         assert_array_equal(after[name].numpy(), value, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ON_EVERY)
 def test_in_training_programs_answer_with_the_weights_of_the_moment(engine, make_small_network):
     need(engine)

@@ -51,6 +51,7 @@ def test_the_second_ends_at_once(second):
     assert process.wait(timeout=10) == -second
 
 
+@pytest.mark.slow
 def test_the_launcher_repeats_itself_within_a_second():
     process = start(1.5, PADDLE_TRAINER_ID="0")
     for _ in range(3):
