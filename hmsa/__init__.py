@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hmsa import former
 from hmsa.system.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -35,3 +36,6 @@ def __getattr__(name: str) -> Any:
     with suppress(UsageError):  # Recipes can be read without Paddle; what needs it says so.
         prepare()
     return getattr(import_module(_HOMES[name]), name)
+
+
+former.install()

@@ -64,6 +64,10 @@ CHECKED = [
 ]
 
 
+FROM_PYTHON = (components.NetworkSpec, components.CityscapesAutolabelingSpec)
+"""Specs of what is made from Python, too: the constructor has their defaults."""
+
+
 @pytest.mark.parametrize(("spec", "constructor"), CHECKED)
 def test_schema_and_constructor_agree(spec: Any, constructor: Any) -> None:
     of_builder = {"transforms", "classes", "seed", "bad_sample_limit", "max_image_pixels"}
@@ -74,7 +78,7 @@ def test_schema_and_constructor_agree(spec: Any, constructor: Any) -> None:
     assert set(parameters) - of_builder - of_paddle == set(fields) - of_builder
 
     with_defaults = {key for key in set(fields) - of_builder if parameters[key].default is not inspect.Parameter.empty}
-    if "paddle" in constructor.__module__ or issubclass(spec, components.NetworkSpec):
+    if "paddle" in constructor.__module__ or issubclass(spec, FROM_PYTHON):
         for key in with_defaults:
             default = parameters[key].default
             assert fields[key].default == (list(default) if isinstance(default, tuple) else default)

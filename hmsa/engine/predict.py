@@ -22,11 +22,14 @@ from hmsa.datasets.images import read_image
 from hmsa.datasets.transforms import Transform
 from hmsa.distributed import ranks
 from hmsa.errors import DataError, printable
+from hmsa.former import names_of
 from hmsa.inference.averaging import InferenceOptions, best_classes, class_scores, undo_transforms
 from hmsa.models.hierarchical import Network
 from hmsa.system.device import as_tensor
 from hmsa.system.files import write_atomically
 from hmsa.visualize import overlay, pseudo_color
+
+__getattr__ = names_of(__name__)
 
 
 def notices(files: Sequence[ImageFile], left_out: LeftOut, save_dir: str | Path) -> Iterator[str]:

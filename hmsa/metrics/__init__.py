@@ -10,6 +10,9 @@ from typing import ClassVar, Optional, Union
 import numpy as np
 
 from hmsa.components import METRICS, imported
+from hmsa.former import names_of
+
+__getattr__ = names_of(__name__)
 
 
 class Metric(ABC):
