@@ -18,7 +18,8 @@ FLOORS = [
     {"builder", "engine", "deploy", "report"},
     {"hmsa", "cli", "toy"},
 ]
-"""Rooms, the lowest first. A room may import those below it, and those beside it as long as that is no circle."""
+"""Rooms, the lowest first. A room may import those below it, and those beside it as long as that is no circle. `former`
+imports nothing itself: it looks names up, in any room, when somebody asks for one by its place of before."""
 
 ALONE = {"models": {"errors"}, "toy": {"errors", "system"}}
 """Rooms that may import less than what lies below them."""
