@@ -210,7 +210,9 @@ class _Instructions(dict):
         super().__setitem__(getattr(pickle, name)[0], counted)
 
     def __missing__(self, code: int) -> NoReturn:
-        _refuse(code)
+        name = next((name for name in pickle.__all__ if getattr(pickle, name) == bytes([code])), "")
+        check(not name, f"it uses the pickle instruction {name}, which no weights need and which was not run")
+        raise Refused(DAMAGED)
 
 
 class Machine(_Unpickler):
@@ -285,18 +287,6 @@ def _build(target: Any, state: Any) -> None:
         check(type(target) is dict)  # PyTorch's notes on a dictionary, which are not needed
 
 
-def _refuse(code: int) -> NoReturn:
-    """Refused, with what an instruction that is none of weights would do."""
-    name = next((name for name in pickle.__all__ if getattr(pickle, name) == bytes([code])), "")
-    check(not name, f"it uses the pickle instruction {name}, which no weights need and which was not run")
-    raise Refused(DAMAGED)
-
-
-def _refuse_instance(machine: Machine) -> NoReturn:
-    machine.load_global()  # which says what it asks for
-    raise Refused(DAMAGED)
-
-
 for _name in _PLAIN:
     Machine.dispatch[_name] = _Unpickler.dispatch[getattr(pickle, _name)[0]]
 for _name, _size in _TEXTS.items():
@@ -305,5 +295,4 @@ Machine.dispatch["BYTEARRAY8"] = lambda machine: machine.append(machine.source.r
 Machine.dispatch["FRAME"] = lambda machine: machine.source.number(8)  # how much can be read at once
 Machine.dispatch["SETITEM"] = lambda machine: machine.put(machine.pop(2))
 Machine.dispatch["SETITEMS"] = lambda machine: machine.put(machine.pop_mark())
-Machine.dispatch["INST"] = _refuse_instance
 Machine.dispatch["BUILD"] = lambda machine: _build(machine.stack[-2], machine.pop(1)[0])
