@@ -100,11 +100,7 @@ def write_atomically(
         if durable:
             flush_to_disk(partial)
         if keep_earlier and os.path.lexists(path):
-            kept = free_name(path)
-            try:
-                os.link(path, kept, follow_symlinks=False)
-            except (OSError, NotImplementedError):  # a file system without links
-                path.rename(kept)
+            kept = path.rename(free_name(path))
         partial.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from error

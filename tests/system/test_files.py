@@ -53,16 +53,6 @@ def test_what_was_there_is_kept_under_the_next_number(tmp_path):
     }
 
 
-def test_what_was_there_is_kept_also_where_there_are_no_links(tmp_path, monkeypatch):
-    def no_links(*_, **__):
-        raise OSError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", no_links)
-    write_atomically(tmp_path / "result", b"a", keep_earlier=True)
-    assert write_atomically(tmp_path / "result", b"b", keep_earlier=True) == tmp_path / "result.1"
-    assert (tmp_path / "result.1").read_bytes() == b"a"
-
-
 def test_a_name_for_a_result_is_checked_before_the_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
