@@ -7,9 +7,9 @@ import contextlib
 import hashlib
 import re
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Optional, Union
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from filelock import FileLock
 
@@ -26,6 +26,9 @@ CONNECT_SECONDS, SILENT_SECONDS = 15, 60
 MAX_REDIRECTIONS = 10
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//|/(?!/))")
+_WEIGHTS = re.compile(
+    r"https?://[^/?#]+/([^?#]*/)?(?P<name>[^/?#]+)(\?[^#]*)?(#sha256=(?P<digest>[0-9a-f]{64}))?", re.IGNORECASE
+)
 _BY_HAND = "download the file by hand and give its path instead"
 
 
@@ -64,24 +67,15 @@ def downloaded(address: str) -> Path:
 
 def _checked(address: str) -> tuple[str, Optional[str]]:
     """The name of the file behind an address, and the SHA-256 it demands."""
-    try:
-        parts = urlsplit(address)
-        name = PurePosixPath(unquote(parts.path)).name if not parts.path.endswith("/") else ""
-        is_web = parts.scheme.lower() in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        is_web, name = False, ""
-    if not is_web:
-        raise UsageError(f"{address}: expected a path or an http(s) address of weights, found another: give a path")
-    if not name:
-        raise UsageError(f"{address}: expected the address of a weight file, found one without its name: add it")
-    digest = re.fullmatch("sha256=([0-9a-fA-F]{64})", parts.fragment)
-    if parts.fragment and not digest:
+    found = _WEIGHTS.fullmatch(address)
+    if found is None:
         raise UsageError(
-            f"{address}: expected #sha256= and 64 hexadecimal digits, or nothing, behind the address of weights, found "
-            "something else: correct it"
+            f"{address}: expected a path or the http(s) address of a weight file, with nothing or #sha256= and 64 "
+            "hexadecimal digits behind its name, found another: correct it"
         )
     # It ends in what tells the kind of file.
-    return re.sub("[^A-Za-z0-9._-]", "_", name)[-100:], digest[1].lower() if digest else None
+    name = re.sub("[^A-Za-z0-9._-]", "_", unquote(found["name"]))[-100:]
+    return name, found["digest"].lower() if found["digest"] else None
 
 
 def _kept(folder: Path, key: str, expected: Optional[str]) -> Optional[Path]:

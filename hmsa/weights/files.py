@@ -237,24 +237,17 @@ def _read_safetensors(file: IO[bytes], room: Room) -> dict[str, np.ndarray]:
 def _read(path: Path, title: str, read: Callable[[IO[bytes], Room], Any], what: str) -> Any:
     try:
         if not path.is_file():
-            raise DataError(f"{title}: expected {what}, but there is no such file; check the path")
-        file = path.open("rb")
-    except OSError as error:
-        raise DataError(
-            f"{title}: expected {what}, but it cannot be opened ({error.strerror}); check the path"
-        ) from error
-    with file:
-        try:
+            raise Refused("there is no such file", "check the path")
+        with path.open("rb") as file:
             return read(file, Room(os.fstat(file.fileno()).st_size))
-        except Refused as refusal:
-            why = str(refusal)
-        except MemoryError:
-            why = "there is not enough memory to read it; use a machine with more"
-        except OSError as error:
-            why = str(Refused(f"{DAMAGED} ({error.strerror})" if error.strerror else DAMAGED))
-        # A damaged file makes the parsers of pickles, archives and JSON, and NumPy, raise almost anything.
-        except Exception:
-            why = str(Refused(DAMAGED))
+    except Refused as refusal:
+        why = str(refusal)
+    except MemoryError:
+        why = "there is not enough memory to read it; use a machine with more"
+    # A damaged file makes the parsers of pickles, archives and JSON, and NumPy, raise almost anything.
+    except Exception as error:
+        cause = getattr(error, "strerror", None)  # the system's, which is not about what is in the file
+        why = f"it cannot be opened or read ({cause}); check the path" if cause else str(Refused(DAMAGED))
     raise DataError(f"{title}: expected {what}, but {why}")
 
 

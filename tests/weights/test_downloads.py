@@ -161,26 +161,22 @@ def test_the_hash_behind_an_address(server, kept):
 
 
 @pytest.mark.parametrize(
-    ("address", "sentence"),
+    "address",
     [
-        ("file:///etc/passwd", "expected a path or an http(s) address of weights, found another: give a path"),
-        ("ftp://example.org/w.pdparams", "expected a path or an http(s) address"),
-        ("https://", "expected a path or an http(s) address"),
-        ("https:///w.pdparams", "expected a path or an http(s) address"),
-        ("http://[::1/w.pdparams", "expected a path or an http(s) address"),
-        ("https://example.org", "found one without its name: add it"),
-        ("https://example.org/folder/", "found one without its name: add it"),
-        (
-            "https://example.org/w.pdparams#sha256=abc",
-            "expected #sha256= and 64 hexadecimal digits, or nothing, behind",
-        ),
-        ("https://example.org/w.pdparams#md5=abc", "expected #sha256= and 64 hexadecimal digits, or nothing, behind"),
+        "file:///etc/passwd",
+        "ftp://example.org/w.pdparams",
+        "https://",
+        "https:///w.pdparams",
+        "https://example.org",
+        "https://example.org/folder/",
+        "https://example.org/w.pdparams#sha256=abc",
+        "https://example.org/w.pdparams#md5=abc",
     ],
 )
-def test_what_cannot_be_an_address_of_weights(kept, address, sentence):
+def test_what_cannot_be_an_address_of_weights(kept, address):
     with pytest.raises(UsageError) as caught:
         weight_file(address)
-    assert str(caught.value).startswith(f"{address}: expected ") and sentence in str(caught.value)
+    assert str(caught.value).startswith(f"{address}: expected a path or the http(s) address of a weight file, ")
     assert not kept.exists()
 
 
