@@ -129,25 +129,12 @@ def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarra
     return _numbers(data, dtype).reshape(shape, order=cast(Any, order))
 
 
-def _scalar(dtype: Any, data: Any) -> Any:
-    return _numbers(data, dtype)[0]
-
-
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Tensor:
     check(isinstance(storage, Storage) and is_shape((offset,)) and is_shape(size) and is_shape(stride))
     check(len(size) == len(stride))
     last = offset + sum((n - 1) * s for n, s in zip(size, stride))
     check(0 in size or last < storage.count, "a tensor reaches beyond its storage")
     return Tensor(storage, offset, size, stride)
-
-
-def _dict() -> dict[Any, Any]:
-    return {}
-
-
-def _bytes() -> bytes:
-    """How old pickles spell no data."""
-    return b""
 
 
 def _tuple(items: Any) -> tuple:
@@ -171,13 +158,14 @@ TORCH_STORAGES = {
 
 # What a pickle may name. What is a function here can be called; `encode` is a method of the machine.
 _KNOWN: dict[str, Any] = {
-    "collections.OrderedDict": _dict,
+    "collections.OrderedDict": lambda: {},  # noqa: PIE807 - dict itself takes arguments
     **{f"{builtins}.tuple": _tuple for builtins in ("builtins", "__builtin__")},
-    **{f"{builtins}.bytes": _bytes for builtins in ("builtins", "__builtin__")},
+    # How old pickles spell no data.
+    **{f"{builtins}.bytes": lambda: b"" for builtins in ("builtins", "__builtin__")},
     "numpy.ndarray": "ndarray",
     "numpy.dtype": _dtype,
     **{f"numpy.{core}.multiarray._reconstruct": _new_array for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": lambda dtype, data: _numbers(data, dtype)[0] for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": _array_of_buffer for core in ("core", "_core")},
     **{f"torch.{name}": dtype for name, dtype in TORCH_STORAGES.items()},
     "torch._utils._rebuild_tensor": _tensor,
