@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from filelock import FileLock
 
 from hmsa.errors import DataError, UsageError, printable
-from hmsa.system.files import cache_folder, flush_to_disk, sha256
+from hmsa.system.files import cache_folder, sha256
 from hmsa.weights.files import read_weights
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS, SILENT_SECONDS = 15, 60
 """How long a server may take to answer at all, and between two pieces of a file."""
-
-MAX_REDIRECTIONS = 10
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//|/(?!/))")
 _WEIGHTS = re.compile(
@@ -100,7 +98,6 @@ def _download(address: str, folder: Path, key: str, name: str, expected: Optiona
                 "hash, if you trust the file"
             )
         read_weights(partial, title=address)
-        flush_to_disk(partial)
         for older in folder.glob(f"{key}-*"):
             older.unlink()
         return partial.replace(folder / f"{key}-{digest}-{name}")
@@ -137,7 +134,6 @@ def _open(address: str) -> requests.Response:
     import requests
 
     session = requests.Session()
-    session.max_redirects = MAX_REDIRECTIONS
     if address.lower().startswith("https:"):
         del session.adapters["http://"]  # and there never was one for files
     headers = {"Accept-Encoding": "identity"}

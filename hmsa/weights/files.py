@@ -142,7 +142,6 @@ def _only_in_tar(file: IO[bytes], room: Room) -> tuple[str, bytes]:
             opened = archive.extractfile(member) if member.isreg() and not member.issparse() else None
             if opened is not None and _is_weights(member.name):
                 names.append(member.name)
-                _only_weights(names)
                 content = opened.read()
     return _only_weights(names), content
 
