@@ -92,10 +92,10 @@ def write_atomically(
     partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            partial.write_bytes(content)
-        else:
-            with partial.open("wb") as file:
+        with partial.open("wb") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
                 content(file)
         if durable:
             flush_to_disk(partial)
