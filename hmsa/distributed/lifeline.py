@@ -104,11 +104,11 @@ class Lifeline:
             time.sleep(0.5)
             if os.getppid() != self._launcher:
                 self._end(f"the launcher that started rank {self._rank} is gone")
-            if self._all_started.is_set() or time.monotonic() < self._deadline:
+            late = min(self._missing, default=None)
+            if late is None or time.monotonic() < self._deadline:
                 continue
-            if self._rank == 0:
-                late = f"rank {min(self._missing)} has not started within {START_SECONDS} s"
-                self._end(f"{late}; its machine's log says why")
+            if late:
+                self._end(f"rank {late} has not started within {START_SECONDS} s; its machine's log says why")
             self._end(
                 f"rank {self._rank} has not reached rank 0 at {self._address[0]}:{self._address[1]} within "
                 f"{START_SECONDS} s ({self._cause}); did it start, with the same HMSA_JOB_KEY if there is one, and "
@@ -177,15 +177,13 @@ class Lifeline:
         """On any other rank: reach the main one, and do as it says."""
         while self._missing:
             try:
-                opened = socket.create_connection(self._address, timeout=_GRACE_SECONDS)
-                if opened.getsockname() == opened.getpeername():
-                    # a port of the kernel's choice that nobody listens on can be connected to itself
-                    raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+                with socket.create_connection(self._address, timeout=_GRACE_SECONDS) as opened:
+                    # A port of the kernel's choice that nobody listens on can be connected to itself.
+                    if opened.getsockname() != opened.getpeername():
+                        self._introduce(_connection(opened))
             except OSError as error:
                 # That it was not let in says more than that rank 0 was gone after that.
                 self._cause = self._cause or str(error)
-            else:
-                self._introduce(_connection(opened))
             time.sleep(0.1)
         self._all_started.set()
         self._listen_to(self._peers[0], "rank 0")
@@ -294,8 +292,7 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     servers = []
     with contextlib.suppress(socket.gaierror):
         for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            own_name = ipaddress.ip_address(address[0]).is_loopback and host not in (address[0], "localhost")
-            if own_name:
+            if ipaddress.ip_address(address[0]).is_loopback and host not in (address[0], "localhost"):
                 continue
             try:
                 servers.append(socket.create_server(address[:2], family=family, backlog=socket.SOMAXCONN))
