@@ -259,6 +259,20 @@ def test_what_does_not_know_the_secret_is_no_main_rank(monkeypatch):
     assert "bad" not in said
 
 
+def test_the_main_rank_proves_nothing_to_a_stranger():
+    """It would help whoever passes for it elsewhere."""
+    port = free_port()
+    main = start(0, 2, port, MEET)
+    with call(port) as stranger:
+        stranger.settimeout(10)
+        stranger.recv(100)
+        stranger.sendall(message(bytes(32)) + NONCE)
+        with contextlib.suppress(ConnectionResetError):
+            assert stranger.recv(100) == b""
+    main.kill()
+    main.communicate()
+
+
 @pytest.mark.slow
 def test_a_greeting_that_was_overheard_is_of_no_use():
     """What a rank sent once is sent again by another, to the main rank of the same job started anew."""
