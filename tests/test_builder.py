@@ -73,7 +73,8 @@ def test_schema_and_constructor_agree(spec: Any, constructor: Any) -> None:
     of_builder = {"transforms", "classes", "seed", "bad_sample_limit", "max_image_pixels"}
     of_builder |= {"learning_rate", "parameters", "decay_steps", "pretrained", "warmup_iters", "warmup_start_lr"}
     of_paddle = {"last_epoch", "verbose", "cycle"} if "paddle" in constructor.__module__ else set()
-    parameters = inspect.signature(constructor).parameters
+    given = inspect.signature(constructor).parameters
+    parameters = {name: p for name, p in given.items() if p.kind is not p.VAR_KEYWORD}  # those are handed on
     fields = {key: field for key, field in spec.model_fields.items() if not field.exclude and key != "type"}
     assert set(parameters) - of_builder - of_paddle == set(fields) - of_builder
 
