@@ -60,7 +60,7 @@ def test_validation_and_test(root):
     assert names(val.epoch(3)) == ["ulm_0", "ulm_1"]
     assert not val.training
     test = CityscapesAutolabeling(dataset_root=root, mode="test")
-    assert test.pairs == ((str(root / "leftImg8bit/test/berlin/berlin_0_leftImg8bit.png"), None),)
+    assert test.pairs == [(str(root / "leftImg8bit/test/berlin/berlin_0_leftImg8bit.png"), None)]
     assert "label" not in test[0]
 
 
