@@ -54,16 +54,12 @@ class ListDataset(SegmentationDataset):
         root = Path(dataset_root)
         if not root.is_dir():
             raise DataError(f"{root} should be the folder of the data set, but is none: correct dataset_root")
-        path = _list_file(given, root)
+        # Relative to where the command runs, as PaddleSeg has it, or else to the data set.
+        path = Path(given) if is_file(Path(given)) or not is_file(root / given) else root / given
         pairs = listed_pairs(path, root, separator=separator, labelled=mode != "test")
         if common.get("bad_sample_limit") is None:
             _check_files(path, pairs)
         super().__init__(pairs=pairs, training=mode == "train", **common)
-
-
-def _list_file(given: str, root: Path) -> Path:
-    """The list, relative to where the command runs, as PaddleSeg has it, or else to the data set."""
-    return Path(given) if is_file(Path(given)) or not is_file(root / given) else root / given
 
 
 def listed_pairs(path: Path, root: Path, *, separator: Optional[str], labelled: bool) -> list[Pair]:
