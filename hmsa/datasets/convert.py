@@ -23,8 +23,6 @@ from hmsa.visualize import palette, pseudo_color
 _LABEL_IDS, _POLYGONS, _TRAIN_IDS = (
     f"_gtFine_{ending}" for ending in ("labelIds.png", "polygons.json", "labelTrainIds.png")
 )
-
-
 _FARTHEST = 10**6  # pixels
 
 

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, Literal, Optional
 
 from hmsa.datasets.dataset import Pair, SegmentationDataset
 from hmsa.datasets.images import IMAGE_FORMATS, read_bytes
@@ -65,11 +65,12 @@ class ListDataset(SegmentationDataset):
 def listed_pairs(path: Path, root: Path, *, separator: Optional[str], labelled: bool) -> list[Pair]:
     """The pairs of a list, see `ListDataset`; a label may be missing unless the list is `labelled`."""
     pairs, problems = [], []
-    for line in read_list(path, root):
+    for number, line in read_list(path, root):
+        text = line.strip(_BLANKS)
         try:
-            pairs.append(_pair(line.text, root, separator, labelled))
+            pairs.append(_pair(text, root, separator, labelled))
         except ValueError as error:
-            problems.append(f"{path}, line {line.number}: expected {error}, in {_shown(line.text)}")
+            problems.append(f"{path}, line {number}: expected {error}, in {_shown(text)}")
     if problems:
         more = len(problems) - MAX_PROBLEMS
         rest = [f"{path}: expected a list of pairs, found {more} more lines like these"] if more > 0 else []
@@ -145,32 +146,26 @@ def listed_images(path: Path) -> list[Path]:
     """
     folder = path.parent
     images = []
-    for line in read_list(path, folder):
-        beginnings = [line.whole, line.text, *(before for before, _ in reversed([*_ways_to_divide(line.text)]))]
+    for number, line in read_list(path, folder):
+        text = line.strip(_BLANKS)
+        beginnings = [line, text, *(before for before, _ in reversed([*_ways_to_divide(text)]))]
         candidates = [with_slashes(folder, beginning) for beginning in beginnings]
         image = next(filter(is_file, candidates), candidates[-1])
         if not _is_utf8(str(image)) and not is_file(image):
             raise DataError(
-                f"{path}, line {line.number}: expected the path of an image in UTF-8, found other bytes: save the list "
+                f"{path}, line {number}: expected the path of an image in UTF-8, found other bytes: save the list "
                 f"as UTF-8, or give an image ({', '.join(IMAGE_FORMATS)})"
             )
         images.append(image)
     return images
 
 
-class Line(NamedTuple):
-    """A line of a list that holds something."""
-
-    number: int  # from 1
-    whole: str  # with the blanks around it, which may belong to a name
-    text: str
-
-
-def read_list(path: Path, root: Path) -> list[Line]:
+def read_list(path: Path, root: Path) -> list[tuple[int, str]]:
     """The lines of a text file in UTF-8, with or without a byte order mark; ends of lines may be Windows'.
 
-    Empty lines and comments are passed over; a line that starts with # is none if it names a file below `root`.
-    Bytes that are no UTF-8 become what Python makes of them in file names.
+    A line has its number, from 1, and the blanks around it, which may belong to a name. Empty lines and comments are
+    passed over; a line that starts with # is none if it names a file below `root`. Bytes that are no UTF-8 become what
+    Python makes of them in file names.
     """
     data = read_bytes(path)
     if data.startswith(_UTF_16_OR_32):
@@ -182,7 +177,7 @@ def read_list(path: Path, root: Path) -> list[Line]:
         first = re.split(f"[{_BLANKS}]", text, maxsplit=1)[0]
         is_comment = text.startswith("#") and not (is_file(root / text) or is_file(root / first))
         if text and not is_comment:
-            lines.append(Line(number, whole, text))
+            lines.append((number, whole))
     return lines
 
 

@@ -103,9 +103,7 @@ def _work(dataset: SegmentationDataset, todo: _Todo, stopping: threading.Event) 
 
 def _collate(samples: Sequence[Sample]) -> Batch:
     batch: Batch = {key: [sample[key] for sample in samples] for key in ("trans_info", "image_path")}
-    for key in ("img", "label"):
-        if key not in samples[0]:
-            continue
+    for key in (key for key in ("img", "label") if key in samples[0]):
         arrays = [sample[key] for sample in samples]
         sizes = {array.shape[-2:] for array in arrays}
         if len(sizes) > 1:
