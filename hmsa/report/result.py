@@ -81,12 +81,10 @@ class Evaluation:
             config: the resolved YAML.
             weights_sha256: hash of the weight file.
         """
-        per_class = {
-            name: dict(zip(self.class_names, _plain(values.tolist()))) for name, values in self._per_class().items()
-        }
+        per_class = {name: dict(zip(self.class_names, _plain(values))) for name, values in self._per_class().items()}
         return {
             "pictures": self.images,
-            **{name: _plain(np.asarray(value).tolist()) for name, value in self.scores.items()},
+            **{name: _plain(value) for name, value in self.scores.items()},
             **per_class,
             "class_names": list(self.class_names),
             "seconds": self.seconds,
@@ -117,7 +115,5 @@ def _percent(fraction: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers, or lists of them, with None for NaN."""
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return None if value != value else value
+    """A number or an array as numbers, or lists of them, with None for NaN."""
+    return np.where(np.isnan(value), np.array(None), value).tolist()
