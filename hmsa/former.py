@@ -75,7 +75,7 @@ def _restore(logits: Any, trans_info: Any) -> Any:
     return averaging.best_classes(averaging.undo_transforms(logits, trans_info))
 
 
-class _Former(MetaPathFinder, Loader):
+class Finder(MetaPathFinder, Loader):
     """Finds modules of before that nothing else finds."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Optional[ModuleSpec]:
@@ -86,9 +86,3 @@ class _Former(MetaPathFinder, Loader):
         if module.__name__ == "hmsa.prepared":  # which was imported for its effect
             import_module("hmsa.system.prepared")
         vars(module)["__getattr__"] = names_of(module.__name__)
-
-
-def install() -> None:
-    """Let the names of before be found, behind all others."""
-    if not any(isinstance(finder, _Former) for finder in sys.meta_path):
-        sys.meta_path.append(_Former())
