@@ -100,11 +100,7 @@ def _build_backbone(config: Config) -> paddle.nn.Layer:
         options = {"align_corners": config.model.align_corners, "recompute": config.model.recompute, **options}
     backbone = _construct(found, options, where)
 
-    channels = getattr(backbone, "feat_channels", None)
-    if channels is None:
-        raise UsageError(
-            f"{where}: expected a backbone with feat_channels, found {spec.type} without: choose another backbone"
-        )
+    channels = getattr(backbone, "feat_channels", ())
     if any(not -len(channels) <= index < len(channels) for index in config.model.backbone_indices):
         raise UsageError(
             f"{config.source('model.backbone_indices')}: expected model.backbone_indices to be below {len(channels)}, "
@@ -155,8 +151,7 @@ def classes(config: Config, dataset: Optional[Component] = None) -> Classes:
 def build_dataset(config: Config, split: Literal["train", "val"]) -> SegmentationDataset:
     """`train_dataset` (shuffled, labels transformed along) or `val_dataset` (in order, labels as they are)."""
     section = f"{split}_dataset"
-    config.require(section)
-    spec, where = getattr(config, section), config.where(section)
+    (spec,), where = config.require(section), config.where(section)
     found = _find("dataset", spec.type, where)
     training = split == "train"
 
@@ -199,13 +194,9 @@ def build_loss(config: Config) -> WeightedLoss:
 
     A loss of PaddleSeg's that cannot be trained with is a UsageError.
     """
-    config.require("loss")
-    assert config.loss is not None
-    terms = {
-        spec.type: _build_loss(spec, config, f"{config.path}: loss.types.{index}")
-        for index, spec in enumerate(config.loss.types)
-    }
-    return WeightedLoss(terms=terms, weights=config.loss.coef)
+    (spec,), where = config.require("loss"), config.where("loss.types")
+    terms = {part.type: _build_loss(part, config, f"{where}.{index}") for index, part in enumerate(spec.types)}
+    return WeightedLoss(terms=terms, weights=spec.coef)
 
 
 def _build_loss(spec: Any, config: Config, where: str) -> Callable[..., paddle.Tensor]:
@@ -235,9 +226,7 @@ def _build_loss(spec: Any, config: Config, where: str) -> Callable[..., paddle.T
 
 def build_lr_scheduler(config: Config) -> lr.LRScheduler:
     """The rate of iteration i after i calls of `step()`: a linear warm-up, then the decay over the iterations left."""
-    config.require("lr_scheduler")
-    assert config.lr_scheduler is not None
-    spec, where = config.lr_scheduler, config.where("lr_scheduler")
+    (spec,), where = config.require("lr_scheduler"), config.where("lr_scheduler")
     found = _find("scheduler", spec.type, where)
     options = arguments(spec)
     warmup, start = options.pop("warmup_iters"), options.pop("warmup_start_lr")
@@ -249,11 +238,9 @@ def build_lr_scheduler(config: Config) -> lr.LRScheduler:
 
 def build_optimizer(config: Config, scheduler: lr.LRScheduler, model: paddle.nn.Layer) -> paddle.optimizer.Optimizer:
     """The optimizer over all parameters of `model`."""
-    config.require("optimizer")
-    assert config.optimizer is not None
+    (spec,), where = config.require("optimizer"), config.where("optimizer")
     _look_for_idle_layers(config, getattr(model, "backbone", model))
 
-    spec, where = config.optimizer, config.where("optimizer")
     found = _find("optimizer", spec.type, where)
     options = arguments(spec)
     if found.spec or (inspect.isclass(found.make) and issubclass(found.make, paddle.optimizer.Optimizer)):

@@ -213,7 +213,7 @@ def mute(**options: Any) -> paddle.nn.Layer:
 def test_backbones_must_tell_their_channels(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(components.BACKBONES, "Mute", (components.UncheckedBackboneSpec, f"{__name__}:mute"))
     message = refused(builder.build_model, recipe("model.backbone={type: Mute}"))
-    assert "expected a backbone with feat_channels, found Mute without" in message
+    assert "to be below 0, the number of feature maps of Mute, found [0]" in message
 
 
 def test_backbone_indices_must_exist(recipe: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal, Optional
 
 import yaml
@@ -12,7 +13,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_
 
 from hmsa.components import AnyDataset, AnyLoss, AnyOptimizer, AnyScheduler, MixedLossSpec, NetworkSpec
 from hmsa.config import dialect
-from hmsa.config.fields import MAX_CLASSES, BatchSize, Count, CropSize, Label, NonNegative, Pixels, Scale, Section, Size
+from hmsa.config.fields import BatchSize, Count, CropSize, Label, NonNegative, Pixels, Scale, Section, Size
 from hmsa.config.text import _Dumper
 from hmsa.errors import UsageError, suggest
 
@@ -51,9 +52,6 @@ class LossSpec(Section):
         names = [spec.type for spec in types]
         if len(set(names)) < len(names):
             raise ValueError("a list that names each loss once, as every loss is put on every output")
-        single = [spec for _, spec in single_losses(types, "loss.types")]
-        if len({spec.ignore_index for spec in single if "ignore_index" in type(spec).model_fields}) > 1:
-            raise ValueError("a list of losses with the same ignore_index")
         return types
 
     @field_validator("coef")
@@ -122,14 +120,11 @@ class Origins:
 
 
 def _has(tree: Any, key: Sequence[Any]) -> bool:
-    for part in key:
-        if isinstance(tree, dict) and part in tree:
-            tree = tree[part]
-        elif isinstance(tree, list) and str(part) in map(str, range(len(tree))):
-            tree = tree[int(part)]
-        else:
-            return False
-    return True
+    with suppress(LookupError, TypeError, ValueError):
+        for part in key:
+            tree = tree[int(part) if isinstance(tree, list) else part]
+        return True
+    return False
 
 
 class Config(Section):
@@ -146,7 +141,7 @@ class Config(Section):
     bad_sample_limit: Count = 100
     max_image_pixels: Pixels = 89_478_485
     model: NetworkSpec
-    classes: Optional[Annotated[list[ClassSpec], Field(max_length=MAX_CLASSES)]] = None
+    classes: Optional[list[ClassSpec]] = None
     train_dataset: Optional[AnyDataset] = None
     val_dataset: Optional[AnyDataset] = None
     optimizer: Optional[AnyOptimizer] = None
@@ -161,11 +156,6 @@ class Config(Section):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.model_dump() == other.model_dump()
 
-    @property
-    def path(self) -> str:
-        """The file this recipe was read from, for messages."""
-        return self._path
-
     def source(self, key: str) -> str:
         """The options' name or the file that a dotted key stands in, for messages."""
         return self._origins.of(key.split(".")) or self._path
@@ -178,14 +168,15 @@ class Config(Section):
         """The whole recipe as YAML, bases, options and defaults resolved; `load_config` reads it to an equal one."""
         return yaml.dump(self.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
-    def require(self, *sections: str) -> None:
-        """Raise UsageError unless every one of `sections` (top-level keys) is given."""
+    def require(self, *sections: str) -> list[Any]:
+        """These sections (top-level keys); a UsageError unless every one is given."""
         missing = [name for name in sections if getattr(self, name) is None]
         if missing:
             raise UsageError(
-                f"{self.path}: expected the section {', '.join(missing)}, which this command needs, found none: "
+                f"{self._path}: expected the section {', '.join(missing)}, which this command needs, found none: "
                 "write it, or inherit it from a file named in _base_"
             )
+        return [getattr(self, name) for name in sections]
 
     def remarks(self) -> list[str]:
         """What a reader of this recipe's scores should know, one sentence each."""
