@@ -39,9 +39,6 @@ from hmsa.config.fields import (
 Table = dict[str, tuple[type[Component], str]]
 """Type name -> (its Spec, "module:attribute" of what takes the Spec's fields)."""
 
-KINDS: dict[str, Table] = {}
-"""All tables, by what messages call the kind."""
-
 
 def of_kind(kind: str, other: type[Component] = Unchecked) -> AfterValidator:
     """Makes a field hold a component of this kind, checked by the Spec that its name has in the table, else `other`."""
@@ -375,12 +372,13 @@ METRICS = {
 }
 
 
-KINDS.update(
-    model=MODELS,
-    backbone=BACKBONES,
-    dataset=DATASETS,
-    transform=TRANSFORMS,
-    loss=LOSSES,
-    optimizer=OPTIMIZERS,
-    scheduler=SCHEDULERS,
-)
+KINDS: dict[str, Table] = {
+    "model": MODELS,
+    "backbone": BACKBONES,
+    "dataset": DATASETS,
+    "transform": TRANSFORMS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "scheduler": SCHEDULERS,
+}
+"""All tables, by what messages call the kind."""
