@@ -180,16 +180,12 @@ class Config(Section):
 
     def remarks(self) -> list[str]:
         """What a reader of this recipe's scores should know, one sentence each."""
-        train, val = self.train_dataset, self.val_dataset
-        if train is None or val is None or _root(train) != _root(val):
+        train, val = specs = self.train_dataset, self.val_dataset
+        roots = {os.path.normpath(str(getattr(spec, "dataset_root", ""))) for spec in specs}
+        if None in specs or len(roots) > 1:
             return []
         if getattr(train, "add_val", False) and getattr(val, "mode", "") == "val":
             return ["the scores are of images that are trained on, as train_dataset.add_val is true"]
-        lists = [getattr(spec, f"{getattr(spec, 'mode', '')}_path", None) for spec in (train, val)]
+        lists = [getattr(spec, f"{getattr(spec, 'mode', '')}_path", None) for spec in specs]
         same = lists[0] is not None and lists[0] == lists[1]
         return [f"the scores are of images that are trained on, as both data sets read {lists[0]}"] * same
-
-
-def _root(spec: Any) -> Any:
-    """The folder of a data set, however it is written."""
-    return os.path.normpath(str(getattr(spec, "dataset_root", "")))

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from typing import Any
 
 import hmsa.system.prepared  # noqa: F401
@@ -97,17 +97,9 @@ class Evaluation:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages a result depends on; None for one that is not installed."""
-    found: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "hmsa": VERSION,
-        "paddle": PADDLE_VERSION,
-    }
-    for package in ("paddleseg", "numpy", "opencv-python"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    packages = ("paddleseg", "numpy", "opencv-python")
+    installed = {name: next((found.version for found in distributions(name=name)), None) for name in packages}
+    return {"python": platform.python_version(), "hmsa": VERSION, "paddle": PADDLE_VERSION, **installed}
 
 
 def _percent(fraction: float) -> str:
