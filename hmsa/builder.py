@@ -259,16 +259,15 @@ def _look_for_idle_layers(config: Config, backbone: paddle.nn.Layer) -> None:
     spec = config.model
     if _find("backbone", spec.backbone.type, config.where("model.backbone")).spec:
         return
-    was_training = backbone.training
-    backbone.eval()  # a trial that leaves running statistics alone
+    backbone.eval()  # for a trial that leaves running statistics alone
     features = backbone(paddle.ones([1, 3, 128, 128]))
     paddle.add_n([features[index].sum() for index in spec.backbone_indices]).backward()
     parameters = [(name, p) for name, p in backbone.named_parameters() if not p.stop_gradient]
     idle = [name for name, parameter in parameters if parameter.grad is None]
     for _, parameter in parameters:
         parameter.clear_gradient(set_to_zero=False)
-    if was_training:
-        backbone.train()
+    backbone.train()
+
     if idle:
         problem = (
             f"{config.source('model.backbone_indices')}: expected model.backbone_indices to reach all of "

@@ -102,10 +102,8 @@ class NetworkSpec(Component):
     @field_validator("scales")
     @classmethod
     def _check_scales(cls, scales: list[float]) -> list[float]:
-        if 1.0 not in scales:
-            raise ValueError("a list of scales that contains 1.0")
-        if len(set(scales)) < len(scales):
-            raise ValueError("a list of scales without duplicates")
+        if 1.0 not in scales or len(set(scales)) < len(scales):
+            raise ValueError("a list of scales that contains 1.0, and none twice")
         return scales
 
     @model_validator(mode="after")
@@ -190,9 +188,6 @@ TRANSFORMS: Table = {
     "Padding": (PaddingSpec, "hmsa.datasets.transforms:Padding"),
     "Resize": (ResizeSpec, "hmsa.datasets.transforms:Resize"),
 }
-
-NORMALIZING = ("Normalize",)
-"""Those, ours and PaddleSeg's, that bring images to the range of numbers that weights want."""
 
 RANDOM = ("ResizeStepScaling", "ResizeRangeScaling")
 """Those that change images at random, beside those whose names start with Random."""

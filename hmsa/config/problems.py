@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hmsa.components import IMAGENET, KINDS, NORMALIZING, RANDOM, NetworkSpec, checked_specs
+from hmsa.components import IMAGENET, KINDS, RANDOM, NetworkSpec, checked_specs
 from hmsa.config import dialect
 from hmsa.config.fields import Section
 from hmsa.config.schema import ClassSpec, Config, EMASpec, InferenceSpec, LossSpec, Origins, single_losses
@@ -69,8 +69,10 @@ def _suggest_key(location: Sequence[Any], tree: dict[str, Any]) -> str:
     *above, name = location
     section = _section_at(above, tree)
     if not difflib.get_close_matches(name.lower(), section.model_fields, cutoff=0.7):
-        this, owners = _types_with(name, section)
+        table = next((t for t in KINDS.values() if section in [spec for spec, _ in t.values()]), {})
+        owners = [known for known, (spec, _) in table.items() if name in spec.model_fields]
         if owners:
+            this = next(known for known, (spec, _) in table.items() if spec is section)
             return f"it is for the type {' or '.join(owners)}, not for {this}: remove it, or change type"
         if name in dialect.REMEDIES:
             return dialect.REMEDIES[name]
@@ -96,15 +98,6 @@ def _section_at(location: Sequence[Any], tree: Any) -> type[Section]:
     if isinstance(name, str):
         return checked_specs().get(name, Section)
     return next(iter(KINDS[_KINDS_OF_SECTIONS[location[0]]].values()))[0]
-
-
-def _types_with(name: str, section: type[Section]) -> tuple[str, list[str]]:
-    """The type of a component, and the others of its kind that have the key."""
-    for table in KINDS.values():
-        this = [kind for kind, (spec, _) in table.items() if spec is section]
-        if this:
-            return this[0], [kind for kind, (spec, _) in table.items() if name in spec.model_fields]
-    return "", []
 
 
 # --- Sections that are right by themselves, and wrong together. ---
@@ -179,13 +172,13 @@ def _problems_of_transforms(name: str, transforms: Sequence[Any]) -> Iterator[An
                 f"to be the same for every run, found {transform.type}, which changes images at random (and not "
                 "their labels): remove it",
             )
-    normalizing = [index for index, transform in enumerate(transforms) if transform.type in NORMALIZING]
+    normalizing = [index for index, transform in enumerate(transforms) if transform.type == "Normalize"]
     for index in normalizing[1:]:
         yield f"{name}.transforms.{index}", "to be no second Normalize, found one: remove it"
     if not normalizing:
         yield (
             f"{name}.transforms",
-            f"to normalise images, which all weights want, found no {' or '.join(NORMALIZING)}: add "
+            "to normalise images, which all weights want, found no Normalize: add "
             f"{{type: Normalize, mean: {IMAGENET.mean}, std: {IMAGENET.std}}}",
         )
 
