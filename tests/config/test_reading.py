@@ -449,7 +449,10 @@ def test_one_problem_one_sentence(tmp_path: Path, text: str, sentence: str) -> N
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("scales: [0.5, 2]", r"expected model.scales to be a list of scales that contains 1.0, and none twice, found \[0.5, 2\]"),
+        (
+            "scales: [0.5, 2]",
+            r"expected model.scales to be a list of scales that contains 1.0, and none twice, found \[0.5, 2\]",
+        ),
         ("scales: [1, 1.0]", r"expected model.scales to be a list of scales that contains 1.0, and none twice"),
         ("scales: [1, -1]", r"expected model.scales.1 to be greater than or equal to 0.0625, found -1"),
         ("scales: []", r"expected model.scales to be at least 1 long"),

@@ -92,6 +92,7 @@ class SmallBackbone(paddle.nn.Layer):
 class SmallNetwork(paddle.nn.Linear):
     def __init__(self, *, backbone: Any, **options: Any) -> None:
         super().__init__(1, 1)
+        self.backbone = backbone
 
 
 Path_ = tuple  # of keys and positions, from the root of a tree
