@@ -99,9 +99,17 @@ def evaluates(args: argparse.Namespace, config: Config) -> bool:
     return args.do_eval or (args.plan_memory and config.val_dataset is not None)
 
 
+def training_options(args: argparse.Namespace) -> list[str]:
+    """Flags that stand for something in the YAML, as `--opts` entries; flags not given set nothing."""
+    keys = {name: name for name in ("iters", "batch_size", "precision", "seed")}
+    keys["learning_rate"] = "lr_scheduler.learning_rate"
+    options = [f"{key}={getattr(args, flag)}" for flag, key in keys.items() if getattr(args, flag) is not None]
+    return [*options, "deterministic=true"] if args.deterministic else options
+
+
 def load(args: argparse.Namespace) -> Config:
     """The recipe, with the flags in it. UsageError for a section that is missing, or a flag without effect."""
-    config = cli.read_recipe(args, cli.training_options(args))
+    config = cli.read_recipe(args, training_options(args))
     with_val = evaluates(args, config)
     config.require("train_dataset", "optimizer", "lr_scheduler", "loss", *(["val_dataset"] if with_val else []))
     if not with_val:
