@@ -16,7 +16,7 @@ import hmsa.system.prepared  # noqa: F401
 import numpy as np
 from paddle.version import full_version as PADDLE_VERSION
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from hmsa.metrics import Metric
 from hmsa.system.version import VERSION
@@ -59,20 +59,18 @@ class Evaluation:
     def table(self) -> str:
         """Per-class and overall scores for a person to read, in percent."""
         columns = self._per_class()
-        table = Table("class", *map(self._title, columns))
-        for column in table.columns[1:]:
-            column.justify = "right"
+        table = Table("class", *(Column(self._title(name), justify="right") for name in columns))
         for name, *values in zip(self.class_names, *columns.values()):
             table.add_row(name, *map(_percent, values))
+
+        summary = Table.grid("score", Column("percent", justify="right"), padding=(0, 2))
+        for name, value in self._overall().items():
+            summary.add_row(self._title(name), _percent(value))
+
         text = io.StringIO()
-        Console(file=text, width=100, markup=False, emoji=False).print(table)
-
-        lines = [(self._title(name), _percent(value)) for name, value in self._overall().items()]
-        width = max((len(title) for title, _ in lines), default=0)
-        summary = "".join(f"{title:<{width}}  {value:>6}\n" for title, value in lines)
-
+        Console(file=text, width=100, markup=False, emoji=False).print(table, summary)
         cost = f"{self.seconds:.1f} s, peak memory {self.peak_memory_bytes / 2**30:.2f} GiB"
-        return f"{text.getvalue()}{summary}{self.images} images in {cost}"
+        return f"{text.getvalue()}{self.images} images in {cost}"
 
     def to_json(self, *, config: dict[str, Any], weights_sha256: str) -> dict[str, Any]:
         """Everything for a program to read; scores are fractions, null where nothing can be said.
