@@ -96,7 +96,7 @@ def _build_backbone(config: Config) -> paddle.nn.Layer:
     found = _find("backbone", spec.type, where)
     options = arguments(spec)
     del options["pretrained"]
-    if found.spec:
+    if found.ours:
         options = {"align_corners": config.model.align_corners, "recompute": config.model.recompute, **options}
     backbone = _construct(found, options, where)
 
@@ -118,7 +118,7 @@ def build_transforms(specs: Sequence[Component], *, where: str = "transforms") -
     for index, spec in enumerate(specs):
         found = _find("transform", spec.type, f"{where}.{index}")
         transform = _construct(found, arguments(spec), f"{where}.{index}")
-        transforms.append(transform if found.spec else PaddleSegTransform(transform))
+        transforms.append(transform if found.ours else PaddleSegTransform(transform))
     return transforms
 
 
@@ -156,9 +156,8 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
     training = split == "train"
 
     options = arguments(spec)
-    for key, default in (("mode", split), ("num_classes", config.model.num_classes)):
-        if key in options and options[key] is None:
-            options[key] = default
+    if options.get("num_classes", 0) is None:
+        options["num_classes"] = config.model.num_classes
     common = {
         "transforms": build_transforms(spec.transforms, where=config.where(f"{section}.transforms")),
         "seed": config.seed,
@@ -167,7 +166,7 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
         "max_image_pixels": config.max_image_pixels,
         "classes": classes(config, spec),
     }
-    if found.spec:
+    if found.ours:
         dataset = _construct(found, {**options, **common}, where)
     else:
         theirs = _construct(found, {**options, "transforms": []}, where)
@@ -206,7 +205,7 @@ def _build_loss(spec: Any, config: Config, where: str) -> Callable[..., paddle.T
         parts = [_build_loss(part, config, f"{where}.losses.{index}") for index, part in enumerate(spec.losses)]
         return _construct(found, {**arguments(spec), "losses": parts}, where)
     loss = _construct(found, arguments(spec), where)
-    if found.spec:
+    if found.ours:
         return loss
 
     foreign = ForeignLoss(loss, ignore_index=getattr(config.train_dataset, "ignore_index", 255))
@@ -230,7 +229,7 @@ def build_lr_scheduler(config: Config) -> lr.LRScheduler:
     found = _find("scheduler", spec.type, where)
     options = arguments(spec)
     warmup, start = options.pop("warmup_iters"), options.pop("warmup_start_lr")
-    if found.spec:
+    if found.ours:
         options["decay_steps"] = config.iters - warmup
     scheduler = _construct(found, options, where)
     return lr.LinearWarmup(scheduler, warmup, start, spec.learning_rate) if warmup else scheduler
@@ -243,7 +242,7 @@ def build_optimizer(config: Config, scheduler: lr.LRScheduler, model: paddle.nn.
 
     found = _find("optimizer", spec.type, where)
     options = arguments(spec)
-    if found.spec or (inspect.isclass(found.make) and issubclass(found.make, paddle.optimizer.Optimizer)):
+    if found.ours or (inspect.isclass(found.make) and issubclass(found.make, paddle.optimizer.Optimizer)):
         ours = {"learning_rate": scheduler, "parameters": model.parameters()}
         twice = sorted(set(ours) & set(options))
         if twice:
@@ -257,7 +256,7 @@ def _look_for_idle_layers(config: Config, backbone: paddle.nn.Layer) -> None:
     """A warning if a backbone of PaddleSeg's has layers behind the chosen feature maps, which would stay random; on
     several GPUs, where training would wait for their gradients, a UsageError."""
     spec = config.model
-    if _find("backbone", spec.backbone.type, config.where("model.backbone")).spec:
+    if _find("backbone", spec.backbone.type, config.where("model.backbone")).ours:
         return
     backbone.eval()  # for a trial that leaves running statistics alone
     features = backbone(paddle.ones([1, 3, 128, 128]))
@@ -302,11 +301,11 @@ def train_options(config: Config, **options: Any) -> TrainOptions:
 
 
 class _Found(NamedTuple):
-    """A component: its name as it is spelled, what makes it, and of ours the Spec."""
+    """A component: its name as it is spelled, what makes it, and whether it is in our tables."""
 
     name: str
     make: Callable[..., Any]
-    spec: Optional[type[Component]] = None
+    ours: bool = False
 
 
 def _find(kind: str, name: str, where: str) -> _Found:
@@ -314,8 +313,7 @@ def _find(kind: str, name: str, where: str) -> _Found:
     ours = KINDS[kind]
     known = _spelled(name, ours)
     if known:
-        spec, place = ours[known]
-        return _Found(known, imported(place), spec)
+        return _Found(known, imported(ours[known][1]), ours=True)
 
     theirs = _foreign(kind)
     known = _spelled(name, theirs)

@@ -216,14 +216,14 @@ class CityscapesAutolabelingSpec(Component):
 
 
 class ListDatasetSpec(Component):
-    """Images and labels named in lists, under PaddleSeg's name and keys; without `mode`, that of the section."""
+    """Images and labels named in lists, under PaddleSeg's name and keys; reading adds the `mode` of the section."""
 
     dataset_root: Text = "."
     train_path: Optional[str] = None
     val_path: Optional[str] = None
     test_path: Optional[str] = None
     num_classes: Optional[ClassCount] = None
-    mode: Optional[Split] = None
+    mode: Split
     separator: Optional[Text] = None
     ignore_index: Label = 255
     transforms: list[AnyTransform] = []
