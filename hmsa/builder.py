@@ -124,9 +124,7 @@ def build_transforms(specs: Sequence[Component], *, where: str = "transforms") -
 
 def inference_transforms(config: Config) -> list[Any]:
     """What prepares an image for the network: `val_dataset.transforms`, or ImageNet's `Normalize` without them."""
-    if config.val_dataset is not None:
-        return list(config.val_dataset.transforms)
-    return [IMAGENET]
+    return list(config.val_dataset.transforms) if config.val_dataset else [IMAGENET]
 
 
 def classes(config: Config, dataset: Optional[Component] = None) -> Classes:

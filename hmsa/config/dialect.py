@@ -69,9 +69,8 @@ def _move(tree: dict[str, Any], theirs: str, ours: str, source: str) -> None:
     section, _, key = theirs.partition(".")
     if not isinstance(tree.get(section), dict) or key not in tree[section]:
         return
-    rest = dict(tree[section])
-    value = rest.pop(key)
-    tree[section] = rest
+    tree[section] = dict(tree[section])
+    value = tree[section].pop(key)
     section, _, key = ours.partition(".")
     moved = {key: value} if key else value
     present = {} if tree.get(section) is None else tree[section]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -22,13 +22,10 @@ from hmsa.config.schema import Config, Origins
 from hmsa.config.text import MAX_CHARACTERS, MAX_LEVELS, _parse
 from hmsa.errors import UsageError, dotted, shown
 
-PathLike = Union[str, "os.PathLike[str]"]
-
-
 # --- Reading. ---
 
 
-def load_config(path: PathLike, opts: Iterable[str] = (), *, opts_name: str = "opts") -> Config:
+def load_config(path: str | os.PathLike[str], opts: Iterable[str] = (), *, opts_name: str = "opts") -> Config:
     """Read a recipe, lay it over its bases, apply `opts` ("dotted.key=YAML value"), and check all of it.
 
     `_base_` names one file or several, relative to the file it stands in; of several the first that has a key wins,
