@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -111,13 +110,11 @@ def read_recipe(args: argparse.Namespace, options: Iterable[str] = ()) -> Config
     try:
         return load_config(args.config, [*args.opts, *options], opts_name="--opts")
     except UsageError as error:
-        lines = str(error).splitlines()
+        text = str(error)
         for key in (option.partition("=")[0] for option in options):
             flag = key.rpartition(".")[2]  # has the name of the key that it stands for
-            lines = [
-                re.sub(rf"^--opts: expected {re.escape(key)}\b", f"--{flag}: expected {key}", line) for line in lines
-            ]
-        raise UsageError(*lines, settings=error.settings) from error
+            text = text.replace(f"--opts: expected {key}", f"--{flag}: expected {key}")
+        raise UsageError(*text.splitlines(), settings=error.settings) from error
 
 
 def add_engine_flag(parser: argparse.ArgumentParser, default: Optional[str] = "auto") -> None:

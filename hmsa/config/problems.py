@@ -151,14 +151,11 @@ def _problems_of_dataset(config: Config, name: str, spec: Any) -> Iterator[Any]:
             f"to be the {shown(classes)} classes of {name}, found {config.model.num_classes}: set model.num_classes to "
             f"{shown(classes)}",
         )
-    mode = getattr(spec, "mode", None)
+    mode = str(getattr(spec, "mode", None)).lower()
     training = name == "train_dataset"
-    if isinstance(mode, str) and (mode.lower() in ("val", "test") if training else mode.lower()[:5] == "train"):
-        yield (
-            f"{name}.mode",
-            f"to be {'train' if training else 'val'}, found {shown(mode)}, whose images "
-            f"{'are for evaluation' if training else 'are trained on'}: set it to {'train' if training else 'val'}",
-        )
+    right, use = ("train", "for evaluation") if training else ("val", "trained on")
+    if mode in ("val", "test") if training else mode.startswith("train"):
+        yield f"{name}.mode", f"to be {right}, found {shown(spec.mode)}, whose images are {use}: set it to {right}"
     if not training and getattr(spec, "add_val", False):
         yield f"{name}.add_val", "in train_dataset alone, found it where it has no effect: remove it"
 

@@ -61,7 +61,7 @@ def load_config(path: str | os.PathLike[str], opts: Iterable[str] = (), *, opts_
     ]
     if problems:
         raise UsageError(*problems)
-    config._path, config._origins = path, origins
+    config._origins = origins
     return config
 
 

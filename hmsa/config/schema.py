@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Optional
 
 import yaml
@@ -102,13 +103,13 @@ class InferenceSpec(Section):
         return self
 
 
+@dataclass
 class Origins:
     """Where a key of a recipe comes from: an option, or one of the files it was put together from."""
 
-    def __init__(self, opts_name: str = "opts") -> None:
-        self.opts_name = opts_name  # of all options, for messages
-        self.files: list[tuple[str, Any]] = []  # name and native tree, those that win first
-        self.options: dict[str, Any] = {}  # by dotted key
+    opts_name: str = "opts"  # of all options, for messages
+    files: list[tuple[str, Any]] = field(default_factory=list)  # name and native tree, those that win first
+    options: dict[str, Any] = field(default_factory=dict)  # by dotted key
 
     def of(self, key: Sequence[Any]) -> str:
         """The options' name or the file that has the key, else what is next above it; "" where there is no file."""
@@ -150,7 +151,6 @@ class Config(Section):
     loss: Optional[LossSpec] = None
     test_config: InferenceSpec = InferenceSpec()
 
-    _path: str = PrivateAttr(default="")
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
     def __eq__(self, other: object) -> bool:
@@ -158,7 +158,7 @@ class Config(Section):
 
     def source(self, key: str) -> str:
         """The options' name or the file that a dotted key stands in, for messages."""
-        return self._origins.of(key.split(".")) or self._path
+        return self._origins.of(key.split("."))
 
     def where(self, key: str) -> str:
         """A dotted key for messages, after its source."""
@@ -173,8 +173,8 @@ class Config(Section):
         missing = [name for name in sections if getattr(self, name) is None]
         if missing:
             raise UsageError(
-                f"{self._path}: expected the section {', '.join(missing)}, which this command needs, found none: "
-                "write it, or inherit it from a file named in _base_"
+                f"{self._origins.of(())}: expected the section {', '.join(missing)}, which this command needs, found "
+                "none: write it, or inherit it from a file named in _base_"
             )
         return [getattr(self, name) for name in sections]
 
