@@ -16,13 +16,12 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Optional, Union, cast
 
 import paddle
 from paddle import nn
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hmsa.config.reading import load_config
 from hmsa.engine.log import CURVES_FILE
@@ -48,12 +47,10 @@ _PARTIAL_FILE = re.compile(rf"\.({re.escape(SKIPPED_FILE)}|{re.escape(CURVES_FIL
 _PARTIAL_STATE = re.compile(r"\.state\.json\.[0-9]+\.partial")
 
 
-@dataclass
-class TrainingState:
-    """Where a run stands."""
+class TrainingState(BaseModel):
+    """Where a run stands. Keys of later versions are passed over; `notes` tells them."""
 
-    # Keys of later versions are passed over; `notes` tells them.
-    __pydantic_config__ = {"extra": "ignore", "strict": True}  # noqa: RUF012 (no field)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     iteration: int = 0  # iterations done
     best_score: Optional[float] = None  # mean IoU over all classes, 0 to 1
@@ -134,7 +131,7 @@ def save(
             if ema:
                 paddle.save(ema.model.state_dict(), str(partial / AVERAGED_WEIGHTS))
             paddle.save(_optimizer_state(model, optimizer), str(partial / "model.pdopt"))
-            (partial / "state.json").write_text(_json(asdict(state)), encoding="utf-8")
+            (partial / "state.json").write_text(_json(state.model_dump()), encoding="utf-8")
             (partial / "config.yml").write_text(config, encoding="utf-8")
             for path in [*partial.iterdir(), partial]:
                 flush_to_disk(path)
@@ -161,7 +158,7 @@ def _json(state: dict[str, Any]) -> str:
 
 def write_state(folder: Path, state: TrainingState) -> None:
     """Replace the state in a checkpoint whose evaluation is done; what a later version wrote into it stays."""
-    content = _json({**_raw_state(folder), **asdict(state)})
+    content = _json({**_raw_state(folder), **state.model_dump()})
     write_atomically(folder / "state.json", content.encode(), durable=True)
 
 
@@ -344,7 +341,7 @@ def read_state(folder: Path) -> TrainingState:
     reason = ""
     try:
         if "iteration" in _raw_state(folder) and _is_whole(folder):
-            return TypeAdapter(TrainingState).validate_json((folder / "state.json").read_bytes())
+            return TrainingState.model_validate_json((folder / "state.json").read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = f" (state.json: {'.'.join(map(str, first['loc']))}: {first['msg']})"
@@ -359,7 +356,7 @@ def notes(folder: Path, recipe: dict[str, Any]) -> list[str]:
     recipe is not `recipe`. None where there is nothing.
     """
     lines = []
-    unknown = sorted(set(_raw_state(folder)) - {field.name for field in fields(TrainingState)})
+    unknown = sorted(set(_raw_state(folder)) - set(TrainingState.model_fields))
     if unknown:
         lines.append(
             f"{folder} was written by a later version: {', '.join(unknown)} in its state.json is not understood, and "

@@ -7,7 +7,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Optional, cast
 
@@ -324,7 +324,7 @@ class Trainer:
         iteration = min(failures)
         if iteration:
             self.scheduler.step(iteration)
-            self.state = replace(self.state, iteration=iteration, to_evaluate=False)
+            self.state = self.state.model_copy(update={"iteration": iteration, "to_evaluate": False})
             self._save()
 
         files = [path for paths in failures.values() for path in paths]
