@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional, Union, cast
 
@@ -27,7 +26,7 @@ from hmsa.config.reading import load_config
 from hmsa.engine.log import CURVES_FILE
 from hmsa.errors import DataError, UsageError, printable, shown
 from hmsa.optim import EMA
-from hmsa.system.files import flush_to_disk, free_name, write_atomically
+from hmsa.system.files import disk_errors, flush_to_disk, free_name, write_atomically
 from hmsa.weights.files import read_pickle
 from hmsa.weights.loading import AVERAGED_WEIGHTS, WEIGHTS, load_weights
 
@@ -38,6 +37,8 @@ FILES = (WEIGHTS, AVERAGED_WEIGHTS, "model.pdopt", "state.json", "config.yml")
 
 MAX_CHANGES = 20
 """Of a recipe that are told."""
+
+_ADVICE = "earlier checkpoints are intact, make room and resume"
 
 # What is ours in a save folder. Names that only look like these are a user's own.
 _ITERATION = re.compile("iter_[0-9]+")
@@ -119,7 +120,7 @@ def save(
         DataError: the disk is full or the folder cannot be written.
     """
     partial = folder.with_name(f".{folder.name}.partial")
-    with _writing(folder):
+    with disk_errors(folder, _ADVICE):
         try:
             _clear(partial)
             partial.mkdir(parents=True)
@@ -140,16 +141,6 @@ def save(
             with contextlib.suppress(OSError):
                 _clear(partial)
             raise
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot write the checkpoint ({error.strerror}); earlier ones are intact, make room and resume"
-        ) from error
 
 
 def _json(state: dict[str, Any]) -> str:
@@ -201,7 +192,7 @@ def keep_as_best(folder: Path) -> None:
     A better one, which only another run can have left there, gets another name.
     """
     best, partial = folder.with_name(BEST), folder.with_name(f".{BEST}.partial")
-    with _writing(best):
+    with disk_errors(best, _ADVICE):
         _clear(partial)
         partial.mkdir()
         for name in FILES:
@@ -226,7 +217,7 @@ def tidy(save_dir: Path) -> None:
 
     Anything that this project did not make stays as it is.
     """
-    with _writing(save_dir):
+    with disk_errors(save_dir, _ADVICE):
         for left in list(save_dir.iterdir()):
             hidden = _HIDDEN.fullmatch(left.name)
             if hidden and hidden[2] == "old" and not os.path.lexists(save_dir / hidden[1]):
@@ -315,7 +306,7 @@ def is_in(folder: Path, save_dir: Path) -> bool:
 def prune(save_dir: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, none if it is 0; `best_model` stays."""
     for old in list_checkpoints(save_dir)[:-keep]:
-        with _writing(old):
+        with disk_errors(old, _ADVICE):
             deleted = old.with_name(f".{old.name}.deleted")  # under a name that nobody takes for a checkpoint
             _clear(deleted)
             old.rename(deleted)
@@ -325,7 +316,7 @@ def prune(save_dir: Path, keep: int) -> None:
 def list_skipped(save_dir: Path, skipped: dict[str, str]) -> None:
     """Write down the samples that were left out, path -> why; those from before the run was resumed stay listed."""
     path = save_dir / SKIPPED_FILE
-    with _writing(path):
+    with disk_errors(path, _ADVICE):
         earlier = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     lines = [printable(f"{sample}: {why}") for sample, why in sorted(skipped.items())]
     content = "".join(f"{line}\n" for line in dict.fromkeys([*earlier, *lines]))
@@ -368,12 +359,9 @@ def notes(folder: Path, recipe: dict[str, Any]) -> list[str]:
         return [*lines, f"whether the recipe has changed is not known: {str(error).splitlines()[0]}"]
     # Data sets and evaluation last, as they have the most keys.
     keys = sorted({**now, **before}, key=lambda key: key.startswith(("train_dataset", "val_dataset", "test_config")))
-    changes = [
-        f"  {key}: {shown(before[key]) if key in before else 'not given'} -> "
-        f"{shown(now[key]) if key in now else 'not given'}"
-        for key in keys
-        if key not in before or key not in now or before[key] != now[key]
-    ]
+    told = {key: [shown(values[key]) if key in values else "not given" for values in (before, now)] for key in keys}
+    changed = (key for key in keys if key not in before or key not in now or before[key] != now[key])
+    changes = [f"  {key}: {' -> '.join(told[key])}" for key in changed]
     if changes:
         lines.append(f"the recipe is not that of {folder} ({len(changes)} {'keys' if len(changes) > 1 else 'key'}):")
     if len(changes) > MAX_CHANGES:
