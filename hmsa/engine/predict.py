@@ -15,8 +15,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hmsa.datasets.classes import Classes
-from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.find import COLOR_MAPS, LABEL_IDS, OVERLAYS, ImageFile, LeftOut, search
 from hmsa.datasets.images import read_image
 from hmsa.datasets.transforms import Transform
@@ -117,23 +115,17 @@ def predict(
     Returns:
         The images that failed on any rank.
     """
-    # Only its way of loading an image is used.
-    loader = SegmentationDataset(
-        pairs=[(str(file.path), None) for file in files],
-        classes=Classes.numbered(256),
-        shuffle=False,
-        label_transforms=False,
-        transforms=transforms,
-        max_image_pixels=max_image_pixels,
-    )
     mine = range(ranks.rank(), len(files), ranks.world_size())
     failed = np.zeros(len(files), np.int64)
     for index in tqdm(mine, unit="image", disable=not (progress and ranks.is_main())):
         file = files[index]
         try:
-            sample = loader[index]
             image = read_image(file.path, max_image_pixels)
-            scores = class_scores(network, as_tensor(sample["img"][np.newaxis]), options)
+            sample = {"img": image.copy(), "trans_info": [], "gt_fields": [], "image_path": str(file.path)}
+            for transform in transforms:
+                sample = transform(sample, np.random.default_rng(0))
+            given = np.ascontiguousarray(sample["img"].transpose(2, 0, 1)[np.newaxis], np.float32)
+            scores = class_scores(network, as_tensor(given), options)
             scores = undo_transforms(scores, sample["trans_info"], image.shape[:2])
             label = best_classes(scores)
             del scores
