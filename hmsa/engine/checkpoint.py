@@ -277,8 +277,7 @@ def unreadable(save_dir: Path) -> list[Path]:
 
 def newest(save_dir: Path) -> Optional[Path]:
     """The checkpoint below `save_dir` that was written last: `best_model` where that of which it is a copy is gone."""
-    best = save_dir / BEST
-    candidates = [*list_checkpoints(save_dir), *([best] if order_of(best) else [])]
+    candidates = filter(order_of, [*list_checkpoints(save_dir), save_dir / BEST])
     return max(candidates, key=lambda folder: order_of(folder) or (0, 0), default=None)
 
 

@@ -73,8 +73,7 @@ class Step:
             batch = next(micro_batches)
             files += batch["image_path"]
             paddle.seed(seed)
-            parallel = isinstance(self._network, paddle.DataParallel)
-            waits = parallel and (self._reduce_at_end or not last)
+            waits = isinstance(self._network, paddle.DataParallel) and (self._reduce_at_end or not last)
             with self._network.no_sync() if waits else contextlib.nullcontext():
                 with paddle.amp.auto_cast(**self._autocast):
                     outputs = self._network(as_tensor(batch["img"]))

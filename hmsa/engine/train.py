@@ -220,7 +220,6 @@ class Trainer:
             self.ema.update()
 
     def _folder(self, iteration: int) -> Path:
-        """Where the checkpoint of an iteration is."""
         return self.options.save_dir / f"iter_{iteration}"
 
     def _report(self, meter: Meter, rate: float) -> None:

@@ -61,10 +61,11 @@ def _followers(network: nn.Layer, run: Callable[[], Any]) -> list[tuple[Any, Any
     that normalisation. What a `forward` computes from the output without a layer is not seen.
     """
     calls: list[Any] = []  # (layer, inputs, output); kept so that no other tensor gets their ids
+    note = cast(Any, lambda *call: calls.append(call))
 
     # A container's input is that of a layer in it.
     layers = [layer for layer in network.sublayers() if isinstance(layer, nn.Conv2D) or not layer.sublayers()]
-    hooks = [layer.register_forward_post_hook(lambda *call: calls.append(call)) for layer in layers]
+    hooks = [layer.register_forward_post_hook(note) for layer in layers]
     try:
         with paddle.no_grad():
             run()
