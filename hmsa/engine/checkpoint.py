@@ -77,9 +77,11 @@ def _optimizer_state(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> 
 
 
 def _restore_optimizer(model: nn.Layer, optimizer: Any, path: Path) -> None:
-    parameters = dict(model.named_parameters())
+    parameters, content = dict(model.named_parameters()), read_pickle(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected the state of an optimizer, found {shown(content)}; resume from another")
     state = {}
-    for key, value in read_pickle(path).items():
+    for key, value in content.items():
         ours, bar, suffix = str(key).partition("|")
         if not bar:
             state[key] = value
