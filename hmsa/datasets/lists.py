@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Optional
+from typing import Any, Literal, NamedTuple, Optional
 
-from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import Pair, SegmentationDataset
 from hmsa.datasets.images import IMAGE_FORMATS, read_bytes
-from hmsa.datasets.transforms import Transform
 from hmsa.errors import DataError, UsageError
 
 MAX_PROBLEMS = 20
@@ -30,6 +29,9 @@ class ListDataset(SegmentationDataset):
     are understood where just one way to divide the line gives two files. Empty lines and those that start with # are
     passed over.
 
+    Args:
+        common: what every data set takes, see `SegmentationDataset`.
+
     Raises:
         DataError: naming every line that is no pair, and every file that is missing (at most 20), unless there is a
             `bad_sample_limit` for these.
@@ -39,18 +41,12 @@ class ListDataset(SegmentationDataset):
         self,
         *,
         mode: Literal["train", "val", "test"],
-        num_classes: int,
         dataset_root: str,
         train_path: Optional[str],
         val_path: Optional[str],
         test_path: Optional[str],
         separator: Optional[str],
-        ignore_index: int,
-        classes: Optional[Classes] = None,
-        transforms: Sequence[Transform] = (),
-        seed: int = 0,
-        bad_sample_limit: Optional[int] = None,
-        max_image_pixels: Optional[int] = None,
+        **common: Any,
     ) -> None:
         given = {"train": train_path, "val": val_path, "test": test_path}[mode]
         if given is None:
@@ -60,18 +56,9 @@ class ListDataset(SegmentationDataset):
             raise DataError(f"{root} should be the folder of the data set, but is none: correct dataset_root")
         path = _list_file(given, root)
         pairs = listed_pairs(path, root, separator=separator, labelled=mode != "test")
-        if bad_sample_limit is None:
+        if common.get("bad_sample_limit") is None:
             _check_files(path, pairs)
-        super().__init__(
-            pairs=pairs,
-            classes=classes or Classes.numbered(num_classes, ignore_index),
-            transforms=transforms,
-            shuffle=mode == "train",
-            label_transforms=mode == "train",
-            seed=seed,
-            bad_sample_limit=bad_sample_limit,
-            max_image_pixels=max_image_pixels,
-        )
+        super().__init__(pairs=pairs, training=mode == "train", **common)
 
 
 def _list_file(given: str, root: Path) -> Path:
@@ -205,10 +192,7 @@ def read_list(path: Path, root: Path) -> list[Line]:
 
 def is_file(path: Path) -> bool:
     """Whether there is a file; False also for what no file can be called or may not be looked at."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+    return os.path.isfile(path)  # noqa: PTH113 (pathlib's raises for these)
 
 
 def with_slashes(root: Path, name: str) -> Path:

@@ -262,32 +262,17 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
 class RandomDistort:
     """Distort brightness, contrast, saturation, hue and sharpness, each with its probability, in random order.
 
-    Factors are drawn evenly from 1 - range .. 1 + range, the hue's shift from -range .. range (255 is the
-    whole circle).
+    Args:
+        options: of each of the five its `<name>_prob`, and its `<name>_range`: factors are drawn evenly from
+            1 - range .. 1 + range, the hue's shift from -range .. range (255 is the whole circle).
     """
 
-    def __init__(
-        self,
-        *,
-        brightness_range: float,
-        brightness_prob: float,
-        contrast_range: float,
-        contrast_prob: float,
-        saturation_range: float,
-        saturation_prob: float,
-        hue_range: float,
-        hue_prob: float,
-        sharpness_range: float,
-        sharpness_prob: float,
-    ) -> None:
-        self.steps = [
-            (brightness, 1.0, brightness_range, brightness_prob),
-            (contrast, 1.0, contrast_range, contrast_prob),
-            (saturation, 1.0, saturation_range, saturation_prob),
-            (hue, 0.0, hue_range, hue_prob),
-        ]
-        if sharpness_prob > 0:  # else nothing is drawn for it
-            self.steps.append((sharpness, 1.0, sharpness_range, sharpness_prob))
+    def __init__(self, **options: float) -> None:
+        self.steps = []
+        for function in (brightness, contrast, saturation, hue, sharpness):
+            half_range, probability = (options[f"{function.__name__}_{what}"] for what in ("range", "prob"))
+            if function is not sharpness or probability > 0:  # else nothing is drawn for it
+                self.steps.append((function, 0.0 if function is hue else 1.0, half_range, probability))
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         image = np.asarray(sample["img"], np.uint8)

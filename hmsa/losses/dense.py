@@ -8,7 +8,6 @@ once each. N images, K classes, M pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Optional, Protocol
 
@@ -70,7 +69,7 @@ class ArraySoftmax:
         n, k, m = dense.shape
         self._labels, is_valid = labels.numpy().astype(np.min_scalar_type(k)), valid.numpy()
         cross_entropy = np.empty_like(is_valid)
-        blocks = list(_blocks(n, m))
+        blocks = _blocks(n, m)
 
         def run(block: tuple[int, slice]) -> np.ndarray:
             n, pixels = block
@@ -106,14 +105,13 @@ class ArraySoftmax:
                 p *= regions[n][:, None] + (every_array[n, pixels] - regions[n] @ p)
             p[self._labels[n, pixels], np.arange(p.shape[1])] += own_array[n, pixels]
 
-        _in_threads(run, list(_blocks(dense.shape[0], dense.shape[2])))
+        _in_threads(run, _blocks(dense.shape[0], dense.shape[2]))
         return dlpack.from_dlpack(dense.__dlpack__())  # the tensor takes the memory over
 
 
-def _blocks(images: int, pixels: int) -> Iterator[tuple[int, slice]]:
-    for n in range(images):
-        for start in range(0, pixels, _BLOCK_PIXELS):
-            yield n, slice(start, min(start + _BLOCK_PIXELS, pixels))
+def _blocks(images: int, pixels: int) -> list[tuple[int, slice]]:
+    starts = range(0, pixels, _BLOCK_PIXELS)
+    return [(n, slice(start, start + _BLOCK_PIXELS)) for n in range(images) for start in starts]
 
 
 def _in_threads(run: Callable, blocks: list[tuple[int, slice]]) -> list:

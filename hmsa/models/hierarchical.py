@@ -124,9 +124,6 @@ class MscaleOCRNet(nn.Layer):
         dropout: see `OCRHead`.
         align_corners: how every bilinear resize places the corners, in training and in evaluation.
         recompute: in training, compute the heads again for the gradient instead of keeping activations.
-
-    Raises:
-        ValueError: `scales` without 1.0, or not positive.
     """
 
     def __init__(
@@ -144,8 +141,7 @@ class MscaleOCRNet(nn.Layer):
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        if 1.0 not in scales or min(scales) <= 0:
-            raise ValueError(f"scales must be positive and contain 1.0, found {list(scales)}")
+        assert 1.0 in scales and min(scales) > 0
         self.num_classes = num_classes
         self.scales = tuple(sorted(scales, reverse=True))
         self.align_corners = align_corners
