@@ -16,7 +16,7 @@ def make_parser() -> cli.Parser:
         "--model_path", required=True, help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder"
     )
     parser.add_argument("--save_dir", default="output/inference_model", help="folder the model is written to")
-    parser.add_argument("--output_op", choices=["argmax", "softmax", "none"], default="argmax")
+    parser.add_argument("--output_op", choices=["argmax", "softmax", "none"], help="(default: argmax)")
     parser.add_argument(
         "--program",
         choices=["pdmodel", "json"],

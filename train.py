@@ -39,7 +39,7 @@ def make_parser() -> cli.Parser:
     add("--resume_model", help="checkpoint folder to go on from, or 'auto' for the newest in --save_dir, if any")
     add("--num_workers", type=cli.count_or_none, default=0, help="threads that load images ahead (default: 0)")
     add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
-    cli.add_engine_flag(parser, "eager")
+    cli.add_engine_flag(parser, default=None)
     add("--log_iters", type=cli.count, default=10, help="iterations between lines of progress (default: 10)")
     plan = "take two steps, evaluate one image, print the peaks, and end"
     add("--plan-memory", "--plan_memory", action="store_true", help=plan)
@@ -106,6 +106,7 @@ def load(args: argparse.Namespace) -> Config:
     config.require("train_dataset", "optimizer", "lr_scheduler", "loss", *(["val_dataset"] if with_val else []))
     if not with_val:
         cli.refuse_idle(args, "engine", without="--do_eval")
+    args.engine = args.engine or "eager"
     return config
 
 

@@ -21,7 +21,7 @@ from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.components import IMAGENET, KINDS, MixedLossSpec, imported
 from hmsa.config.dialect import folded
-from hmsa.config.fields import Component, arguments, defaults
+from hmsa.config.fields import Component, arguments
 from hmsa.config.schema import Config
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
@@ -98,7 +98,7 @@ def _build_backbone(config: Config) -> paddle.nn.Layer:
     del options["pretrained"]
     if found.spec:
         options = {"align_corners": config.model.align_corners, "recompute": config.model.recompute, **options}
-    backbone = _build(found, options, where)
+    backbone = _construct(found, options, where)
 
     channels = getattr(backbone, "feat_channels", None)
     if channels is None:
@@ -118,7 +118,12 @@ def _build_backbone(config: Config) -> paddle.nn.Layer:
 
 def build_transforms(specs: Sequence[Component], *, where: str = "transforms") -> list[Transform]:
     """Callables (sample, rng) -> sample, in order; `where` names the list in messages."""
-    return [_build_transform(spec, f"{where}.{index}") for index, spec in enumerate(specs)]
+    transforms = []
+    for index, spec in enumerate(specs):
+        found = _find("transform", spec.type, f"{where}.{index}")
+        transform = _construct(found, arguments(spec), f"{where}.{index}")
+        transforms.append(transform if found.spec else PaddleSegTransform(transform))
+    return transforms
 
 
 def inference_transforms(config: Config) -> list[Any]:
@@ -126,12 +131,6 @@ def inference_transforms(config: Config) -> list[Any]:
     if config.val_dataset is not None:
         return list(config.val_dataset.transforms)
     return [IMAGENET]
-
-
-def _build_transform(spec: Component, where: str) -> Transform:
-    found = _find("transform", spec.type, where)
-    transform = _build(found, arguments(spec), where)
-    return transform if found.spec else PaddleSegTransform(transform)
 
 
 def classes(config: Config, dataset: Optional[Component] = None) -> Classes:
@@ -174,9 +173,9 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
     }
     if found.spec:
         told = {"num_classes", "ignore_index"}  # by `classes`
-        dataset = _build(found, {**{key: options[key] for key in options.keys() - told}, **common}, where)
+        dataset = _construct(found, {**{key: options[key] for key in options.keys() - told}, **common}, where)
     else:
-        theirs = _build(found, {**options, "transforms": []}, where)
+        theirs = _construct(found, {**options, "transforms": []}, where)
         if theirs.num_classes != config.model.num_classes:
             raise UsageError(
                 f"{config.source('model.num_classes')}: expected model.num_classes to be the {theirs.num_classes} "
@@ -215,7 +214,7 @@ def _build_loss(spec: Any, config: Config, where: str) -> Callable[..., paddle.T
     if isinstance(spec, MixedLossSpec):
         parts = [_build_loss(part, config, f"{where}.losses.{index}") for index, part in enumerate(spec.losses)]
         return _construct(found, {**arguments(spec), "losses": parts}, where)
-    loss = _build(found, arguments(spec), where)
+    loss = _construct(found, arguments(spec), where)
     if found.spec:
         return loss
 
@@ -244,7 +243,7 @@ def build_lr_scheduler(config: Config) -> lr.LRScheduler:
     warmup, start = options.pop("warmup_iters"), options.pop("warmup_start_lr")
     if found.spec:
         options["decay_steps"] = config.iters - warmup
-    scheduler = _build(found, options, where)
+    scheduler = _construct(found, options, where)
     return lr.LinearWarmup(scheduler, warmup, start, spec.learning_rate) if warmup else scheduler
 
 
@@ -317,9 +316,8 @@ def train_options(config: Config, **options: Any) -> TrainOptions:
 
 
 class _Found(NamedTuple):
-    """A component: what messages call its kind, its name as it is spelled, what makes it, and of ours the Spec."""
+    """A component: its name as it is spelled, what makes it, and of ours the Spec."""
 
-    kind: str
     name: str
     make: Callable[..., Any]
     spec: Optional[type[Component]] = None
@@ -331,12 +329,12 @@ def _find(kind: str, name: str, where: str) -> _Found:
     known = _spelled(name, ours)
     if known:
         spec, place = ours[known]
-        return _Found(kind, known, imported(place), spec)
+        return _Found(known, imported(place), spec)
 
     theirs = _foreign(kind)
     known = _spelled(name, theirs)
     if known:
-        return _Found(kind, known, theirs[known])
+        return _Found(known, theirs[known])
     raise UsageError(
         f"{where}: expected type to name a {kind} of this project or of PaddleSeg, found {shown(name)}: "
         f"{suggest(name, (*ours, *theirs))}"
@@ -349,27 +347,6 @@ def _spelled(name: str, names: Iterable[str]) -> Optional[str]:
     if name in alike:
         return name
     return alike[0] if len(alike) == 1 else None
-
-
-def _build(found: _Found, options: dict[str, Any], where: str) -> Any:
-    """The component with these arguments; those of the form `{type: Name, **arguments}` are built first."""
-    built = {key: _built(found.kind, value, f"{where}.{key}") for key, value in options.items()}
-    return _construct(found, built, where)
-
-
-def _built(kind: str, value: Any, where: str) -> Any:
-    """An argument: a component, or a list of them, is built, anything else stays as it is."""
-    if _is_component(value):
-        options = dict(value)
-        found = _find(kind, options.pop("type"), where)
-        return _build(found, {**(defaults(found.spec) if found.spec else {}), **options}, where)
-    if isinstance(value, list) and value and all(map(_is_component, value)):
-        return [_built(kind, part, f"{where}.{index}") for index, part in enumerate(value)]
-    return value
-
-
-def _is_component(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("type"), str)
 
 
 def _foreign(kind: str) -> dict[str, Callable[..., Any]]:
@@ -391,36 +368,23 @@ def _foreign(kind: str) -> dict[str, Callable[..., Any]]:
 
 
 def _subclasses(module: Any, base: type) -> dict[str, Callable[..., Any]]:
-    return {
-        name: member
-        for name, member in vars(module).items()
-        if inspect.isclass(member) and issubclass(member, base) and member is not base and _steps_by_itself(member)
-    }
-
-
-def _steps_by_itself(component: Any) -> bool:
-    """Whether `step()` wants nothing. Others need a score (ReduceOnPlateau), or the loss as a function (LBFGS)."""
-    _, *parameters = inspect.signature(component.step).parameters.values()
-    return all(p.default is not p.empty for p in parameters)
+    """Those of Paddle's whose `step()` wants neither a score nor the loss as a function."""
+    members = {name: member for name, member in vars(module).items() if name not in ("ReduceOnPlateau", "LBFGS")}
+    return {name: m for name, m in members.items() if inspect.isclass(m) and issubclass(m, base) and m is not base}
 
 
 def _construct(found: _Found, options: dict[str, Any], where: str) -> Any:
-    """Make the component; arguments that do not fit its signature, or that it refuses, are a UsageError."""
+    """Make the component; arguments that it does not have, or that it refuses, are a UsageError."""
     name, parameters = found.name, inspect.signature(found.make).parameters.values()
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    problems = [
-        f"{where}: expected {p.name} to be given, which {name} needs, found nothing: add it"
-        for p in parameters
-        if p.name in known and p.default is p.empty and p.name not in options
-    ]
     if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-        problems += [
+        problems = [
             f"{where}: expected only arguments of {name}, found {dotted([key])}: {suggest(key, known)}"
             for key in options
             if key not in known
         ]
-    if problems:
-        raise UsageError(*problems)
+        if problems:
+            raise UsageError(*problems)
     try:
         return found.make(**options)
     except UsageError as error:

@@ -72,12 +72,10 @@ def imported(place: str) -> Any:
 # --- Backbones. ---
 
 
-class BackboneSpec(Component):
-    pretrained: Optional[str] = None
-
-
-class UncheckedBackboneSpec(BackboneSpec, Unchecked):
+class UncheckedBackboneSpec(Unchecked):
     """A backbone by its name; the builder checks the arguments."""
+
+    pretrained: Optional[str] = None
 
 
 HRNETS = (
@@ -232,7 +230,7 @@ class ListDatasetSpec(Component):
     train_path: Optional[str] = None
     val_path: Optional[str] = None
     test_path: Optional[str] = None
-    num_classes: Optional[int] = None
+    num_classes: Optional[ClassCount] = None
     mode: Optional[Split] = None
     separator: Optional[Text] = None
     ignore_index: Label = 255
@@ -338,6 +336,14 @@ class SchedulerSpec(Component):
     warmup_iters: Natural = 0
     warmup_start_lr: NonNegative = 0.0
 
+    @model_validator(mode="after")
+    def _check_warmup(self) -> SchedulerSpec:
+        if self.warmup_start_lr and not self.warmup_iters:
+            raise ValueError("given with warmup_iters, without which warmup_start_lr has no effect")
+        if self.warmup_iters and self.warmup_start_lr >= self.learning_rate:
+            raise ValueError("given with a warmup_start_lr below its learning_rate")
+        return self
+
 
 class UncheckedSchedulerSpec(SchedulerSpec, Unchecked):
     """A scheduler of `paddle.optimizer.lr`, by its name there."""
@@ -346,6 +352,12 @@ class UncheckedSchedulerSpec(SchedulerSpec, Unchecked):
 class PolynomialDecaySpec(SchedulerSpec):
     power: Positive = 1.0
     end_lr: NonNegative = 1e-4
+
+    @model_validator(mode="after")
+    def _check_end(self) -> PolynomialDecaySpec:
+        if self.end_lr > self.learning_rate:
+            raise ValueError(f"given with an end_lr, which is {self.end_lr}, of at most its learning_rate")
+        return self
 
 
 AnyScheduler = Annotated[Any, of_kind("scheduler", UncheckedSchedulerSpec)]

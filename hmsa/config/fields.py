@@ -43,12 +43,6 @@ def arguments(spec: Component) -> dict[str, Any]:
     return spec.model_dump(exclude={"type"})
 
 
-def defaults(spec: type[Component]) -> dict[str, Any]:
-    """The arguments that need not be given."""
-    fields = spec.model_fields.items()
-    return {key: field.get_default() for key, field in fields if not field.is_required() and not field.exclude}
-
-
 # --- Numbers. Upper ends are far above what makes sense, and below what ends in an overflow or takes all memory. ---
 
 

@@ -8,7 +8,6 @@ arguments here; a `type` this module does not know is taken as it stands and loo
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Union
@@ -94,13 +93,8 @@ def merge(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
 def _read(path: str, room: list[int]) -> dict[str, Any]:
     """One file's tree; `room[0]`, the bytes that may still be read, becomes smaller."""
     try:
-        mode = Path(path).stat().st_mode
-        if not stat.S_ISREG(mode):  # Reading a pipe or a device might never end.
-            found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-            raise UsageError(f"{path}: expected a readable YAML file, found {found}: check the path")
-        # Some files under /proc look like any other, but wait for more to come.
-        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb", buffering=0) as file:
-            data = file.read(room[0] + 1) or b""
+        with Path(path).open("rb") as file:
+            data = file.read(room[0] + 1)
         room[0] -= len(data)
         if room[0] < 0:
             raise UsageError(
@@ -115,7 +109,7 @@ def _read(path: str, room: list[int]) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path}: expected a readable YAML file, found {error.strerror}: check the path") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"{path}: expected YAML, but found: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path}: expected YAML, but found: {error}") from error
     if not isinstance(tree, dict):
         found = "an empty file" if tree is None else shown(tree)
         raise UsageError(f"{path}: expected `key: value` lines such as `model: ...`, found {found}: check the file")
@@ -130,12 +124,10 @@ def _read_with_bases(path: str, above: tuple[str, ...], room: list[int], origins
     if any(os.path.realpath(path) == os.path.realpath(other) for other in above):
         chain = " -> ".join((*above, path))
         raise UsageError(f"{path}: expected _base_ to end at some file, found a circle ({chain}): remove one _base_")
-    if len(above) > MAX_LEVELS:
-        raise UsageError(f"{path}: expected at most {MAX_LEVELS} files on one another, found more: remove some _base_")
     tree = _read(path, room)
     bases = tree.pop("_base_", [])
     bases = [bases] if isinstance(bases, str) else bases
-    # A text that cannot be printed, such as one with a line break or a zero byte, is no file's name.
+    # A text that cannot be printed, such as one with a zero byte, is no file's name.
     if not isinstance(bases, list) or not all(isinstance(base, str) and base.isprintable() for base in bases):
         raise UsageError(
             f"{path}: expected _base_ to be a file name or a list of them, found {shown(bases)}: correct it"
@@ -172,9 +164,8 @@ def _set_option(tree: dict[str, Any], option: str, opts_name: str) -> tuple[str,
     try:
         value = _parse(text, level=len(parts))
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
         raise UsageError(
-            f"{opts_name}: expected the value of {dotted(parts)} to be YAML, found {shown(text)}: {reason}"
+            f"{opts_name}: expected the value of {dotted(parts)} to be YAML, found {shown(text)}: {error}"
         ) from error
 
     parent: Any = tree
