@@ -93,7 +93,8 @@ def _drawn(rng: np.random.Generator, shapes: list[Shape], height: int, width: in
         mask = np.zeros((height, width), np.uint8)
         cv2.fillPoly(mask, [shape.points], 1)
         image[mask == 1] = shape.kind.material + rng.normal(0, 14, 3)
-    light = np.linspace(*rng.uniform(0.8, 1.2, 2), width)[np.newaxis, :, np.newaxis]
+    left, right = rng.uniform(0.8, 1.2, 2).tolist()
+    light = np.linspace(left, right, width)[np.newaxis, :, np.newaxis]
     image = image * light + rng.normal(0, 9, image.shape)
     return image.clip(0, 255).astype(np.uint8)
 
