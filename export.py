@@ -53,15 +53,14 @@ def main(args: argparse.Namespace) -> None:
     from hmsa import builder
     from hmsa.config.fields import arguments
     from hmsa.deploy.export import ExportOptions, check_target, export
-    from hmsa.inference.tracing import DYNAMIC_SHAPE
     from hmsa.weights.loading import load_weights
 
-    shape = tuple(None if side == -1 else side for side in args.input_shape or DYNAMIC_SHAPE)
+    shape = tuple(None if side == -1 else side for side in args.input_shape or (-1, config.in_channels, -1, -1))
     H, W = shape[2:]
     if H and W and H > W:
         print(
             f"warning: --input_shape is N C H W, so this network takes upright images, {W} wide and {H} high; for "
-            f"landscape images give {args.input_shape[0]} 3 {W} {H}",
+            f"landscape images give {args.input_shape[0]} {args.input_shape[1]} {W} {H}",
             file=sys.stderr,
         )
     options = ExportOptions(
@@ -69,6 +68,7 @@ def main(args: argparse.Namespace) -> None:
         transforms=[{"type": spec.type, **arguments(spec)} for spec in builder.inference_transforms(config)],
         classes=builder.classes(config),
         input_shape=shape,
+        in_channels=config.in_channels,
         program=args.program,
     )
     check_target(args.save_dir)

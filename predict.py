@@ -37,6 +37,7 @@ def main(args: argparse.Namespace) -> None:
 
     prepare()
     from hmsa import builder
+    from hmsa.datasets.bands import suffixes_of
     from hmsa.datasets.find import LeftOut, find_images
     from hmsa.distributed import ranks
     from hmsa.engine.predict import Results, notices, predict
@@ -54,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
             "Cityscapes has, found a recipe without one: leave it out"
         )
     left_out = LeftOut()
-    images = find_images(args.image_path, left_out)
+    images = find_images(args.image_path, left_out, suffixes_of(config.in_channels))
     writable_folder(args.save_dir)
     if ranks.is_main():
         print(*notices(images, left_out, args.save_dir), sep="\n", flush=True)
@@ -69,6 +70,7 @@ def main(args: argparse.Namespace) -> None:
         transforms=transforms,
         options=options,
         max_image_pixels=config.max_image_pixels,
+        in_channels=config.in_channels,
     )
     if ranks.is_main():
         done = f"found {len(images)}, written {len(images) - len(failed)} to {args.save_dir}, failed {len(failed)}"

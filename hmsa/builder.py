@@ -49,7 +49,7 @@ def build_model(config: Config) -> MscaleOCRNet:
     """
     spec, where = config.model, config.where("model")
     paddle.seed(config.seed)
-    options = {**arguments(spec), "backbone": _build_backbone(config)}
+    options = {**arguments(spec), "backbone": _build_backbone(config), "in_channels": config.in_channels}
     del options["pretrained"]
     network = _construct(_find("model", spec.type, where), options, where)
 
@@ -86,19 +86,23 @@ def open_network(config: Config, weights: str, *, backend: str, precision: str) 
 
     unimportant = {"pretrained": True, "scales": True, "backbone": {"pretrained"}}
     identity = {"model": spec.model_dump(mode="json", exclude=unimportant), "weights": digest}
+    identity["in_channels"] = config.in_channels
     options = {"scales": spec.scales, "align_corners": spec.align_corners, "backend": backend, "precision": precision}
     return network_module.open_network(build, identity=identity, **options), digest
 
 
 def _build_backbone(config: Config) -> paddle.nn.Layer:
-    """Ours share `align_corners` and `recompute` with the network; PaddleSeg's take what the YAML says."""
+    """Ours share `align_corners`, `recompute` and `in_channels` with the network; PaddleSeg's take what the YAML says,
+    and `in_channels` where it is not 3."""
     spec, where = config.model.backbone, config.where("model.backbone")
     found = _find("backbone", spec.type, where)
     options = arguments(spec)
     del options["pretrained"]
     if found.ours:
         options = {"align_corners": config.model.align_corners, "recompute": config.model.recompute, **options}
-    backbone = _construct(found, options, where)
+    if config.in_channels != 3:
+        options["in_channels"] = config.in_channels
+    backbone = _checked_channels(config, lambda: _construct(found, options, where))
 
     channels = getattr(backbone, "feat_channels", ())
     if any(not -len(channels) <= index < len(channels) for index in config.model.backbone_indices):
@@ -107,6 +111,23 @@ def _build_backbone(config: Config) -> paddle.nn.Layer:
             f"the number of feature maps of {found.name}, found {config.model.backbone_indices}: correct them"
         )
     return backbone
+
+
+def _checked_channels(config: Config, make: Callable[[], paddle.nn.Layer]) -> paddle.nn.Layer:
+    """The backbone, unless it is one of PaddleSeg's that does not know `in_channels`, or passes over it."""
+    try:
+        backbone = make()
+        kernels = [p.shape for p in backbone.parameters() if len(p.shape) == 4]  # [out, in, height, width]
+        if config.in_channels == 3 or not kernels or kernels[0][1] == config.in_channels:
+            return backbone
+    except UsageError as error:
+        if config.in_channels == 3 or "in_channels" not in str(error):
+            raise
+    raise UsageError(
+        f"{config.source('in_channels')}: expected in_channels to be 3, which is all that {config.model.backbone.type} "
+        f"takes, found {config.in_channels}: choose a backbone of this project, such as HRNet_W48_NV, or another of "
+        "PaddleSeg's"
+    )
 
 
 # --- Data. ---
@@ -123,7 +144,16 @@ def build_transforms(specs: Sequence[Component], *, where: str = "transforms") -
 
 
 def inference_transforms(config: Config) -> list[Any]:
-    """What prepares an image for the network: `val_dataset.transforms`, or ImageNet's `Normalize` without them."""
+    """What prepares an image for the network: `val_dataset.transforms`, or ImageNet's `Normalize` without them.
+
+    Raises:
+        UsageError: neither can be, as the images have other than three channels.
+    """
+    if not config.val_dataset and config.in_channels != 3:
+        raise UsageError(
+            f"{config.source('in_channels')}: expected val_dataset, whose transforms prepare images of "
+            f"{config.in_channels} channels, found none: write it, with a Normalize of their mean and std"
+        )
     return list(config.val_dataset.transforms) if config.val_dataset else [IMAGENET]
 
 
@@ -178,6 +208,7 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
         # An evaluation that leaves images out would be no score.
         "bad_sample_limit": config.bad_sample_limit if training and config.on_bad_sample == "skip" else None,
         "max_image_pixels": config.max_image_pixels,
+        "in_channels": config.in_channels,
         "classes": classes(config, spec),
     }
     if found.ours:
@@ -274,7 +305,7 @@ def _look_for_idle_layers(config: Config, backbone: paddle.nn.Layer) -> None:
     if _find("backbone", spec.backbone.type, config.where("model.backbone")).ours:
         return
     backbone.eval()  # for a trial that leaves running statistics alone
-    features = backbone(paddle.ones([1, 3, 128, 128]))
+    features = backbone(paddle.ones([1, config.in_channels, 128, 128]))
     paddle.add_n([features[index].sum() for index in spec.backbone_indices]).backward()
     parameters = [(name, p) for name, p in backbone.named_parameters() if not p.stop_gradient]
     idle = [name for name, parameter in parameters if parameter.grad is None]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Optional
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from hmsa.config.fields import (
+    Bands,
     Channels,
     ClassCount,
     Component,
@@ -26,6 +27,7 @@ from hmsa.config.fields import (
     Mean,
     Natural,
     NonNegative,
+    Padding,
     Positive,
     Probability,
     Scale,
@@ -73,6 +75,7 @@ class UncheckedBackboneSpec(Unchecked):
     """A backbone by its name; the builder checks the arguments."""
 
     pretrained: Optional[str] = None
+    in_channels: Optional[Bands] = Field(default=None, exclude=True)  # the recipe's
 
 
 HRNETS = (
@@ -138,7 +141,7 @@ class ResizeStepScalingSpec(Component):
 
 class RandomPaddingCropSpec(Component):
     crop_size: CropSize = [512, 512]
-    im_padding_value: Level = 127.5
+    im_padding_value: Padding = 127.5
     label_padding_value: Label = 255
     category_max_ratio: Positive = 1.0
     ignore_index: Label = 255
@@ -163,13 +166,13 @@ class RandomDistortSpec(Component):
 
 
 class NormalizeSpec(Component):
-    mean: Annotated[list[Mean], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
-    std: Annotated[list[Deviation], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
+    mean: Annotated[list[Mean], Field(min_length=1)] = [0.5, 0.5, 0.5]
+    std: Annotated[list[Deviation], Field(min_length=1)] = [0.5, 0.5, 0.5]
 
 
 class PaddingSpec(Component):
     target_size: Size
-    im_padding_value: Level = 127.5
+    im_padding_value: Padding = 127.5
     label_padding_value: Label = 255
 
 
@@ -227,8 +230,8 @@ class ListDatasetSpec(Component):
     separator: Optional[Text] = None
     ignore_index: Label = 255
     transforms: list[AnyTransform] = []
-    # PaddleSeg has other values, which would change nothing here.
-    img_channels: Literal[3] = Field(default=3, exclude=True)
+    img_channels: Optional[Bands] = Field(default=None, exclude=True)  # the recipe's in_channels
+    # PaddleSeg has another value, which would change nothing here.
     edge: Literal[False] = Field(default=False, exclude=True)
 
 

@@ -64,6 +64,14 @@ def to_native(tree: dict[str, Any], source: str) -> dict[str, Any]:
     return tree
 
 
+def with_in_channels(tree: dict[str, Any]) -> dict[str, Any]:
+    """A whole recipe's tree with its own key for what PaddleSeg writes into the backbone, if it has none itself."""
+    model = tree.get("model")
+    backbone = model.get("backbone") if isinstance(model, dict) else None
+    given = backbone.get("in_channels") if isinstance(backbone, dict) else None
+    return tree if given is None or "in_channels" in tree else {**tree, "in_channels": given}
+
+
 def _move(tree: dict[str, Any], theirs: str, ours: str, source: str) -> None:
     """Move the value at `theirs` to `ours`, in place; the mappings on the way are copied first."""
     section, _, key = theirs.partition(".")

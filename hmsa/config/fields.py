@@ -47,6 +47,7 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Natural = Annotated[int, Field(ge=0, le=2**31 - 1)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Channels = Annotated[int, Field(ge=1, le=4096)]
+Bands = Annotated[int, Field(ge=1, le=16)]  # of an image
 Label = Annotated[int, Field(ge=0, le=255)]
 Pixels = Annotated[int, Field(ge=1, le=2**30)]  # of an image; OpenCV decodes no more
 Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -88,8 +89,18 @@ def _check_value(value: Any) -> Any:
     return value
 
 
+def _check_padding(value: Any) -> Any:
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or not all(type(number) in (int, float) and 0 <= number <= 255 for number in numbers):
+        raise ValueError("a number from 0 to 255, or a list of one for each channel")
+    return value if isinstance(value, list) else float(value)
+
+
 Size = Annotated[list[Count], Field(min_length=2, max_length=2)]
 """[width, height]"""
+
+Padding = Annotated[Any, AfterValidator(_check_padding)]
+"""Of images, 0 to 255 whatever numbers they hold: one for all channels, or a list of one for each"""
 
 CropSize = Annotated[list[Side], Field(min_length=2, max_length=2)]
 Weights = Annotated[list[NonNegative], Field(min_length=1), AfterValidator(_check_weights)]

@@ -109,10 +109,11 @@ def problems_between_sections(config: Config) -> Iterator[tuple[str, str]]:
     if config.classes is not None:
         yield from _problems_of_classes([spec.name for spec in config.classes], config.model.num_classes)
     yield from _problems_of_values(config)
+    yield from _problems_of_channels(config)
     for name in ("train_dataset", "val_dataset"):
         if getattr(config, name):
             yield from _problems_of_dataset(config, name, getattr(config, name))
-            yield from _problems_of_transforms(name, getattr(config, name).transforms)
+            yield from _problems_of_transforms(name, getattr(config, name).transforms, config.in_channels)
     if config.train_dataset:
         yield from _problems_with_labels(config, config.train_dataset)
     for key, spec in single_losses(config.loss.types if config.loss else (), "loss.types"):
@@ -182,6 +183,45 @@ def _problems_of_values(config: Config) -> Iterator[tuple[str, str]]:
         first.setdefault(str(value), key)
 
 
+def _problems_of_channels(config: Config) -> Iterator[tuple[str, str]]:
+    """PaddleSeg's keys for channels that are not the recipe's own, and transforms made for other images."""
+    channels = config.in_channels
+    sections = [(name, getattr(config, name)) for name in ("train_dataset", "val_dataset") if getattr(config, name)]
+    stated = [("model.backbone.in_channels", getattr(config.model.backbone, "in_channels", None))]
+    stated += [(f"{name}.img_channels", getattr(spec, "img_channels", None)) for name, spec in sections]
+    for key, value in stated:
+        if value not in (None, channels):
+            yield (
+                key,
+                f"to be {channels}, which in_channels says for all of the recipe, found {shown(value)}: write "
+                f"in_channels: {shown(value)} at the top of the recipe, or leave this out",
+            )
+
+    transforms = [(f"{n}.transforms.{i}", part) for n, spec in sections for i, part in enumerate(spec.transforms)]
+    for where, part in transforms:
+        for key in _BY_CHANNEL.get(part.type, ()):
+            value = getattr(part, key)
+            if isinstance(value, list) and len(value) != channels:
+                yield (
+                    f"{where}.{key}",
+                    f"to be a number for each of the {channels} channels (in_channels), found {len(value)}: correct it",
+                )
+        if part.type == "RandomDistort" and channels < 3:
+            yield (
+                where,
+                f"to suit images of {channels} channel{'s' * (channels > 1)} (in_channels), found RandomDistort, which "
+                "needs red, green and blue: remove it",
+            )
+
+
+_BY_CHANNEL = {
+    "Normalize": ("mean", "std"),
+    "RandomPaddingCrop": ("im_padding_value",),
+    "Padding": ("im_padding_value",),
+}
+"""Transforms and their arguments that may be a list of a number for each channel."""
+
+
 def _problems_of_dataset(config: Config, name: str, spec: Any) -> Iterator[Any]:
     """Class counts and splits that this section cannot have."""
     classes = getattr(spec, "num_classes", None)
@@ -200,7 +240,7 @@ def _problems_of_dataset(config: Config, name: str, spec: Any) -> Iterator[Any]:
         yield f"{name}.add_val", "in train_dataset alone, found it where it has no effect: remove it"
 
 
-def _problems_of_transforms(name: str, transforms: Sequence[Any]) -> Iterator[Any]:
+def _problems_of_transforms(name: str, transforms: Sequence[Any], channels: int) -> Iterator[Any]:
     """Images that the network would not know, or that no two evaluations would see alike."""
     for index, transform in enumerate(transforms if name == "val_dataset" else ()):
         if transform.type.startswith("Random") or transform.type in RANDOM:
@@ -216,7 +256,11 @@ def _problems_of_transforms(name: str, transforms: Sequence[Any]) -> Iterator[An
         yield (
             f"{name}.transforms",
             "to normalise images, which all weights want, found no Normalize: add "
-            f"{{type: Normalize, mean: {IMAGENET.mean}, std: {IMAGENET.std}}}",
+            + (
+                f"{{type: Normalize, mean: {IMAGENET.mean}, std: {IMAGENET.std}}}"
+                if channels == 3
+                else f"one with the mean and std of the images, {channels} numbers each"
+            ),
         )
 
 

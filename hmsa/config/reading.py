@@ -44,7 +44,7 @@ def load_config(path: str | os.PathLike[str], opts: Iterable[str] = (), *, opts_
                 f"{opts_name}: expected {dotted(key.split('.'))} once, by an option or by a flag of its own, found "
                 f"both {shown(origins.options[key])} and {shown(value)}: leave one out"
             )
-    tree = _native(tree, path)
+    tree = dialect.with_in_channels(_native(tree, path))
     for section, mode in (("train_dataset", "train"), ("val_dataset", "val")):
         if isinstance(tree.get(section), dict):
             tree[section] = {"mode": mode, **tree[section]}

@@ -14,7 +14,19 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_
 
 from hmsa.components import AnyDataset, AnyLoss, AnyOptimizer, AnyScheduler, MixedLossSpec, NetworkSpec
 from hmsa.config import dialect
-from hmsa.config.fields import BatchSize, Count, CropSize, Label, NonNegative, Pixels, Scale, Section, Size, Values
+from hmsa.config.fields import (
+    Bands,
+    BatchSize,
+    Count,
+    CropSize,
+    Label,
+    NonNegative,
+    Pixels,
+    Scale,
+    Section,
+    Size,
+    Values,
+)
 from hmsa.config.text import _Dumper
 from hmsa.errors import UsageError, suggest
 
@@ -152,6 +164,7 @@ class Config(Section):
     on_bad_sample: Literal["error", "skip"] = "error"
     bad_sample_limit: Count = 100
     max_image_pixels: Pixels = 89_478_485
+    in_channels: Bands = 3
     model: NetworkSpec
     classes: Optional[list[ClassSpec]] = None
     ignore: Optional[Annotated[IgnoreSpec, BeforeValidator(_values_alone)]] = None

@@ -12,8 +12,9 @@ from typing import Any, Optional
 
 import numpy as np
 
+from hmsa.datasets.bands import read_bands
 from hmsa.datasets.classes import Classes, class_numbers
-from hmsa.datasets.images import read_label, read_mask, read_upright, strange_values
+from hmsa.datasets.images import read_label, read_mask, strange_values
 from hmsa.datasets.transforms import Sample, Transform, fused
 from hmsa.errors import DataError, UsageError, printable
 
@@ -31,7 +32,7 @@ class SegmentationDataset:
     epoch: every pair of `pairs` once and `int(coarse_multiple * len(pairs))` of `coarse_pairs`, drawn without
     repetition until all have been seen, then reshuffled.
 
-    A sample is a dict: `img` float32 [3, H, W] as the transforms leave it; `label` int64 [H, W] of class
+    A sample is a dict: `img` float32 [C, H, W] as the transforms leave it; `label` int64 [H, W] of class
     numbers, unless the pair has none; `trans_info`, what a prediction has to undo; `image_path`. In training
     the epochs are shuffled and labels transformed along with their images; else labels keep their own size.
 
@@ -52,6 +53,7 @@ class SegmentationDataset:
     seed: int = 0
     bad_sample_limit: Optional[int] = None
     max_image_pixels: Optional[int] = None
+    in_channels: int = 3  # C of the images
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -124,7 +126,7 @@ class SegmentationDataset:
     def _read(self, pair: Pair) -> Sample:
         """Read and check one pair. DataError names the file if it cannot be used."""
         image_path, label_path = pair
-        image, orientation = read_upright(image_path, self.max_image_pixels)
+        image, orientation = read_bands(image_path, self.in_channels, self.max_image_pixels)
         sample: Sample = {"img": image, "trans_info": [], "gt_fields": [], "image_path": image_path}
         if label_path is not None:
             sample["label"] = self._read_checked_label(label_path, image_path, image, orientation)
@@ -164,7 +166,7 @@ class SegmentationDataset:
             return len(self.skipped)
 
     def _read_checked_label(self, path: str, image_path: str, image: np.ndarray, orientation: int) -> np.ndarray:
-        """The label of an image [H, W, 3], which has been turned from EXIF's `orientation`."""
+        """The label of an image [H, W, C], which has been turned from EXIF's `orientation`."""
         label, size = self._read_label(path), image.shape[:2]
         stored = size[::-1] if orientation >= 5 else size
         if orientation != 1 and label.shape == stored:

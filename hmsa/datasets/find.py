@@ -7,7 +7,7 @@ import fnmatch
 import glob
 import os
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path, PurePath
@@ -159,7 +159,9 @@ def _step(places: Iterable[int], parts: tuple[str, ...], name: str, *, passed_ov
 # Images to predict
 
 
-def find_images(image_path: str, left_out: Optional[LeftOut] = None) -> list[ImageFile]:
+def find_images(
+    image_path: str, left_out: Optional[LeftOut] = None, suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> list[ImageFile]:
     """The images that a file, a folder (with all below it), a list or a glob pattern stands for.
 
     A file that neither is called an image nor starts as one is a list: a line starts with a path, relative to the
@@ -168,18 +170,19 @@ def find_images(image_path: str, left_out: Optional[LeftOut] = None) -> list[Ima
 
     Args:
         left_out: notes what was passed over.
+        suffixes: of files that are images, in lower case.
 
     Raises:
         DataError: nothing found, or a list that cannot be read.
     """
     noted = LeftOut() if left_out is None else left_out
     try:
-        folder, paths = _found(Path(image_path), noted)
+        folder, paths = _found(Path(image_path), noted, suffixes)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise DataError(f"{image_path}: expected a path or a pattern, but: {error}; correct it") from error
     if not paths:
         is_there = glob.has_magic(image_path) or os.path.lexists(image_path)
-        found = f"no image ({', '.join(IMAGE_SUFFIXES)})" if is_there else "nothing of this name"
+        found = f"no image ({', '.join(suffixes)})" if is_there else "nothing of this name"
         raise DataError(
             f"{image_path}: expected an image, a folder of images, a list or a glob pattern, found {found}"
             f"{'; ' if str(noted) else ''}{noted}; correct the path"
@@ -187,26 +190,26 @@ def find_images(image_path: str, left_out: Optional[LeftOut] = None) -> list[Ima
     return _named(paths, folder)
 
 
-def _found(given: Path, left_out: LeftOut) -> tuple[Path, list[Path]]:
+def _found(given: Path, left_out: LeftOut, suffixes: Sequence[str]) -> tuple[Path, list[Path]]:
     """The folder that results are named from, and the images."""
     if given.is_dir():
-        return given, _images_of(search(given, "**", left_out), left_out)
+        return given, _images_of(search(given, "**", left_out), left_out, suffixes)
     if given.is_file():
-        is_image = given.suffix.lower() in IMAGE_SUFFIXES or starts_as_image(given)
+        is_image = given.suffix.lower() in suffixes or starts_as_image(given)
         return given.parent, [given] if is_image else listed_images(given)
     fixed = list(takewhile(lambda part: not glob.has_magic(part), given.parts[:-1]))
     folder = Path(*fixed)
     pattern = os.path.normpath(Path(*given.parts[len(fixed) :]))
-    return folder, _images_of(search(folder, pattern, left_out), left_out)
+    return folder, _images_of(search(folder, pattern, left_out), left_out, suffixes)
 
 
-def _images_of(paths: Iterable[Path], left_out: LeftOut) -> list[Path]:
+def _images_of(paths: Iterable[Path], left_out: LeftOut, suffixes: Sequence[str]) -> list[Path]:
     """Those that are images by their suffix; what cannot be read is found out later."""
     images = []
     for path in paths:
         if path.is_dir():
             left_out.folders += 1
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
+        elif path.suffix.lower() in suffixes:
             images.append(path)
         elif not path.suffix and leads_nowhere(path):
             left_out.unreadable.append(f"{path}: a link that leads nowhere")

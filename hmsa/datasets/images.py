@@ -48,7 +48,7 @@ _checksum = struct.Struct(">I").unpack_from
 _MAX_JPEG_PIXELS_PER_BYTE = 8 * 64  # a block of 8x8 takes at least a bit; decoders make up the blocks that are missing
 
 
-def read_bytes(path: str | Path, max_pixels: Optional[int] = None) -> bytes:
+def read_bytes(path: str | Path, max_pixels: Optional[int] = None, *, bytes_per_pixel: int = 16) -> bytes:
     """The content of an ordinary file; DataError says why there is none."""
     try:
         found = Path(path).stat()
@@ -56,7 +56,7 @@ def read_bytes(path: str | Path, max_pixels: Optional[int] = None) -> bytes:
             raise OSError("it is a folder")
         if not stat.S_ISREG(found.st_mode):  # a pipe would wait for a writer, a device has no end
             raise OSError("it is a pipe or a device")
-        if found.st_size > 16 * _limit(max_pixels):
+        if found.st_size > bytes_per_pixel * _limit(max_pixels):
             raise UnfitError(
                 f"its {found.st_size} bytes are more than {_limit(max_pixels)} pixels take",
                 "replace it, or raise max_image_pixels in the recipe",
@@ -81,10 +81,10 @@ def read_upright(path: str | Path, max_pixels: Optional[int] = None) -> tuple[np
     """`read_image`, and EXIF's orientation: how the pixels were turned, on which a label may have been drawn as they
     are stored; 1 is not at all, others are up to 8."""
     data = read_bytes(path, max_pixels)
-    with _decoding(path, "a readable image", "replace or remove it"):
-        pil, data, _ = _open(data, IMAGE_FORMATS, max_pixels)
+    with decoding(path, "a readable image", "replace or remove it"):
+        pil, data, _ = opened(data, IMAGE_FORMATS, max_pixels)
         if pil.format == "PNG":
-            image = _decode_png(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+            image = decode_png(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
             if image.dtype == np.uint16:
                 image = cv2.convertScaleAbs(image, alpha=1 / 257)
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -92,8 +92,8 @@ def read_upright(path: str | Path, max_pixels: Optional[int] = None) -> tuple[np
             image = _decode_by_pillow(pil, data)
         if pil.format == "TIFF":
             _say_what_is_left_out(path, tiff.bands_beside_rgb(data))
-        orientation = _orientation(pil)
-        return _turned(image, orientation), orientation
+        orientation = orientation_of(pil)
+        return turned(image, orientation), orientation
 
 
 def read_label(path: str | Path, max_pixels: Optional[int] = None) -> np.ndarray:
@@ -120,11 +120,11 @@ def _read_mask(
     path: str | Path, max_pixels: Optional[int], expected: str, remedy: str, decode: Callable[[bytes], np.ndarray]
 ) -> np.ndarray:
     data = read_bytes(path, max_pixels)
-    with _decoding(path, expected, remedy):
-        pil, data, extras = _open(data, LABEL_FORMATS, max_pixels)
+    with decoding(path, expected, remedy):
+        pil, data, extras = opened(data, LABEL_FORMATS, max_pixels)
         if b"acTL" in extras:
             raise ValueError("it is animated")
-        if _orientation(pil) != 1:
+        if orientation_of(pil) != 1:
             raise ValueError("its EXIF data ask for a turn")
         return decode(data)
 
@@ -133,14 +133,14 @@ def _numbers(png: bytes) -> np.ndarray:
     depth, kind = png[24:26]
     if kind not in (_PNG_GREY, _PNG_PALETTE):
         raise ValueError("it has colours or transparency")
-    label = _decode_png(_as_grey(png), cv2.IMREAD_UNCHANGED)
+    label = decode_png(_as_grey(png), cv2.IMREAD_UNCHANGED)
     return label // (255 // (2**depth - 1)) if depth < 8 else label  # shades are stretched to 0..255
 
 
 def _colors(png: bytes) -> np.ndarray:
     if png[24] == 16:
         raise ValueError("its colours have 16 bits a channel, where masks have 8")
-    image = _decode_png(png, cv2.IMREAD_UNCHANGED)
+    image = decode_png(png, cv2.IMREAD_UNCHANGED)
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     if image.shape[2] == 4 and image[..., 3].min() < 255:
@@ -195,7 +195,7 @@ def check_size(width: int, height: int, max_pixels: Optional[int] = None) -> Non
         )
 
 
-def _open(
+def opened(
     data: bytes, formats: tuple[str, ...], max_pixels: Optional[int]
 ) -> tuple[Image.Image, bytes, dict[bytes, bytes]]:
     """The image, its header read; of a PNG the chunks that make its pixels, and the content of the others by name."""
@@ -235,6 +235,12 @@ def _decode_by_pillow(pil: Image.Image, data: bytes) -> np.ndarray:
     """The colours that are stored, uint8 [H, W, 3] RGB."""
     if pil.mode.startswith(("I", "F")):
         raise UnfitError("its channels have more than 8 bits, which are read of PNG alone", "save it as a PNG")
+    load(pil, data)
+    return np.array(pil if pil.mode == "RGB" else pil.convert("RGB"))
+
+
+def load(pil: Image.Image, data: bytes) -> None:
+    """Let Pillow decode the pixels; ValueError if there are more than can be in the file."""
     if pil.format == "JPEG" and pil.width * pil.height > _MAX_JPEG_PIXELS_PER_BYTE * len(data):
         raise ValueError(f"its {len(data)} bytes are too few for {pil.width}x{pil.height} pixels")
     if pil.format == "TIFF" and pil.width * pil.height > _limit(None):
@@ -242,7 +248,6 @@ def _decode_by_pillow(pil: Image.Image, data: bytes) -> np.ndarray:
         pil.im = Image.core.new(pil.mode, getattr(pil, "_tile_size", pil.size))
     pil.load()
     pil.info.pop("transparency", None)
-    return np.array(pil if pil.mode == "RGB" else pil.convert("RGB"))
 
 
 _said: set[str] = set()
@@ -276,7 +281,7 @@ def _checked_png(data: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     return b"".join(pixels), extras
 
 
-def _decode_png(data: bytes, flags: int) -> np.ndarray:
+def decode_png(data: bytes, flags: int) -> np.ndarray:
     """As OpenCV gives it, which takes little more than half of Pillow's time, and no missing row for a black one."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
@@ -295,7 +300,7 @@ def _as_grey(png: bytes) -> bytes:
     return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[start:]
 
 
-def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
+def turned(image: np.ndarray, orientation: int) -> np.ndarray:
     """The image [H, W, 3] turned and mirrored as EXIF's orientation 1..8 asks for."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
@@ -304,11 +309,11 @@ def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(image[::rows, ::columns])
 
 
-def _orientation(pil: Image.Image) -> int:
+def orientation_of(pil: Image.Image) -> int:
     """EXIF's orientation, 1 (upright) where there is none or the EXIF data cannot be read."""
     try:
         value: Any = pil.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # as in `_decoding`
+    except Exception:  # as in `decoding`
         return 1
     return value if value in range(1, 9) else 1
 
@@ -319,7 +324,7 @@ def _limit(max_pixels: Optional[int]) -> float:
 
 
 @contextlib.contextmanager
-def _decoding(path: str | Path, expected: str, remedy: str) -> Iterator[None]:
+def decoding(path: str | Path, expected: str, remedy: str) -> Iterator[None]:
     """Every error but a lack of memory becomes a DataError."""
     try:
         yield

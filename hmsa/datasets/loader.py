@@ -31,7 +31,7 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """The batch of each entry of `indices` (numbers of samples), in order.
 
-    A batch is a dict of numpy arrays: `img` float32 [B, 3, H, W]; `label` int64 [B, H, W], where the data set
+    A batch is a dict of numpy arrays: `img` float32 [B, C, H, W]; `label` int64 [B, H, W], where the data set
     has labels; and lists of B: `trans_info`, `image_path`. `num_workers` threads work at most two batches
     each ahead (decoding and OpenCV leave other threads running); 0 works in the calling thread. An error of a
     sample, whatever it is, is raised at its batch, or earlier when a batch before it is not there after `PATIENCE`.
@@ -112,7 +112,7 @@ def _collate(samples: Sequence[Sample]) -> Batch:
                 f"{', '.join(f'{w}x{h}' for h, w in sorted(sizes))} (width x height): use a batch size of 1 "
                 f"or a transform that fixes the size, for {', '.join(batch['image_path'])}"
             )
-        # [B, 3, H, W] or [B, H, W]; a sample alone is not copied.
+        # [B, C, H, W] or [B, H, W]; a sample alone is not copied.
         batch[key] = np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
     return batch
 

@@ -2,10 +2,10 @@
 """Transforms of images and labels, under PaddleSeg's names and in its distribution.
 
 A transform is a callable `(sample, rng) -> sample`. The sample is a dict: `img` [H, W, 3] RGB, uint8 0..255
-(float32 after `Normalize`), and, listed in `gt_fields`, the label images [H, W] that move with it.
-`trans_info` collects what has to be undone for a prediction at the image's own size: ("resize" | "padding",
-(height, width) before). Sizes in the constructors are (width, height), as in PaddleSeg's YAML; defaults and bounds
-of their arguments stand in `hmsa.components`.
+(float32 after `Normalize`), or what `hmsa.datasets.bands` reads, [H, W, C] of uint8, uint16 or float32; and, listed in
+`gt_fields`, the label images [H, W] that move with it. `trans_info` collects what has to be undone for a prediction at
+the image's own size: ("resize" | "padding", (height, width) before). Sizes in the constructors are (width, height), as
+in PaddleSeg's YAML; defaults and bounds of their arguments stand in `hmsa.components`.
 
 PaddleSeg carries images as float32 from the first transform on; here they stay uint8, which is several
 times faster. A resized value is therefore rounded at once, where PaddleSeg drops its fraction in
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,15 +25,19 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from hmsa.errors import DataError
+from hmsa.errors import DataError, printable
 
 Sample = dict[str, Any]
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
+DIVISORS = {"uint8": 255, "uint16": 65535, "float32": 1}
+"""What `Normalize` divides by, before mean and std, in images of another number of channels than three."""
+
 
 def _apply(sample: Sample, change: Callable, of_image: Any = None, of_label: Any = None) -> Sample:
     """`change` the image and every label that moves with it; beside the array it gets what differs between them."""
-    sample["img"] = change(sample["img"], of_image)
+    image = change(sample["img"], of_image)
+    sample["img"] = image if image.ndim == 3 else image[..., np.newaxis]  # OpenCV drops the axis of one channel
     for key in sample.get("gt_fields", ()):
         sample[key] = change(sample[key], of_label)
     return sample
@@ -66,19 +71,33 @@ def _resize_corner(array: np.ndarray, size: tuple[int, int], kept: tuple[int, in
     return resized[: kept[0], : kept[1]]
 
 
-def _pad(sample: Sample, size: tuple[int, int], image_value: float, label_value: int) -> Sample:
-    """Pad at the bottom and on the right to at least `size` (height, width)."""
+def _pad(sample: Sample, size: tuple[int, int], image_value: Any, label_value: int) -> Sample:
+    """Pad at the bottom and on the right to at least `size` (height, width).
+
+    `image_value` counts from 0 to 255 whatever numbers the image holds: one for all channels, or a list of one each.
+    """
     height, width = sample["img"].shape[:2]
     bottom, right = max(size[0] - height, 0), max(size[1] - width, 0)
     if not bottom and not right:
         return sample
-    # uint8 images cannot hold PaddleSeg's 127.5; it becomes 127 there too, once colours are distorted.
-    value = int(image_value) if sample["img"].dtype == np.uint8 else image_value
+    image = sample["img"]
+    values = np.multiply(image_value, divisor_of(image) / 255)
+    if image.dtype.kind == "u":
+        values = values.astype(image.dtype)  # uint8 cannot hold PaddleSeg's 127.5; it is 127 there too, once distorted
 
     def pad(array: np.ndarray, value: Any) -> np.ndarray:
-        return cv2.copyMakeBorder(array, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=value)
+        if np.ndim(value):  # OpenCV knows the values of four channels at most
+            padded = np.empty((height + bottom, width + right, len(value)), array.dtype)
+            padded[:], padded[:height, :width] = value, array
+            return padded
+        return cv2.copyMakeBorder(array, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=(float(value),) * 4)
 
-    return _apply(sample, pad, (value, value, value), label_value)
+    return _apply(sample, pad, values, label_value)
+
+
+def divisor_of(image: np.ndarray) -> float:
+    """By which its numbers are divided, see `Normalize`."""
+    return 255 if image.shape[2] == 3 else DIVISORS.get(image.dtype.name, 1)
 
 
 class ResizeStepScaling:
@@ -115,7 +134,7 @@ class RandomPaddingCrop:
         self,
         *,
         crop_size: Sequence[int],
-        im_padding_value: float,
+        im_padding_value: float | Sequence[float],
         label_padding_value: int,
         category_max_ratio: float,
         ignore_index: int,
@@ -271,40 +290,65 @@ class RandomDistort:
                 self.steps.append((function, 0.0 if function is hue else 1.0, half_range, probability))
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        image = np.asarray(sample["img"], np.uint8)
+        given = sample["img"]
+        if given.shape[2] != 3:
+            _check_distortable(sample)
+        image = np.asarray(given[..., :3], np.uint8)
         for index in rng.permutation(len(self.steps)):
             function, centre, half_range, probability = self.steps[index]
             if rng.random() < probability:
                 image = function(image, rng.uniform(centre - half_range, centre + half_range))
-        sample["img"] = image
+        sample["img"] = image if given.shape[2] == 3 else np.concatenate([image, given[..., 3:]], axis=2)
         return sample
 
 
-class Normalize:
-    """(value / 255 - mean) / std by channel, as float32 [H, W, 3].
+_said: set[str] = set()
 
-    The memory is laid out [3, H, W], so the transposition a network wants afterwards copies nothing.
+
+def _check_distortable(sample: Sample) -> None:
+    """DataError if the first three channels of an image of more cannot be distorted; else it is said once."""
+    image, path = sample["img"], sample.get("image_path", "an image")
+    if image.dtype != np.uint8 or image.shape[2] < 3:
+        raise DataError(
+            f"{path} should hold colours of 8 bits for RandomDistort, but it has {image.shape[2]} channels of "
+            f"{image.dtype}: remove RandomDistort from train_dataset.transforms"
+        )
+    if not _said:
+        _said.add("first three")
+        text = f"RandomDistort changes the first three channels alone, taken for red, green and blue, as in {path}"
+        sys.stderr.write(printable(f"warning: {text}") + "\n")
+
+
+class Normalize:
+    """(value / divisor - mean) / std by channel, as float32 [H, W, C].
+
+    The divisor is 255, and of images of other than three channels 65535 where they are uint16, and 1 where they are
+    float32, whose numbers are taken as they are stored. The memory is laid out [C, H, W], so the transposition a
+    network wants afterwards copies nothing.
     """
 
     def __init__(self, *, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.factors = tuple(1 / (255 * s) for s in std)
-        self.offsets = tuple(-m / s for m, s in zip(mean, std))
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         image = sample["img"]
-        planes = np.empty((3, *image.shape[:2]), np.float32)
-        plane = np.empty(image.shape[:2], image.dtype)  # one for the three channels
-        for channel, (factor, offset) in enumerate(zip(self.factors, self.offsets)):
+        divisor = divisor_of(image)
+        planes = np.empty((len(self.mean), *image.shape[:2]), np.float32)
+        plane = np.empty(image.shape[:2], image.dtype)  # one for all channels
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std)):
+            factor, offset = 1 / (divisor * std), -mean / std
             cv2.extractChannel(image, channel, plane)
             cv2.addWeighted(plane, factor, plane, 0, offset, planes[channel], cv2.CV_32F)  # factor * plane + offset
-        sample["img"] = planes.transpose(1, 2, 0)  # [H, W, 3], a view
+        sample["img"] = planes.transpose(1, 2, 0)  # [H, W, C], a view
         return sample
 
 
 class Padding:
     """Pad at the bottom and on the right to `target_size` (width, height); a larger image is an error."""
 
-    def __init__(self, *, target_size: Sequence[int], im_padding_value: float, label_padding_value: int) -> None:
+    def __init__(
+        self, *, target_size: Sequence[int], im_padding_value: float | Sequence[float], label_padding_value: int
+    ) -> None:
         self.size = (target_size[1], target_size[0])
         self.padding_values = (im_padding_value, label_padding_value)
 
@@ -365,5 +409,6 @@ class PaddleSegTransform:
             finally:
                 random.setstate(before[0])
                 np.random.set_state(before[1])  # noqa: NPY002
-        sample["img"] = np.ascontiguousarray(sample["img"])  # theirs return mirrored views
+        image = np.ascontiguousarray(sample["img"])  # theirs return mirrored views
+        sample["img"] = image if image.ndim == 3 else image[..., np.newaxis]
         return sample

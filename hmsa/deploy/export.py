@@ -21,6 +21,7 @@ import yaml
 from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.datasets.classes import Classes
+from hmsa.datasets.transforms import DIVISORS
 from hmsa.deploy.parity import CHECKED_SHAPES, check_parity
 from hmsa.deploy.runtime import DEPLOY_FILE, read_deployment
 from hmsa.errors import DataError, UsageError, printable
@@ -34,7 +35,8 @@ from hmsa.system.files import disk_errors, sha256, writable_folder
 
 HEADER = """\
 # What a program needs to run the model beside this file (docs/deployment.md has one of 15 lines): `transforms` turn an
-# image of `channel_order`, uint8, into the input; Normalize is (pixel / pixel_divisor - mean) / std.
+# image of `channel_order`, uint8, into the input; Normalize is (pixel / pixel_divisor - mean) / std. Where an image has
+# other than three channels, the divisor depends on its numbers.
 """
 
 _FILES = (DEPLOY_FILE, "model.json", "model.pdmodel", "model.pdiparams")
@@ -52,14 +54,15 @@ class ExportOptions:
     transforms: Sequence[dict[str, Any]]  # {type, **arguments} of what prepares an image
     classes: Optional[Classes] = None  # "class 0", ... in PaddleSeg's palette without them
     input_shape: tuple[Optional[int], ...] = DYNAMIC_SHAPE  # N, C, H, W; None is any size
+    in_channels: int = 3  # C of the images
     program: Optional[str] = None  # "pdmodel", which every reader of Paddle's models takes, or "json", that of Paddle 3
 
     def __post_init__(self) -> None:
         shape = self.input_shape
-        if len(shape) != 4 or shape[1] != 3 or any(side is not None and side < 1 for side in shape):
+        if len(shape) != 4 or shape[1] != self.in_channels or any(side is not None and side < 1 for side in shape):
             sides = " ".join("-1" if side is None else str(side) for side in shape)
             raise UsageError(
-                f"the input shape should be N 3 H W, -1 for any number or size, but it is {sides}",
+                f"the input shape should be N {self.in_channels} H W, -1 for any number or size, but it is {sides}",
                 settings=["input_shape"],
             )
         if self.program == "json" and not writes_json():
@@ -70,7 +73,7 @@ class ExportOptions:
 
 
 class ExportedNetwork(paddle.nn.Layer):
-    """The model's fused answer, [N, 3, H, W] -> classes int32 [N, H, W], or float32 [N, K, H, W]."""
+    """The model's fused answer, [N, C, H, W] -> classes int32 [N, H, W], or float32 [N, K, H, W]."""
 
     def __init__(self, model: paddle.nn.Layer, output_op: str) -> None:
         super().__init__()
@@ -158,8 +161,8 @@ def describe(model: paddle.nn.Layer, program: Path, predictor: Any, options: Exp
         "input_name": predictor.get_input_names()[0],
         "input_dtype": "float32",
         "input_layout": "NCHW",
-        "channel_order": "RGB",
-        "pixel_divisor": 255,
+        "channel_order": "RGB" if options.in_channels == 3 else "as stored",
+        "pixel_divisor": 255 if options.in_channels == 3 else dict(DIVISORS),
         "output_name": predictor.get_output_names()[0],
         "output_layout": "NHW" if is_label else "NCHW",
         "class_names": list(classes.names),

@@ -96,7 +96,7 @@ def _written(shape: Sequence[int]) -> str:
 
 
 def _image_like(shape: Sequence[int]) -> np.ndarray:
-    """Float32 [N, 3, H, W] with patches and noise, so that an answer has several classes."""
+    """Float32 [N, C, H, W] with patches and noise, so that an answer has several classes."""
     N, C, H, W = shape
     rng = np.random.default_rng(0)
     patches = rng.normal(size=(N * C, H // 16 + 1, W // 16 + 1))

@@ -22,7 +22,7 @@ from hmsa.system.files import sha256
 DEPLOY_FILE = "deploy.yaml"
 
 Predictor = Callable[[np.ndarray], np.ndarray]
-"""float32 [N, 3, H, W], normalised -> classes int32 [N, H, W], or probabilities or logits float32 [N, K, H, W]."""
+"""float32 [N, C, H, W], normalised -> classes int32 [N, H, W], or probabilities or logits float32 [N, K, H, W]."""
 
 
 _MAX_BYTES = 1 << 16

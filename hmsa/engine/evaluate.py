@@ -38,7 +38,7 @@ def evaluate(
     Every rank takes the images rank, rank + world size, ...; all ranks must call this, and all get the sum.
 
     Args:
-        network: images [N, 3, H, W] -> logits [N, K, H, W].
+        network: images [N, C, H, W] -> logits [N, K, H, W].
         dataset: in "val" mode: labels at the images' own sizes.
         max_images: evaluate only so many images, the first ones.
         num_workers: threads that load images ahead.

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from hmsa.datasets.bands import displayed, read_bands
 from hmsa.datasets.find import COLOR_MAPS, LABEL_IDS, OVERLAYS, ImageFile, LeftOut, search
-from hmsa.datasets.images import read_image
 from hmsa.datasets.transforms import Transform
 from hmsa.distributed import ranks
 from hmsa.errors import DataError, printable
@@ -99,6 +99,7 @@ def predict(
     transforms: Sequence[Transform],
     options: InferenceOptions,
     max_image_pixels: int | None = None,
+    in_channels: int = 3,
     progress: bool = True,
 ) -> list[Path]:
     """Predict images and write the results.
@@ -107,9 +108,10 @@ def predict(
     reported on stderr and does not stop the others.
 
     Args:
-        network: images [N, 3, H, W] -> logits [N, K, H, W].
+        network: images [N, C, H, W] -> logits [N, K, H, W].
         transforms: what turns an image, uint8 RGB, into the network's input.
         max_image_pixels: above which an image is refused; None is Pillow's limit.
+        in_channels: of the images, see `hmsa.datasets.bands`.
         progress: whether rank 0 shows a bar.
 
     Returns:
@@ -120,7 +122,7 @@ def predict(
     for index in tqdm(mine, unit="image", disable=not (progress and ranks.is_main())):
         file = files[index]
         try:
-            image = read_image(file.path, max_image_pixels)
+            image, _ = read_bands(file.path, in_channels, max_image_pixels)
             sample = {"img": image.copy(), "trans_info": [], "gt_fields": [], "image_path": str(file.path)}
             for transform in transforms:
                 sample = transform(sample, np.random.default_rng(0))
@@ -129,7 +131,7 @@ def predict(
             scores = undo_transforms(scores, sample["trans_info"], image.shape[:2])
             label = best_classes(scores)
             del scores
-            results.write(file, image, label)
+            results.write(file, displayed(image), label)
         # Whatever is wrong with this image (too small, too large for the memory), the others can still be done.
         except Exception as error:
             failed[index] = 1

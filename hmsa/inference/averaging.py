@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an image to class scores and a label map: outer scales, flips, overlapping tiles.
 
-A network here is any function from images, float32 [N, 3, H, W], to logits [N, K, H, W] of the same size.
+A network here is any function from images, float32 [N, C, H, W], to logits [N, K, H, W] of the same size.
 Averages are over logits, as in PaddleSeg 2.8 (paddleseg/core/infer.py), so that results agree with its own; or, over
 scales and flips, over probabilities, as in PaddleSeg 2.0, which the published figures of Cityscapes were made with.
 """
@@ -72,7 +72,7 @@ def class_scores(network: Network, image: paddle.Tensor, options: InferenceOptio
     answer there is no average: its logits are returned as they are, whose best classes are those of their softmax.
 
     Args:
-        image: float32 [N, 3, H, W], normalised.
+        image: float32 [N, C, H, W], normalised.
 
     Returns:
         float32 [N, K, H, W].

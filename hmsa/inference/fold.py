@@ -30,7 +30,7 @@ def copy_on_cpu(network: _Layer) -> _Layer:
 
 def simplified(model: MscaleOCRNet) -> MscaleOCRNet:
     """What `copy_on_cpu` made, itself changed for inference, once for all starts: its normalisation is folded."""
-    fold_batch_norm(model, lambda: model.at_scale(paddle.zeros([1, 3, 64, 64]), True))
+    fold_batch_norm(model, lambda: model.at_scale(paddle.zeros([1, model.in_channels, 64, 64]), True))
     for layer in model.sublayers():
         if isinstance(layer, ConvOverParts):
             layer.separate()

@@ -26,15 +26,15 @@ from hmsa.system.device import as_tensor, on_cpu, on_gpu
 PARTS = {"logits": False, "attended": True}
 """The two programs, and whether each gives attention beside logits."""
 
-CHECKED_SHAPES = ((1, 3, 128, 192), (1, 3, 97, 161))
-"""Where new programs are compared with the network they were made from: an even and an odd size."""
+CHECKED_SIZES = ((128, 192), (97, 161))
+"""Where new programs are compared with the network they were made from: an even and an odd (height, width)."""
 
 MAX_DIFFERENCE = 1e-4
 """Of logits and attention, relative to the largest."""
 
 
 class AtScale(nn.Layer):
-    """[N, 3, h, w] -> logits [N, K, h', w'], or these and the attention [N, 1, h', w']."""
+    """[N, C, h, w] -> logits [N, K, h', w'], or these and the attention [N, 1, h', w']."""
 
     def __init__(self, model: MscaleOCRNet, attention: bool) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def write_programs(model: MscaleOCRNet, folder: Path, form: str) -> None:
     for name, attention in PARTS.items():
         part = AtScale(model, attention)
         part.eval()
-        write_program(part, folder / name)
+        write_program(part, folder / name, input_shape=(None, model.in_channels, None, None))
         if form == "onnx":
             convert_to_onnx(folder / name)
 
@@ -89,7 +89,7 @@ def write_checked_programs(
     assert form is not None
     with on_cpu():
         twin = copy_on_cpu(model)
-        images = [paddle.randn(shape) for shape in CHECKED_SHAPES]
+        images = [paddle.randn([1, model.in_channels, *size]) for size in CHECKED_SIZES]
         with paddle.no_grad():
             expected = [twin.at_scale(image, True) for image in images]
 

@@ -21,7 +21,7 @@ from paddle.version import full_version as PADDLE_VERSION
 from hmsa.errors import DataError
 
 DYNAMIC_SHAPE = (None, 3, None, None)
-"""N, C, H, W of an input of any size."""
+"""N, C, H, W of an input of any size, of three channels."""
 
 INPUT_NAME = "x"
 """Of a program's input; PaddleSeg's exports have the same, and its programs for TensorRT ask for it."""

@@ -51,7 +51,7 @@ class ScaleAttention(nn.Layer):
 
 
 ScaleNetwork = Callable[[Tensor, bool], tuple[Tensor, Optional[Tensor]]]
-"""Images at one scale [N, 3, h, w] -> logits [N, K, h', w'] at the network's own resolution and, where the second
+"""Images at one scale [N, C, h, w] -> logits [N, K, h', w'] at the network's own resolution and, where the second
 argument asks for it, attention [N, 1, h', w']."""
 
 
@@ -71,7 +71,7 @@ def fuse_scales(
 
     Args:
         network: the network at one scale; asked for the attention of the largest scale only to return it.
-        x: normalised images [N, 3, H, W].
+        x: normalised images [N, C, H, W].
         scales: 1.0 among them.
         align_corners: how every bilinear resize places the corners.
 
@@ -110,7 +110,7 @@ class MscaleOCRNet(nn.Layer):
 
     Args:
         num_classes: K.
-        backbone: [N, 3, H, W] -> list of feature maps, their channels in `backbone.feat_channels`.
+        backbone: [N, C, H, W] -> list of feature maps, their channels in `backbone.feat_channels`.
         backbone_indices: which maps to use: one for everything, or two (first guess, pixels).
         scales: scales of evaluation, 1.0 among them. Training always uses 0.5 and 1.
         ocr_mid_channels, ocr_key_channels: see `OCRHead`.
@@ -118,6 +118,7 @@ class MscaleOCRNet(nn.Layer):
         dropout: see `OCRHead`.
         align_corners: how every bilinear resize places the corners, in training and in evaluation.
         recompute: in training, compute the heads again for the gradient instead of keeping activations.
+        in_channels: C of the images, which the backbone takes.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class MscaleOCRNet(nn.Layer):
         dropout: float = 0.05,
         align_corners: bool = False,
         recompute: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         assert 1.0 in scales and min(scales) > 0
@@ -140,6 +142,7 @@ class MscaleOCRNet(nn.Layer):
         self.scales = tuple(sorted(scales, reverse=True))
         self.align_corners = align_corners
         self.recompute = recompute
+        self.in_channels = in_channels
         self.backbone = backbone
         self.backbone_indices = (backbone_indices[0], backbone_indices[-1])
         aux_channels, in_channels = (backbone.feat_channels[i] for i in self.backbone_indices)
@@ -154,7 +157,7 @@ class MscaleOCRNet(nn.Layer):
         self.scale_attn = ScaleAttention(in_channels=ocr_mid_channels, mid_channels=attention_mid_channels)
 
     def forward(self, x: Tensor, return_attention: bool = False) -> dict[str, Tensor]:
-        """Normalised images [N, 3, H, W] -> logits by name.
+        """Normalised images [N, C, H, W] -> logits by name.
 
         Training: `joint`, `joint_aux`, `low`, `high`, each [N, K, H, W]. Evaluation: `joint` [N, K, H, W], and with
         `return_attention` also `attention_<scale>` [N, 1, floor(H * scale), floor(W * scale)] for every scale.
@@ -166,7 +169,7 @@ class MscaleOCRNet(nn.Layer):
         )
 
     def trunk(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, 3, h, w] -> logits, auxiliary logits, OCR features, at the resolution of the backbone's maps."""
+        """[N, C, h, w] -> logits, auxiliary logits, OCR features, at the resolution of the backbone's maps."""
         features = self.backbone(x)
         return self.ocr(*(release_around(features[i]) for i in self.backbone_indices), recompute=self.recompute)
 
@@ -175,7 +178,7 @@ class MscaleOCRNet(nn.Layer):
         return run(self.scale_attn, ocr_features, recompute=self.recompute)
 
     def at_scale(self, x: Tensor, attention: bool) -> tuple[Tensor, Optional[Tensor]]:
-        """The network at one scale: images [N, 3, h, w] -> logits [N, K, h', w'], attention [N, 1, h', w']."""
+        """The network at one scale: images [N, C, h, w] -> logits [N, K, h', w'], attention [N, 1, h', w']."""
         logits, _, ocr_features = self.trunk(x)
         return logits, self.attention(ocr_features) if attention else None
 

@@ -111,8 +111,9 @@ class HRNet(nn.Layer):
         width: channels of the highest resolution; each lower one has twice as many.
         align_corners: how bilinear resizes place the corners.
         recompute: in training, keep only the inputs of each module and compute it again for the gradient.
+        in_channels: C of the images.
 
-    Input [N, 3, H, W]; output a list of one map [N, 15 * width, ceil(H / 4), ceil(W / 4)].
+    Input [N, C, H, W]; output a list of one map [N, 15 * width, ceil(H / 4), ceil(W / 4)].
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class HRNet(nn.Layer):
         width: int,
         align_corners: bool = False,
         recompute: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         self.align_corners = align_corners
@@ -132,7 +134,7 @@ class HRNet(nn.Layer):
         channels = [width, 2 * width, 4 * width, 8 * width]
         self.feat_channels = [sum(channels)]
 
-        self.conv1 = conv3x3(3, 64, stride=2)
+        self.conv1 = conv3x3(in_channels, 64, stride=2)
         self.bn1 = nn.BatchNorm2D(64)
         self.conv2 = conv3x3(64, 64, stride=2)
         self.bn2 = nn.BatchNorm2D(64)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, cast
+from typing import TYPE_CHECKING, Any, Optional, Union, cast
 
 import numpy as np
 
@@ -84,8 +84,29 @@ def named_file(path: Union[str, Path]) -> tuple[Path, str]:
     return file, web_address(path) or str(file)
 
 
-def _match(model: nn.Layer, path: Path, title: str) -> tuple[dict[str, np.ndarray], list[str], list[str], list[str]]:
-    """Arrays that fit the model, as float32; what is missing, what is left over, what does not fit and why."""
+def for_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """A first convolution's weights over images of three channels [O, 3, h, w] -> over so many [O, C, h, w].
+
+    Each channel gets the mean over the three, times 3 / C: images of the same grey in all channels are answered as
+    before, and the answers to others keep their size.
+    """
+    mean = kernel.mean(axis=1, keepdims=True, dtype=np.float64) * (3 / channels)
+    return np.repeat(mean, channels, axis=1).astype(np.float32)
+
+
+def _is_for_colors(kernel: np.ndarray, shape: Sequence[int]) -> bool:
+    """Whether it is a convolution of three channels where the model has one of another number."""
+    return len(shape) == 4 and list(kernel.shape) == [shape[0], 3, *shape[2:]]
+
+
+def _match(
+    model: nn.Layer, path: Path, title: str, adapted: Optional[list[str]] = None
+) -> tuple[dict[str, np.ndarray], list[str], list[str], list[str]]:
+    """Arrays that fit the model, as float32; what is missing, what is left over, what does not fit and why.
+
+    Args:
+        adapted: where it is given, the first convolution may be one of three channels, and its name is added.
+    """
     state = model.state_dict()
     # A backbone alone is called as it is in a network, where all schemes know it.
     part = "" if any(name.startswith("backbone.") for name in state) else "backbone."
@@ -94,8 +115,12 @@ def _match(model: nn.Layer, path: Path, title: str) -> tuple[dict[str, np.ndarra
     fits, wrong = {}, []
     for name, array in arrays.items():
         try:
-            if list(array.shape) != list(state[name].shape):
-                raise ValueError(f"{list(array.shape)} instead of {list(state[name].shape)}")
+            shape = list(state[name].shape)
+            if list(array.shape) != shape:
+                if adapted is None or adapted or not _is_for_colors(array, shape):
+                    raise ValueError(f"{list(array.shape)} instead of {shape}")
+                array = for_channels(as_float32(array), shape[1])
+                adapted.append(name)
             fits[name] = as_float32(array)
         except ValueError as error:
             wrong.append(f"{name}: {error}")
@@ -134,6 +159,9 @@ def load_weights(model: nn.Layer, path: Union[str, Path]) -> str:
 def load_pretrained(model: nn.Layer, path: Union[str, Path]) -> str:
     """Start training from weights of a part of the model, or of one with other classes: load what fits.
 
+    Where the model's images have other than three channels, and the weights' three, the first convolution is that of
+    the weights, see `for_channels`.
+
     Returns:
         A sentence that says what was loaded and what was not.
 
@@ -142,7 +170,8 @@ def load_pretrained(model: nn.Layer, path: Union[str, Path]) -> str:
         DataError: no such file, not weights, or nothing in it fits.
     """
     file, title = named_file(path)
-    fits, missing, left, wrong = _match(model, file, title)
+    adapted: list[str] = []
+    fits, missing, left, wrong = _match(model, file, title, adapted)
     if not fits:
         raise DataError(
             f"{title}: expected weights for this model or its backbone, found none that fit "
@@ -150,6 +179,9 @@ def load_pretrained(model: nn.Layer, path: Union[str, Path]) -> str:
         )
     model.set_state_dict(cast(Any, {**model.state_dict(), **fits}))
     report = f"{title}: loaded {len(fits)} of {len(fits) + len(missing) + len(wrong)} tensors"
+    for name in adapted:
+        channels = fits[name].shape[1]
+        report += f"; {name} is of 3 channels: each of the {channels} here has their mean, times 3/{channels}"
     for names, what in ((wrong, "not fitting"), (missing, "not in the file"), (left, "in the file only")):
         if names:
             report += f"; {what}: {listed(names)}"

@@ -508,7 +508,10 @@ LISTS = DATASET.replace("ADE20K", "Dataset")
             "expected val_dataset.transforms to normalise images, which all weights want, found no Normalize: add "
             "{type: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}",
         ),
-        (f"train_dataset: {LISTS}img_channels: 1}}", "train_dataset.img_channels to be 3, found 1"),
+        (
+            f"train_dataset: {LISTS}img_channels: 1}}",
+            "train_dataset.img_channels to be 3, which in_channels says for all of the recipe, found 1",
+        ),
         ("val_dataset: {type: Dataset, transforms: []}", "expected val_dataset.transforms to normalise images"),
         (
             "val_dataset: {type: Dataset, transforms: [{type: Normalize}, {type: RandomHorizontalFlip}]}",
