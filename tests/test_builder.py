@@ -71,7 +71,15 @@ FROM_PYTHON = (components.NetworkSpec, components.CityscapesAutolabelingSpec)
 @pytest.mark.parametrize(("spec", "constructor"), CHECKED)
 def test_schema_and_constructor_agree(spec: Any, constructor: Any) -> None:
     of_builder = {"transforms", "num_classes", "ignore_index"} if "transforms" in spec.model_fields else set()
-    of_builder |= {"learning_rate", "parameters", "decay_steps", "pretrained", "warmup_iters", "warmup_start_lr"}
+    of_builder |= {
+        "in_channels",
+        "learning_rate",
+        "parameters",
+        "decay_steps",
+        "pretrained",
+        "warmup_iters",
+        "warmup_start_lr",
+    }
     of_paddle = {"last_epoch", "verbose", "cycle"} if "paddle" in constructor.__module__ else set()
     given = inspect.signature(constructor).parameters
     parameters = {name: p for name, p in given.items() if p.kind is not p.VAR_KEYWORD}  # those are handed on

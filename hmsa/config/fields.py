@@ -13,6 +13,9 @@ MAX_CLASSES = 255
 MAX_CLASSES_WITH_VALUES = 254
 """Of a network whose masks hold other values: one number of 8 bits is left for what no class means."""
 
+MAX_CHANNELS = 16
+"""Of an image."""
+
 
 # --- Sections and components. ---
 
@@ -47,7 +50,7 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Natural = Annotated[int, Field(ge=0, le=2**31 - 1)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Channels = Annotated[int, Field(ge=1, le=4096)]
-Bands = Annotated[int, Field(ge=1, le=16)]  # of an image
+Bands = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]  # of an image
 Label = Annotated[int, Field(ge=0, le=255)]
 Pixels = Annotated[int, Field(ge=1, le=2**30)]  # of an image; OpenCV decodes no more
 Positive = Annotated[float, Field(gt=0, le=1e6)]

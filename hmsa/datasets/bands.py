@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from hmsa.config.fields import MAX_CHANNELS
 from hmsa.datasets import images
 from hmsa.datasets.images import (
     IMAGE_FORMATS,
@@ -78,7 +79,7 @@ def _check_channels(found: int, in_channels: int) -> None:
     if found != in_channels:
         raise UnfitError(
             f"it has {found} channel{'s' * (found != 1)}, where in_channels in the recipe says {in_channels}",
-            f"set in_channels to {found}, or give images of {in_channels}",
+            f"{f'set in_channels to {found}, or ' * (found <= MAX_CHANNELS)}give images of {in_channels}",
         )
 
 
@@ -133,6 +134,11 @@ def _tiff(data: bytes, in_channels: int, max_pixels: Optional[int]) -> tuple[np.
         if len(others) > 1 or "YX" not in letters:
             raise UnfitError(
                 f"its axes are {series.axes} {list(series.shape)}, which are not those of one image", _AS_TIFF
+            )
+        if others != "S" and sizes["X"] == in_channels != sizes.get(others):
+            raise UnfitError(
+                f"it has {sizes.get(others, 1)} pages of {sizes['Y']}x{sizes['X']} numbers, which look like its rows",
+                "write all channels into one page (tifffile.imwrite(..., planarconfig='contig'))",
             )
         _check_channels(sizes.get(others, 1), in_channels)
         check_size(sizes["X"], sizes["Y"], max_pixels)
