@@ -23,6 +23,16 @@ Pair = tuple[str, Optional[str]]
 _FINE_ORDER, _COARSE_ORDER, _REPLACEMENT = 1, 2, 3
 
 
+def transformed(sample: Sample, transforms: Sequence[Transform], rng: np.random.Generator) -> Sample:
+    """What the network takes of a sample that was read: `img` float32 [3, H, W], `label` int64 [H, W]."""
+    for transform in transforms:
+        sample = transform(sample, rng)
+    sample["img"] = np.ascontiguousarray(sample["img"].transpose(2, 0, 1), np.float32)
+    if "label" in sample:
+        sample["label"] = sample["label"].astype(np.int64)
+    return sample
+
+
 class SegmentationDataset:
     """An endless stream of samples over pairs of image and label.
 
@@ -146,13 +156,7 @@ class SegmentationDataset:
             sample = self._read(pairs[position])
         else:
             sample = self._read_or_replace(pairs, epoch, position, self.bad_sample_limit)
-        rng = np.random.default_rng((self.seed, epoch, position))
-        for transform in self.transforms:
-            sample = transform(sample, rng)
-        sample["img"] = np.ascontiguousarray(sample["img"].transpose(2, 0, 1), np.float32)
-        if "label" in sample:
-            sample["label"] = sample["label"].astype(np.int64)
-        return sample
+        return transformed(sample, self.transforms, np.random.default_rng((self.seed, epoch, position)))
 
     def _read(self, pair: Pair) -> Sample:
         """Read and check one pair. DataError names the file if it cannot be used."""

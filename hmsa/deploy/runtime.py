@@ -36,6 +36,8 @@ class Deployment:
     output_op: str  # argmax, softmax or none
     paddle_version: str | None  # that wrote the model; None if not recorded
     class_names: tuple[str, ...]  # empty if not recorded
+    class_colors: tuple[tuple[int, int, int], ...]  # empty if not recorded
+    ignore_index: int  # 255 if not recorded
     sha256: dict[str, str]  # of the files by name; empty if not recorded
 
 
@@ -75,6 +77,8 @@ def read_description(folder: str | Path) -> Deployment:
             output_op=_is(str, entry["output_op"]),
             paddle_version=_is(str, entry["paddle_version"]) if "paddle_version" in entry else None,
             class_names=tuple(_is(str, name) for name in _is(list, entry.get("class_names", []))),
+            class_colors=tuple(_color(color) for color in _is(list, entry.get("class_colors", []))),
+            ignore_index=_is(int, entry.get("ignore_index", 255)),
             sha256=_is(dict, entry.get("sha256", {})),
         )
     except OSError as error:
@@ -94,6 +98,13 @@ def _is(kind: type[_Kind], value: Any) -> _Kind:
     if not isinstance(value, kind):
         raise TypeError(f"a {type(value).__name__} where a {kind.__name__} should be")
     return value
+
+
+def _color(value: Any) -> tuple[int, int, int]:
+    red, green, blue = (_is(int, level) for level in _is(list, value))
+    if not all(0 <= level <= 255 for level in (red, green, blue)):
+        raise ValueError(f"{value!r} where a colour should be")
+    return red, green, blue
 
 
 def _beside(path: Path, name: Any) -> Path:
