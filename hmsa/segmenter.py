@@ -57,6 +57,7 @@ OneImage = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, np.ndar
 
 _LOADERS, _AHEAD = 2, 4  # threads, and images that they may have ready
 _RECIPE = "config.yml"  # in a checkpoint
+_SMALLEST = 16  # side of an image of which a network's smallest scale, which an export does not tell, leaves a pixel
 
 # Paddle's state (gradients off, the device) and a program's buffers are one for all threads.
 _paddle_lock = threading.RLock()
@@ -402,6 +403,11 @@ def _exported(folder: Path, averaging: dict[str, Any]) -> _Model:
     predictor = load_predictor(folder)
 
     def answer(image: paddle.Tensor) -> paddle.Tensor:
+        if min(image.shape[-2:]) < _SMALLEST:  # Paddle would end the process
+            raise DataError(
+                f"expected an image of at least {_SMALLEST} pixels each way, found one of {image.shape[-1]}x"
+                f"{image.shape[-2]}: enlarge or remove it"
+            )
         found = predictor(image.numpy())
         return as_tensor(found[:, np.newaxis].astype(np.float32) if gives == "classes" else found)
 

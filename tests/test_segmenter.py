@@ -299,7 +299,7 @@ def test_wrong_images(seg, given, error):
 @pytest.mark.parametrize("engine", ["eager", "inference"])
 def test_the_smallest_images(folder, engine):
     seg = hmsa.Segmenter(folder / "run/best_model", engine=engine)
-    with pytest.raises(DataError, match="expected an image of which scale 0.5 leaves a pixel, found one of 1x1"):
+    with pytest.raises(DataError, match=r"expected an image of which scale 0\.5 leaves a pixel, found one of 1x1"):
         seg(np.zeros((1, 1, 3), np.uint8))
     assert seg(np.zeros((2, 3, 3), np.uint8)).labels.shape == (2, 3)
 
@@ -359,6 +359,8 @@ def test_an_export(folder, seg, photos, tmp_path, output_op):
     for options in ({"engine": "openvino"}, {"precision": "bf16"}, {"opts": ["seed=1"]}):
         with pytest.raises(UsageError, match="expected an export, which runs in Paddle Inference"):
             hmsa.Segmenter(tmp_path / "model", **options)
+    with pytest.raises(DataError, match="expected an image of at least 16 pixels each way, found one of 40x15"):
+        exported(np.zeros((15, 40, 3), np.uint8))
     if output_op == "argmax":
         with pytest.raises(UsageError, match="export with --output_op none"):
             hmsa.Segmenter(tmp_path / "model", flip_horizontal=True)
