@@ -117,10 +117,10 @@ def _backends_with(precision: str) -> str:
 
 
 def _open_inference(path: Path, precision: str) -> Program:
-    from hmsa.inference.paddle_inference import open_program
+    from hmsa.inference.paddle_inference import open_predictor, program_of
     from hmsa.inference.tracing import program_file
 
-    return open_program(program_file(path), path.with_suffix(".pdiparams"))
+    return program_of(open_predictor(program_file(path), path.with_suffix(".pdiparams")))
 
 
 def _open_openvino(path: Path, precision: str) -> Program:
