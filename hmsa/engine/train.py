@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Optional, cast
 import numpy as np
 import paddle
 from paddle import nn
+from tqdm import tqdm
 
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches, training_indices
@@ -21,7 +22,7 @@ from hmsa.distributed import ranks
 from hmsa.engine import checkpoint
 from hmsa.engine.checkpoint import TrainingState
 from hmsa.engine.evaluate import evaluate
-from hmsa.engine.log import SilentLog, duration
+from hmsa.engine.log import SilentLog
 from hmsa.engine.progress import Failures, Meter, timed
 from hmsa.engine.step import Step, prepare_gpu, statistics, step_seeds
 from hmsa.errors import DataError, Interrupted
@@ -241,7 +242,7 @@ class Trainer:
         self.log.line(
             f"[TRAIN] epoch {samples / len(self.dataset):.2f}, iter {iteration}/{options.iters}, loss {total:.4f}, "
             f"grad norm {norm:.4f}, {skipped}lr {rate:.6f}, data {data_seconds:.3f} s, step {seconds:.3f} s, "
-            f"memory {memory / 2**30:.2f} GiB, ETA {duration(seconds * (options.iters - iteration))} | "
+            f"memory {memory / 2**30:.2f} GiB, ETA {tqdm.format_interval(seconds * (options.iters - iteration))} | "
             + " ".join(f"{name} {value:.4f}" for name, value in terms.items())
         )
         if total == norm == 0:
