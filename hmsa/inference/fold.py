@@ -29,9 +29,7 @@ def copy_on_cpu(network: _Layer) -> _Layer:
 
 
 def simplified(model: MscaleOCRNet) -> MscaleOCRNet:
-    """The network itself, changed for inference, once for all starts: its normalisation is folded."""
-    replace_sync_batch_norm(model)
-    model.eval()
+    """What `copy_on_cpu` made, itself changed for inference, once for all starts: its normalisation is folded."""
     fold_batch_norm(model, lambda: model.at_scale(paddle.zeros([1, 3, 64, 64]), True))
     for layer in model.sublayers():
         if isinstance(layer, ConvOverParts):

@@ -70,7 +70,7 @@ def open_network(
 
     def network(precision: str) -> Network:
         at_scale = in_precision[precision] if folder is None else Programs(folder, chosen, precision)
-        return lambda image: fuse_scales(at_scale, image, scales, align_corners=align_corners)["joint"]
+        return _fused(at_scale, scales, align_corners)
 
     exact = network("fp32")
     return exact if precision == "fp32" else _with_agreement(network(precision), exact, precision)
@@ -97,28 +97,19 @@ class NetworkInTraining:
         model.eval()
         try:
             with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
-                at_scale = self._programs(Path(folder))
-                if at_scale is None:
-                    yield joint_logits(model)
-                else:
-                    programs, options = at_scale, {"scales": model.scales, "align_corners": model.align_corners}
-                    yield lambda image: fuse_scales(programs, image, **options)["joint"]
+                programs = self._programs(Path(folder))
+                yield joint_logits(model) if programs is None else _fused(programs, model.scales, model.align_corners)
         finally:
             if was_training:
                 model.train()
 
     def _programs(self, folder: Path) -> Optional[Programs]:
         """The engine's programs; None where the network runs eagerly."""
-        if self._chosen == "eager" or not isinstance(self._model, MscaleOCRNet):
-            return None
-        try:
-            return write_checked_programs(self._model, folder, self._chosen, self._write)
-        except DataError as error:
-            if not self._fall_back:
-                raise
+        if self._chosen != "eager" and isinstance(self._model, MscaleOCRNet):
+            with _eager_mode_instead(self._fall_back):
+                return write_checked_programs(self._model, folder, self._chosen, self._write)
             self._chosen = "eager"
-            _warn_of_eager_mode(error)
-            return None
+        return None
 
     def _write(self, model: MscaleOCRNet, folder: Path, form: str) -> None:
         # Paddle 2.6 never frees the tensors of a network that it has written: it is the first one, with new values.
@@ -130,41 +121,37 @@ class NetworkInTraining:
             write_programs(self._written, folder, form)
 
 
+def _fused(at_scale: ScaleNetwork, scales: Sequence[float], align_corners: bool) -> Network:
+    return lambda image: fuse_scales(at_scale, image, scales, align_corners=align_corners)["joint"]
+
+
 def _cached_programs(
     build: Callable[[], MscaleOCRNet], identity: Any, backend: str, *, fall_back: bool
 ) -> Optional[Path]:
     """The folder of the network's programs, written and checked if need be; None where eager mode has to do."""
-    depends_on = {"network": identity, "backend": backend, "versions": _versions(backend), "code": code_hash()}
-    built = False
-
-    def write(folder: Path) -> None:
-        nonlocal built
-        model = build()
-        built = True
-        write_checked_programs(model, folder, backend)
-
-    try:
+    # All that has a part in making and running a program.
+    versions = [PADDLE_VERSION, *map(version, ("paddleseg", *packages_of(backend)))]
+    depends_on = {"network": identity, "backend": backend, "versions": versions, "code": code_hash()}
+    with _eager_mode_instead(fall_back):
         if not ranks.is_main():
             ranks.barrier()  # The first rank fills the cache, the others find it full.
-            return cache.entry(depends_on, write)
         try:
-            return cache.entry(depends_on, write)
+            return cache.entry(depends_on, lambda folder: write_checked_programs(build(), folder, backend))
         finally:
-            ranks.barrier()
+            if ranks.is_main():
+                ranks.barrier()
+    return None
+
+
+@contextlib.contextmanager
+def _eager_mode_instead(fall_back: bool) -> Iterator[None]:
+    """Where a backend fails, say so and go on if `fall_back`; weights that do not fit do not fit eagerly either."""
+    try:
+        yield
     except DataError as error:
-        if not (fall_back and built):  # Weights that do not fit do not fit in eager mode either.
+        if not (fall_back and "backend" in error.settings):
             raise
-        _warn_of_eager_mode(error)
-        return None
-
-
-def _warn_of_eager_mode(error: DataError) -> None:
-    print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
-
-
-def _versions(backend: str) -> list[str]:
-    """Of all that has a part in making and running a program."""
-    return [PADDLE_VERSION, *map(version, ("paddleseg", *packages_of(backend)))]
+        print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
 
 
 def code_hash(package: Path = Path(__file__).parents[1]) -> str:
