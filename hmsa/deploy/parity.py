@@ -72,7 +72,9 @@ def _compare(logits: np.ndarray, answer: np.ndarray, output_op: str, where: str)
 
     if output_op == "argmax":
         label = answer
-        difference = right.max(axis=1) - _chosen(right, label)  # 0 where both choose the same class
+        is_chosen = label[:, np.newaxis] == np.arange(right.shape[1])[:, np.newaxis, np.newaxis]
+        chosen = np.fmax.reduce(np.where(is_chosen, right, np.nan), axis=1)  # NaN where it is no class
+        difference = right.max(axis=1) - chosen  # 0 where both choose the same class
     else:
         label = answer.argmax(axis=1)
         difference = np.abs(answer - right).max(axis=1)
@@ -91,13 +93,6 @@ def _compare(logits: np.ndarray, answer: np.ndarray, output_op: str, where: str)
 
 def _written(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def _chosen(values: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """The value [N, H, W] of each pixel's class `label` [N, H, W] in `values` [N, K, H, W]; NaN for no class."""
-    K = values.shape[1]
-    found = np.take_along_axis(values, label.clip(0, K - 1)[:, np.newaxis], axis=1)[:, 0]
-    return np.where((label >= 0) & (label < K), found, np.nan)
 
 
 def _image_like(shape: Sequence[int]) -> np.ndarray:
