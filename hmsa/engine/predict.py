@@ -70,11 +70,6 @@ class Results:
 
     def write(self, file: ImageFile, image: np.ndarray, label: np.ndarray) -> None:
         """Write what was predicted for an image, uint8 [H, W, 3] RGB: the class of every pixel, uint8 [H, W]."""
-        if image.shape[:2] != label.shape:
-            raise DataError(
-                f"the prediction is {label.shape[1]}x{label.shape[0]}, the image {image.shape[1]}x{image.shape[0]}; "
-                "the transforms of val_dataset may resize and pad, but not cut"
-            )
         maps = {COLOR_MAPS: pseudo_color(label, self.colors)}
         if self.raw_values is not None:
             maps[LABEL_IDS] = Image.fromarray(np.array(self.raw_values, np.uint8)[label])
@@ -137,11 +132,12 @@ def predict(
         file = files[index]
         try:
             sample = loader[index]
+            image = read_image(file.path, max_image_pixels)
             scores = class_scores(network, as_tensor(sample["img"][np.newaxis]), options)
-            scores = undo_transforms(scores, sample["trans_info"])
+            scores = undo_transforms(scores, sample["trans_info"], image.shape[:2])
             label = best_classes(scores)
             del scores
-            results.write(file, read_image(file.path, max_image_pixels), label)
+            results.write(file, image, label)
         # Whatever is wrong with this image (too small, too large for the memory), the others can still be done.
         except Exception as error:
             failed[index] = 1

@@ -114,18 +114,21 @@ def tile_starts(length: int, tile: int, stride: int) -> list[int]:
     return [*range(0, length - tile, stride), length - tile]
 
 
-def undo_transforms(scores: paddle.Tensor, trans_info: Iterable[tuple[str, Sequence[int]]]) -> paddle.Tensor:
+def undo_transforms(
+    scores: paddle.Tensor, trans_info: Iterable[tuple[str, Sequence[int]]], size: Sequence[int] | None = None
+) -> paddle.Tensor:
     """Undo padding and resizing of one image.
 
     Args:
         scores: [1, K, h, w].
         trans_info: ("resize" or "padding", (height, width) before it), in the order the transforms ran.
+        size: the (height, width) that must come out; None if it is not known.
 
     Returns:
         [1, K, H, W], at the image's own size.
 
     Raises:
-        DataError: a transform that cannot be undone.
+        DataError: a transform that cannot be undone, or another size.
     """
     with paddle.no_grad():
         for kind, (height, width) in reversed(list(trans_info)):
@@ -135,6 +138,13 @@ def undo_transforms(scores: paddle.Tensor, trans_info: Iterable[tuple[str, Seque
                 scores = scores[:, :, :height, :width]
             else:
                 raise DataError(f"A transform recorded '{kind}'; only 'resize' and 'padding' can be undone")
+
+    H, W = scores.shape[-2:]
+    if size is not None and tuple(size) != (H, W):
+        raise DataError(
+            f"the prediction is {W}x{H}, the image {size[1]}x{size[0]}; the transforms of val_dataset may resize and "
+            "pad, but not cut"
+        )
     return scores
 
 
