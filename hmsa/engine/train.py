@@ -190,7 +190,7 @@ class Trainer:
                 meter.add(outcome.terms)
                 failures = Failures()
             if failed:
-                failures.add(outcome, iteration, self.scheduler, self.log)
+                failures.add(outcome, iteration, self.log)
                 if len(failures) == options.nonfinite_limit:
                     self._give_up(failures)
             self.scheduler.step()
@@ -321,13 +321,13 @@ class Trainer:
 
     def _give_up(self, failures: Failures) -> NoReturn:
         """Save the run as it stood before `failures`, and raise DataError."""
-        iteration = failures.iterations_before
+        iteration = min(failures)
         if iteration:
-            self.scheduler.set_state_dict(failures.schedule_before)
+            self.scheduler.step(iteration)
             self.state = replace(self.state, iteration=iteration, to_evaluate=False)
             self._save()
 
-        files = [path for paths in failures.files for path in paths]
+        files = [path for paths in failures.values() for path in paths]
         more = f" and {len(files) - 8} more" if len(files) > 8 else ""
         again = f"resume from {self._folder(iteration)}, which is from before them," if iteration else "start again"
         raise DataError(
