@@ -7,9 +7,9 @@ import contextlib
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Optional
 
@@ -185,12 +185,11 @@ def publish(source: Path, target: Path) -> list[str]:
     Returns:
         A line that names what was there of an earlier export, if anything was.
     """
-    replaced = []
     target.mkdir(exist_ok=True)
-    for path in _earlier_export(target):
-        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.lstat().st_mtime))
+    earlier = _earlier_export(target)
+    replaced = [f"{file.name} of {datetime.fromtimestamp(file.lstat().st_mtime):%Y-%m-%d %H:%M}" for file in earlier]
+    for path in earlier:
         path.unlink()
-        replaced.append(f"{path.name} of {written}")
     for path in sorted(source.iterdir(), key=lambda path: path.name == DEPLOY_FILE):
         path.replace(target / path.name)
     return [f"replaced in {target}: {', '.join(replaced)}"] if replaced else []

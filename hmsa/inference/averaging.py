@@ -67,9 +67,7 @@ class InferenceOptions:
         )
 
 
-def class_scores(
-    network: Network, image: paddle.Tensor, options: InferenceOptions = InferenceOptions()
-) -> paddle.Tensor:
+def class_scores(network: Network, image: paddle.Tensor, options: InferenceOptions) -> paddle.Tensor:
     """Average the network's answers over every scale and flip of an image: its logits, or their softmax over classes.
 
     A scaled image is int(H * scale + 0.5) x int(W * scale + 0.5). Both flips together mean four images. Of a single
@@ -92,7 +90,7 @@ def class_scores(
             for flip in flips:
                 # An answer is bound to one name only, so that at most two of full size are alive while a network runs.
                 logits = _flip(scaled, flip)
-                logits = _in_tiles(network, logits, options.tile, options.stride) if options.tile else network(logits)
+                logits = _in_tiles(network, logits, options)
                 logits = _resize(_flip(logits, flip), (H, W)).astype("float32")
                 if count == 1:
                     return logits
@@ -183,12 +181,12 @@ def confidences(scores: paddle.Tensor, options: InferenceOptions) -> np.ndarray:
     return best
 
 
-def _in_tiles(
-    network: Network, image: paddle.Tensor, tile: tuple[int, int], stride: tuple[int, int] | None
-) -> paddle.Tensor:
+def _in_tiles(network: Network, image: paddle.Tensor, options: InferenceOptions) -> paddle.Tensor:
     """Run the network tile by tile and average where tiles overlap. An image within a tile runs whole."""
+    if options.tile is None:
+        return network(image)
     H, W = image.shape[-2:]
-    (tile_h, tile_w), (stride_h, stride_w) = tile, stride or tile
+    (tile_h, tile_w), (stride_h, stride_w) = options.tile, options.stride or options.tile
     tops, lefts = tile_starts(H, tile_h, stride_h), tile_starts(W, tile_w, stride_w)
     # Summed in numpy, in place: writing to a slice of a Paddle tensor copies the whole.
     total, cover = np.empty(0), np.zeros((H, W), np.float32)

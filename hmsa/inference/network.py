@@ -81,12 +81,14 @@ class NetworkInTraining:
 
     With an engine, its programs are written anew each time. Paddle never gives back all of the memory that this takes:
     for a small W18 it was 3 MiB an evaluation with Paddle 2.6.2 and 3.2.2, whatever the size of the weights.
+
+    Raises:
+        UsageError: see `choose`; a call raises DataError where the engine does not answer as the network does.
     """
 
     def __init__(self, model: nn.Layer, engine: str = "auto") -> None:
         self._model = model
-        self._chosen = choose(engine)
-        self._fall_back = engine == "auto"
+        self._backend = choose(engine)
         self._written: Optional[MscaleOCRNet] = None
 
     @contextlib.contextmanager
@@ -96,20 +98,15 @@ class NetworkInTraining:
         was_training = model.training
         model.eval()
         try:
+            if self._backend == "eager" or not isinstance(model, MscaleOCRNet):
+                yield joint_logits(model)
+                return
             with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
-                programs = self._programs(Path(folder))
-                yield joint_logits(model) if programs is None else _fused(programs, model.scales, model.align_corners)
+                programs = write_checked_programs(model, Path(folder), self._backend, self._write)
+                yield _fused(programs, model.scales, model.align_corners)
         finally:
             if was_training:
                 model.train()
-
-    def _programs(self, folder: Path) -> Optional[Programs]:
-        """The engine's programs; None where the network runs eagerly."""
-        if self._chosen != "eager" and isinstance(self._model, MscaleOCRNet):
-            with _eager_mode_instead(self._fall_back):
-                return write_checked_programs(self._model, folder, self._chosen, self._write)
-            self._chosen = "eager"
-        return None
 
     def _write(self, model: MscaleOCRNet, folder: Path, form: str) -> None:
         # Paddle 2.6 never frees the tensors of a network that it has written: it is the first one, with new values.
@@ -132,26 +129,19 @@ def _cached_programs(
     # All that has a part in making and running a program.
     versions = [PADDLE_VERSION, *map(version, ("paddleseg", *packages_of(backend)))]
     depends_on = {"network": identity, "backend": backend, "versions": versions, "code": code_hash()}
-    with _eager_mode_instead(fall_back):
-        if not ranks.is_main():
-            ranks.barrier()  # The first rank fills the cache, the others find it full.
-        try:
-            return cache.entry(depends_on, lambda folder: write_checked_programs(build(), folder, backend))
-        finally:
-            if ranks.is_main():
-                ranks.barrier()
-    return None
-
-
-@contextlib.contextmanager
-def _eager_mode_instead(fall_back: bool) -> Iterator[None]:
-    """Where a backend fails, say so and go on if `fall_back`; weights that do not fit do not fit eagerly either."""
+    if not ranks.is_main():
+        ranks.barrier()  # The first rank fills the cache, the others find it full.
     try:
-        yield
+        return cache.entry(depends_on, lambda folder: write_checked_programs(build(), folder, backend))
     except DataError as error:
+        # Weights that do not fit do not fit in eager mode either.
         if not (fall_back and "backend" in error.settings):
             raise
         print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
+        return None
+    finally:
+        if ranks.is_main():
+            ranks.barrier()
 
 
 def code_hash(package: Path = Path(__file__).parents[1]) -> str:

@@ -111,7 +111,7 @@ def test_of_a_single_answer_both_averages_have_the_same_labels(seed, spread):
 
 def test_plain_inference_is_the_network_itself(convolution):
     image = picture(9, 7)
-    assert_array_equal(class_scores(convolution, image).numpy(), convolution(image).numpy())
+    assert_array_equal(class_scores(convolution, image, InferenceOptions()).numpy(), convolution(image).numpy())
 
 
 def test_both_flips_are_four_pictures():
