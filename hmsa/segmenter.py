@@ -31,6 +31,7 @@ from pydantic import TypeAdapter
 from hmsa import builder
 from hmsa.components import AnyTransform
 from hmsa.config.reading import load_config
+from hmsa.config.schema import InferenceSpec
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import transformed
 from hmsa.datasets.images import Upright, decoded, from_pil, read_upright
@@ -114,6 +115,8 @@ class Segmenter:
     ) -> None:
         given = {"scales": scales, "flip_horizontal": flip_horizontal, "flip_vertical": flip_vertical}
         averaging = {name: value for name, value in given.items() if value is not None}
+        if scales is not None:
+            averaging["scales"] = [float(scale) for scale in scales]
         path = Path(model)
 
         if weights is None and (path / DEPLOY_FILE).is_file():
@@ -188,12 +191,6 @@ class Segmenter:
         with _paddle_lock:
             scores = self._through(self._model.answer, loaded, self._model.options)
             labels = _as_labels(scores) if self._model.gives == "classes" else best_classes(scores)
-            if labels.shape != loaded.image.shape[:2]:
-                raise DataError(
-                    f"the prediction is {labels.shape[1]}x{labels.shape[0]}, the image "
-                    f"{loaded.image.shape[1]}x{loaded.image.shape[0]}; the transforms of val_dataset may resize and "
-                    "pad, but not cut"
-                )
             earlier = self._newest()
             if earlier is not None:
                 earlier._scores = None
@@ -209,7 +206,7 @@ class Segmenter:
                 "--output_op softmax"
             )
         scores = class_scores(network, as_tensor(loaded.input[np.newaxis]), options)
-        return undo_transforms(scores, loaded.trans_info)
+        return undo_transforms(scores, loaded.trans_info, loaded.image.shape[:2])
 
     def _scores(self, result: Result) -> paddle.Tensor:
         """Those of a result [1, K, H, W], made anew where they are no longer kept."""
@@ -374,7 +371,7 @@ def _built(
     averaging: dict[str, Any],
     opts: Iterable[str],
 ) -> _Model:
-    chosen = [f"test_config.{name}={_as_yaml(value)}" for name, value in averaging.items()]
+    chosen = [f"test_config.{name}={value}" for name, value in averaging.items()]
     config = load_config(recipe, [*opts, *chosen, *["test_config.aug_eval=true"] * bool(chosen)])
     network, _ = builder.open_network(config, os.fspath(weights), backend=engine, precision=precision)
     return _Model(
@@ -382,14 +379,10 @@ def _built(
         gives="logits",
         attention=network,
         transforms=fused(builder.build_transforms(builder.inference_transforms(config))),
-        options=InferenceOptions.from_test_config(**config.test_config.model_dump()),
+        options=InferenceOptions.from_test_config(config.test_config),
         classes=builder.classes(config),
         max_pixels=config.max_image_pixels,
     )
-
-
-def _as_yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str([float(scale) for scale in value])
 
 
 def _exported(folder: Path, averaging: dict[str, Any]) -> _Model:
@@ -417,7 +410,7 @@ def _exported(folder: Path, averaging: dict[str, Any]) -> _Model:
         gives=gives,
         attention=None,
         transforms=fused(builder.build_transforms(specs, where=f"{folder / DEPLOY_FILE}: transforms")),
-        options=InferenceOptions.from_test_config(aug_eval=bool(averaging), **averaging),
+        options=InferenceOptions.from_test_config(InferenceSpec(aug_eval=bool(averaging), **averaging)),
         classes=_classes_of(deployment),
         size=(deployment.input_shape[2], deployment.input_shape[3]),
     )
@@ -429,8 +422,8 @@ def _classes_of(deployment: Deployment) -> Classes:
     known = Classes.numbered(len(names) or 256, deployment.ignore_index)
     return replace(
         known,
-        names=names or known.names,
-        colors=colors if len(colors) == len(known.names) else known.colors,
+        names=tuple(names) or known.names,
+        colors=tuple((r, g, b) for r, g, b in colors) if len(colors) == len(known.names) else known.colors,
     )
 
 

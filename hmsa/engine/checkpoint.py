@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional, Union, cast
 
 import paddle
 from paddle import nn
@@ -78,13 +78,10 @@ def _optimizer_state(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> 
     return state
 
 
-def _restore_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, path: Path) -> None:
+def _restore_optimizer(model: nn.Layer, optimizer: Any, path: Path) -> None:
     parameters = dict(model.named_parameters())
-    saved = read_pickle(path)
-    if not isinstance(saved, dict):
-        raise DataError(f"{path}: expected the state of an optimizer, found none; resume from another checkpoint")
     state = {}
-    for key, value in saved.items():
+    for key, value in read_pickle(path).items():
         ours, bar, suffix = str(key).partition("|")
         if not bar:
             state[key] = value
@@ -99,14 +96,10 @@ def _restore_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, p
         state[parameter.name + suffix] = value
 
     # The schedule is the recipe's of today, which may have been changed; `resume` brings it to its iteration.
-    state["LR_Scheduler"] = _schedule(optimizer).state_dict()
+    state["LR_Scheduler"] = optimizer._learning_rate.state_dict()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Paddle warns of the state that its own warm-up writes
         optimizer.set_state_dict(state)
-
-
-def _schedule(optimizer: Any) -> paddle.optimizer.lr.LRScheduler:
-    return optimizer._learning_rate
 
 
 def save(
@@ -133,7 +126,7 @@ def save(
         try:
             _clear(partial)
             partial.mkdir(parents=True)
-            earlier = [written[0] for written in map(order_of, list_checkpoints(folder.parent)) if written]
+            earlier = [read_state(path).serial for path in list_checkpoints(folder.parent)]
             state.optimizer = type(optimizer).__name__
             state.serial = max([state.serial, *earlier]) + 1
             state.ema_updates = ema.updates if ema else None
@@ -218,7 +211,7 @@ def keep_as_best(folder: Path) -> None:
             if (folder / name).exists():
                 _link(folder / name, partial / name)
         flush_to_disk(partial)
-        if (_score(best) or 0.0) > (_score(folder) or 0.0):
+        if _score(best) > _score(folder):
             best.rename(free_name(best))
         _move(partial, best)
 
@@ -252,10 +245,10 @@ def tidy(save_dir: Path) -> None:
 def _finish_best(save_dir: Path) -> None:
     """Copy the best checkpoint, where a process was killed between its scores and that."""
     for folder in list_checkpoints(save_dir)[-1:]:
-        name, kept = f"iter_{_raw_state(folder).get('best_iteration')}", save_dir / BEST
-        written, before = order_of(save_dir / name), order_of(kept)
-        if _ITERATION.fullmatch(name) and written and (before < written if before else not _holds_something(kept)):
-            keep_as_best(save_dir / name)
+        best, kept = save_dir / f"iter_{read_state(folder).best_iteration}", save_dir / BEST
+        written, before = order_of(best), order_of(kept)
+        if written and (before < written if before else not _holds_something(kept)):
+            keep_as_best(best)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -271,19 +264,16 @@ def _raw_state(folder: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _score(folder: Path) -> Optional[float]:
-    """The best mean IoU that a checkpoint speaks of, whichever version wrote it."""
-    score = _raw_state(folder).get("best_score")
-    return score if isinstance(score, float) else None
+def _score(folder: Path) -> float:
+    """The best mean IoU that a checkpoint speaks of; 0 if it speaks of none, or is none."""
+    return (read_state(folder).best_score or 0.0) if order_of(folder) else 0.0
 
 
 def order_of(folder: Path) -> Optional[tuple[int, int]]:
-    """What tells which of two checkpoints was written later, whichever version wrote them; None if it is none."""
-    state = _raw_state(folder)
-    serial, iteration = state.get("serial", 0), state.get("iteration")
-    if type(serial) is not int or type(iteration) is not int or not _is_whole(folder):
-        return None
-    return serial, iteration
+    """What tells which of two checkpoints was written later; None if it is none that can be read."""
+    with contextlib.suppress(DataError):
+        state = read_state(folder)
+        return state.serial, state.iteration
 
 
 def list_checkpoints(save_dir: Union[str, Path]) -> list[Path]:
@@ -316,7 +306,7 @@ def contents(save_dir: Path) -> str:
     found = [path.name for path in list_checkpoints(save_dir)[-1:]] or [name for name in left if name != BEST]
     if BEST in left:
         score = _score(save_dir / BEST)
-        found.append(BEST if score is None else f"{BEST} (mIoU {score:.4f})")
+        found.append(f"{BEST} (mIoU {score:.4f})" if score else BEST)
     return " and ".join(found)
 
 
@@ -353,7 +343,7 @@ def read_state(folder: Path) -> TrainingState:
     """
     reason = ""
     try:
-        if order_of(folder) is not None:
+        if "iteration" in _raw_state(folder) and _is_whole(folder):
             return TypeAdapter(TrainingState).validate_json((folder / "state.json").read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -423,8 +413,9 @@ def resume(
         )
     load_weights(model, folder / WEIGHTS)
     _restore_optimizer(model, optimizer, folder / "model.pdopt")
+    schedule = cast(Any, optimizer)._learning_rate
     for _ in range(state.iteration):
-        _schedule(optimizer).step()
+        schedule.step()
     if ema:
         averaged = state.ema_updates is not None
         load_weights(ema.model, folder / (AVERAGED_WEIGHTS if averaged else WEIGHTS))

@@ -87,24 +87,15 @@ def _count(batch: dict[str, Any], network: Network, options: InferenceOptions, m
     if "label" not in batch:
         raise DataError(f"{image_path} has no label to compare with: set val_dataset to a labelled split")
 
+    label = batch["label"][0].astype(np.uint8)  # the data set lets nothing else pass
     try:
         scores = class_scores(network, as_tensor(batch["img"]), options)  # [1, K, h, w]
+        scores = undo_transforms(scores, batch["trans_info"][0], label.shape)  # [1, K, H, W]
     except DataError as error:
         raise DataError(f"{image_path}: {error}") from error
-    scores = undo_transforms(scores, batch["trans_info"][0])  # [1, K, H, W]
     prediction = best_classes(scores)
     confidence = confidences(scores, options) if any(metric.needs_confidence for metric in metrics) else None
     del scores
 
-    label = batch["label"][0].astype(np.uint8)  # the data set lets nothing else pass
-    if prediction.shape != label.shape:
-        raise DataError(
-            f"{image_path}: the prediction is {_size(prediction)}, its label {_size(label)}"
-            "; the transforms of val_dataset may resize and pad, but not cut"
-        )
     for metric in metrics:
         metric.update(prediction, label, confidence)
-
-
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"

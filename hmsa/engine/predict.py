@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -17,7 +18,6 @@ from tqdm import tqdm
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.find import COLOR_MAPS, LABEL_IDS, OVERLAYS, ImageFile, LeftOut, search
-from hmsa.datasets.find import find_images as find_images
 from hmsa.datasets.images import read_image
 from hmsa.datasets.transforms import Transform
 from hmsa.distributed import ranks
@@ -54,19 +54,56 @@ def _counted(number: int, what: str = "image") -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
+@dataclass(frozen=True)
+class Results:
+    """Where the results of a prediction go, and what is written there.
+
+    Attributes:
+        save_dir: gets `added_prediction/` (overlays) and `pseudo_color_prediction/`.
+        colors: 256 colours, see `hmsa.visualize`.
+        raw_values: for each class, what stands for it in label maps to write to `label_ids/` as well; None: none.
+    """
+
+    save_dir: Path
+    colors: Sequence[int]
+    raw_values: Optional[Sequence[int]] = None
+
+    def write(self, file: ImageFile, image: np.ndarray, label: np.ndarray) -> None:
+        """Write what was predicted for an image, uint8 [H, W, 3] RGB: the class of every pixel, uint8 [H, W]."""
+        maps = {COLOR_MAPS: pseudo_color(label, self.colors)}
+        if self.raw_values is not None:
+            maps[LABEL_IDS] = Image.fromarray(np.array(self.raw_values, np.uint8)[label])
+        for folder, made in maps.items():
+            write_atomically(self.save_dir / folder / file.label_name, partial(made.save, format="PNG"))
+
+        # Last, as not every format takes every size.
+        encoded = _encoded(overlay(image, label, self.colors), file.overlay_name.suffix)
+        write_atomically(self.save_dir / OVERLAYS / file.overlay_name, encoded)
+
+
+def _encoded(image: np.ndarray, suffix: str) -> bytes:
+    """The file content of an image, uint8 [H, W, 3] RGB, in the format that `suffix` stands for."""
+    try:
+        done, content = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        done = False
+    if not done:
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        raise DataError(f"an overlay of {size} pixels cannot be written as {suffix}: make a PNG of the image")
+    return content.tobytes()
+
+
 def predict(
     network: Network,
     files: Sequence[ImageFile],
+    results: Results,
     *,
     transforms: Sequence[Transform],
     options: InferenceOptions,
-    save_dir: str | Path,
-    colors: Sequence[int],
-    raw_values: Optional[Sequence[int]] = None,
     max_image_pixels: int | None = None,
     progress: bool = True,
 ) -> list[Path]:
-    """Predict images and write `added_prediction/` (overlays) and `pseudo_color_prediction/` below `save_dir`.
+    """Predict images and write the results.
 
     Every rank takes the images rank, rank + world size, ...; all ranks must call this. An image that fails is
     reported on stderr and does not stop the others.
@@ -74,8 +111,6 @@ def predict(
     Args:
         network: images [N, 3, H, W] -> logits [N, K, H, W].
         transforms: what turns an image, uint8 RGB, into the network's input.
-        colors: 256 colours, see `hmsa.visualize`.
-        raw_values: for each class, what stands for it in label maps to write to `label_ids/` as well; None: none.
         max_image_pixels: above which an image is refused; None is Pillow's limit.
         progress: whether rank 0 shows a bar.
 
@@ -97,12 +132,12 @@ def predict(
         file = files[index]
         try:
             sample = loader[index]
+            image = read_image(file.path, max_image_pixels)
             scores = class_scores(network, as_tensor(sample["img"][np.newaxis]), options)
-            scores = undo_transforms(scores, sample["trans_info"])
+            scores = undo_transforms(scores, sample["trans_info"], image.shape[:2])
             label = best_classes(scores)
             del scores
-            image = read_image(file.path, max_image_pixels)
-            _write(file, image, label, Path(save_dir), colors, raw_values)
+            results.write(file, image, label)
         # Whatever is wrong with this image (too small, too large for the memory), the others can still be done.
         except Exception as error:
             failed[index] = 1
@@ -110,44 +145,3 @@ def predict(
             tqdm.write(printable(f"failed: {file.path}: {reason}"), file=sys.stderr)
     failed = ranks.all_reduce_sum(failed)
     return [file.path for file, count in zip(files, failed) if count]
-
-
-def _write(
-    file: ImageFile,
-    image: np.ndarray,
-    label: np.ndarray,
-    save_dir: Path,
-    colors: Sequence[int],
-    raw_values: Optional[Sequence[int]],
-) -> None:
-    if image.shape[:2] != label.shape:
-        raise DataError(
-            f"the prediction is {label.shape[1]}x{label.shape[0]}, the image {image.shape[1]}x{image.shape[0]}; "
-            "the transforms of val_dataset may resize and pad, but not cut"
-        )
-    colored = _png(pseudo_color(label, colors))
-    write_atomically(save_dir / COLOR_MAPS / file.label_name, colored)
-    if raw_values is not None:
-        raw = Image.fromarray(np.array(raw_values, np.uint8)[label])
-        write_atomically(save_dir / LABEL_IDS / file.label_name, _png(raw))
-    # Last, as not every format takes every size.
-    encoded = _encoded(overlay(image, label, colors), file.overlay_name.suffix)
-    write_atomically(save_dir / OVERLAYS / file.overlay_name, encoded)
-
-
-def _encoded(image: np.ndarray, suffix: str) -> bytes:
-    """The file content of an image, uint8 [H, W, 3] RGB, in the format that `suffix` stands for."""
-    try:
-        done, content = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    except cv2.error:
-        done = False
-    if not done:
-        size = f"{image.shape[1]}x{image.shape[0]}"
-        raise DataError(f"an overlay of {size} pixels cannot be written as {suffix}: make a PNG of the image")
-    return content.tobytes()
-
-
-def _png(file: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    file.save(buffer, "PNG")
-    return buffer.getvalue()

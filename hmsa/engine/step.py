@@ -56,7 +56,11 @@ class Step:
         self.scaler = paddle.amp.GradScaler(enable=precision == "fp16", init_loss_scaling=2.0**14)
         self._parameters = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
         self._statistics = statistics(model)
-        self._autocast = autocast_options(precision)
+        self._autocast = {
+            "enable": precision != "fp32",
+            "dtype": "float16" if precision == "fp16" else "bfloat16",
+            "custom_black_list": set(FLOAT32_OPS),
+        }
         ranks.barrier()  # DataParallel hands out the main rank's parameters
         self._network = paddle.DataParallel(model) if ranks.world_size() > 1 else model
         # Gradients are summed after the backward pass where DataParallel cannot do it during the pass: recomputed parts
@@ -72,7 +76,9 @@ class Step:
             batch = next(micro_batches)
             files += batch["image_path"]
             paddle.seed(seed)
-            with contextlib.nullcontext() if last and not self._reduce_at_end else self._without_reduction():
+            parallel = isinstance(self._network, paddle.DataParallel)
+            waits = parallel and (self._reduce_at_end or not last)
+            with self._network.no_sync() if waits else contextlib.nullcontext():
                 with paddle.amp.auto_cast(**self._autocast):
                     outputs = self._network(as_tensor(batch["img"]))
                 release_unused()
@@ -125,25 +131,11 @@ class Step:
         self.optimizer.clear_grad(set_to_zero=False)  # freed, not kept as zeros through the next forward pass
         release_unused()
 
-    def _without_reduction(self) -> Any:
-        parallel = isinstance(self._network, paddle.DataParallel)
-        return self._network.no_sync() if parallel else contextlib.nullcontext()
-
 
 def gradient_norm(parameters: Iterable[Any]) -> Tensor:
     """Euclidean norm, over all tensors together, of the gradients; float32 []."""
     norms = [paddle.linalg.norm(p.grad.astype("float32")) for p in parameters if p.grad is not None]
     return paddle.linalg.norm(paddle.stack(norms))
-
-
-def autocast_options(precision: str) -> dict[str, Any]:
-    """Arguments of `paddle.amp.auto_cast` for "fp32" (off), "bf16" or "fp16"."""
-    return {
-        "enable": precision != "fp32",
-        "level": "O1",
-        "dtype": "float16" if precision == "fp16" else "bfloat16",
-        "custom_black_list": set(FLOAT32_OPS),
-    }
 
 
 def prepare_gpu(precision: str, deterministic: bool) -> None:

@@ -35,7 +35,7 @@ _ABANDONED = 24 * 60 * 60  # Seconds after which nobody is still writing an entr
 _ADVICE = "set HMSA_CACHE to a folder that can be written to and has room for some GB"
 
 
-def entry(depends_on: Any, write: Callable[[Path], None]) -> Path:
+def entry(depends_on: Any, write: Callable[[Path], object]) -> Path:
     """The folder for what `depends_on` (JSON data) describes; `write` fills a new one if there is none that is whole.
 
     Where the cache cannot be used, a folder that lasts as long as this process takes its place.
@@ -54,10 +54,12 @@ def entry(depends_on: Any, write: Callable[[Path], None]) -> Path:
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         return _entry(Path(temporary), key, write)
     except OSError as error:
-        raise DataError(f"expected room for inference programs, but: {error}; {_ADVICE}") from error
+        raise DataError(
+            f"expected room for inference programs, but: {error}; {_ADVICE}", settings=["backend"]
+        ) from error
 
 
-def _entry(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
+def _entry(cache: Path, key: str, write: Callable[[Path], object]) -> Path:
     folder = cache / key
     if not _is_whole(folder):
         cache.mkdir(parents=True, exist_ok=True)
@@ -78,19 +80,16 @@ def _entry(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
 
 def _publish(made: Path, folder: Path) -> None:
     """Give a new entry its name, unless another process was quicker: it may be reading what it made."""
-    with contextlib.suppress(OSError):
-        made.rename(folder)
-        return
     if not _is_whole(folder):
         damaged = made.with_name(f"{made.name}-damaged")
         with contextlib.suppress(OSError):
             folder.rename(damaged)
         _delete(damaged, _index(made))
-        try:
-            made.rename(folder)
-        except OSError:
-            if not _is_whole(folder):
-                raise
+    try:
+        made.rename(folder)
+    except OSError:
+        if not _is_whole(folder):
+            raise
 
 
 def _tidy(cache: Path) -> None:

@@ -122,12 +122,14 @@ class NetworkInTraining:
 
     With an engine, its programs are written anew each time. Paddle never gives back all of the memory that this takes:
     for a small W18 it was 3 MiB an evaluation with Paddle 2.6.2 and 3.2.2, whatever the size of the weights.
+
+    Raises:
+        UsageError: see `choose`; a call raises DataError where the engine does not answer as the network does.
     """
 
     def __init__(self, model: nn.Layer, engine: str = "auto") -> None:
         self._model = model
-        self._chosen = choose(engine)
-        self._fall_back = engine == "auto"
+        self._backend = choose(engine)
         self._written: Optional[MscaleOCRNet] = None
 
     @contextlib.contextmanager
@@ -137,29 +139,15 @@ class NetworkInTraining:
         was_training = model.training
         model.eval()
         try:
+            if self._backend == "eager" or not isinstance(model, MscaleOCRNet):
+                yield joint_logits(model)
+                return
             with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
-                at_scale = self._programs(Path(folder))
-                if at_scale is None:
-                    yield joint_logits(model)
-                else:
-                    programs, options = at_scale, {"scales": model.scales, "align_corners": model.align_corners}
-                    yield lambda image: fuse_scales(programs, image, **options)["joint"]
+                programs = write_checked_programs(model, Path(folder), self._backend, self._write)
+                yield FusedNetwork(programs, scales=model.scales, align_corners=model.align_corners)
         finally:
             if was_training:
                 model.train()
-
-    def _programs(self, folder: Path) -> Optional[Programs]:
-        """The engine's programs; None where the network runs eagerly."""
-        if self._chosen == "eager" or not isinstance(self._model, MscaleOCRNet):
-            return None
-        try:
-            return write_checked_programs(self._model, folder, self._chosen, self._write)
-        except DataError as error:
-            if not self._fall_back:
-                raise
-            self._chosen = "eager"
-            _warn_of_eager_mode(error)
-            return None
 
     def _write(self, model: MscaleOCRNet, folder: Path, form: str) -> None:
         # Paddle 2.6 never frees the tensors of a network that it has written: it is the first one, with new values.
@@ -175,37 +163,22 @@ def _cached_programs(
     build: Callable[[], MscaleOCRNet], identity: Any, backend: str, *, fall_back: bool
 ) -> Optional[Path]:
     """The folder of the network's programs, written and checked if need be; None where eager mode has to do."""
-    depends_on = {"network": identity, "backend": backend, "versions": _versions(backend), "code": code_hash()}
-    built = False
-
-    def write(folder: Path) -> None:
-        nonlocal built
-        model = build()
-        built = True
-        write_checked_programs(model, folder, backend)
-
+    # All that has a part in making and running a program.
+    versions = [PADDLE_VERSION, *map(version, ("paddleseg", *packages_of(backend)))]
+    depends_on = {"network": identity, "backend": backend, "versions": versions, "code": code_hash()}
+    if not ranks.is_main():
+        ranks.barrier()  # The first rank fills the cache, the others find it full.
     try:
-        if not ranks.is_main():
-            ranks.barrier()  # The first rank fills the cache, the others find it full.
-            return cache.entry(depends_on, write)
-        try:
-            return cache.entry(depends_on, write)
-        finally:
-            ranks.barrier()
+        return cache.entry(depends_on, lambda folder: write_checked_programs(build(), folder, backend))
     except DataError as error:
-        if not (fall_back and built):  # Weights that do not fit do not fit in eager mode either.
+        # Weights that do not fit do not fit in eager mode either.
+        if not (fall_back and "backend" in error.settings):
             raise
-        _warn_of_eager_mode(error)
+        print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
         return None
-
-
-def _warn_of_eager_mode(error: DataError) -> None:
-    print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
-
-
-def _versions(backend: str) -> list[str]:
-    """Of all that has a part in making and running a program."""
-    return [PADDLE_VERSION, *map(version, ("paddleseg", *packages_of(backend)))]
+    finally:
+        if ranks.is_main():
+            ranks.barrier()
 
 
 def code_hash(package: Path = Path(__file__).parents[1]) -> str:

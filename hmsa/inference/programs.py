@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional, cast
@@ -17,8 +18,7 @@ from paddle.version import full_version as PADDLE_VERSION
 from hmsa.errors import DataError, HmsaError
 from hmsa.inference.backends import BACKENDS, form_of
 from hmsa.inference.fold import copy_on_cpu, simplified
-from hmsa.inference.paddle_inference import Program
-from hmsa.inference.tracing import convert_to_onnx, write_program
+from hmsa.inference.tracing import convert_to_onnx, program_file, write_program
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import ScaleNetwork
 from hmsa.system.device import as_tensor, on_cpu, on_gpu
@@ -55,14 +55,11 @@ class Programs:
     def __init__(self, folder: Path, backend: str, precision: str = "fp32") -> None:
         open_program = BACKENDS[backend].open
         assert open_program is not None
-        self._open = lambda name: open_program(folder / name, precision)
-        self._programs: dict[str, Program] = {}
+        self._program = functools.cache(lambda name: open_program(program_file(folder / name), precision))
 
     def __call__(self, x: Tensor, attention: bool) -> tuple[Tensor, Optional[Tensor]]:
-        name = "attended" if attention else "logits"
-        if name not in self._programs:
-            self._programs[name] = self._open(name)
-        logits, *weight = map(as_tensor, self._programs[name](x.numpy()))
+        program = self._program("attended" if attention else "logits")
+        logits, *weight = map(as_tensor, program(x.numpy()))
         return logits, weight[0] if weight else None
 
 

@@ -140,7 +140,7 @@ def test_a_size_that_cannot_be_undone_names_the_picture(pictures):
         sample["img"] = sample["img"][:4, :5]
         return sample
 
-    with pytest.raises(DataError, match=r"0\.png: the prediction is 5x4, its label 16x12"):
+    with pytest.raises(DataError, match=r"0\.png: the prediction is 5x4, the image 16x12"):
         evaluate(red_channel, make_dataset(pictures[2], [cut]), InferenceOptions(), progress=False)
 
 
