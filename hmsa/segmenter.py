@@ -26,7 +26,7 @@ import hmsa.system.prepared  # noqa: F401
 import numpy as np
 import paddle
 from PIL import Image
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from hmsa import builder
 from hmsa.components import AnyTransform
@@ -34,7 +34,7 @@ from hmsa.config.reading import load_config
 from hmsa.config.schema import InferenceSpec
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import transformed
-from hmsa.datasets.images import Upright, decoded, from_pil, read_upright
+from hmsa.datasets.images import decoded, from_pil, read_image
 from hmsa.datasets.transforms import Sample, Transform, fused
 from hmsa.deploy.runtime import DEPLOY_FILE, Deployment, load_predictor, read_deployment
 from hmsa.errors import DataError, UsageError, shown
@@ -393,6 +393,11 @@ def _exported(folder: Path, averaging: dict[str, Any]) -> _Model:
             f"{folder}: expected an export that can be averaged over scales and flips, found one of class numbers: "
             "export with --output_op none, or leave them out"
         )
+    try:
+        spec = InferenceSpec(aug_eval=bool(averaging), **averaging)
+    except ValidationError:
+        found = shown(averaging["scales"])
+        raise UsageError(f"expected scales from 1/16 to 16, found {found}: correct them") from None
     predictor = load_predictor(folder)
 
     def answer(image: paddle.Tensor) -> paddle.Tensor:
@@ -410,7 +415,7 @@ def _exported(folder: Path, averaging: dict[str, Any]) -> _Model:
         gives=gives,
         attention=None,
         transforms=fused(builder.build_transforms(specs, where=f"{folder / DEPLOY_FILE}: transforms")),
-        options=InferenceOptions.from_test_config(InferenceSpec(aug_eval=bool(averaging), **averaging)),
+        options=InferenceOptions.from_test_config(spec),
         classes=_classes_of(deployment),
         size=(deployment.input_shape[2], deployment.input_shape[3]),
     )
@@ -442,23 +447,23 @@ def _pixels(given: Any, name: str, max_pixels: Optional[int]) -> np.ndarray:
     if isinstance(given, Image.Image):
         return from_pil(given, name)
     if isinstance(given, (str, os.PathLike)):
-        return _file(Path(given), max_pixels).image
+        return _file(Path(given), max_pixels)
     if isinstance(given, io.IOBase):
         given = given.read()
     if isinstance(given, (bytes, bytearray, memoryview)):
-        return decoded(bytes(given), name, max_pixels).image
+        return decoded(bytes(given), name, max_pixels)[0]
     raise UsageError(
         f"expected {name} to be a path, bytes, a Pillow image or a NumPy array, found a {type(given).__name__}: "
         "convert it"
     )
 
 
-def _file(path: Path, max_pixels: Optional[int]) -> Upright:
+def _file(path: Path, max_pixels: Optional[int]) -> np.ndarray:
     if path.is_dir():
         raise UsageError(
             f'{path}: expected an image, found a folder: give its images, seg(sorted(Path("{path}").glob("*.jpg")))'
         )
-    return read_upright(path, max_pixels)
+    return read_image(path, max_pixels)
 
 
 def _checked(pixels: np.ndarray, name: str) -> np.ndarray:

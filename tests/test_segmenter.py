@@ -365,6 +365,8 @@ def test_an_export(folder, seg, photos, tmp_path, output_op):
         with pytest.raises(UsageError, match="export with --output_op none"):
             hmsa.Segmenter(tmp_path / "model", flip_horizontal=True)
     else:
+        with pytest.raises(UsageError, match=r"expected scales from 1/16 to 16, found \[0\.0\]"):
+            hmsa.Segmenter(tmp_path / "model", scales=[0])
         flipped = hmsa.Segmenter(tmp_path / "model", flip_horizontal=True)(photos[0])
         assert (flipped.labels != seg(photos[0]).labels).any()
 

@@ -19,7 +19,6 @@ from hmsa.models.ocr import OCRHead
 OUTPUTS = ("joint", "joint_aux", "low", "high")
 """What the network returns in training, and what loss weights are named by."""
 
-
 FLOAT32_OPS = ("softmax", "bmm", "softmax_with_cross_entropy", "sigmoid", "bilinear_interp_v2", "bilinear_interp")
 """What stays in float32 under bf16 and fp16: the object attention (a pixel's share of a region is below what fp16 can
 hold), the losses, the scale attention, the fusion."""
@@ -74,7 +73,6 @@ def fuse_scales(
         x: normalised images [N, 3, H, W].
         scales: 1.0 among them.
         align_corners: how every bilinear resize places the corners.
-        return_attention: whether every scale's attention is wanted.
 
     Returns:
         `joint` [N, K, H, W]; with `return_attention` also `attention_<scale>` [N, 1, floor(H * s), floor(W * s)].
@@ -99,14 +97,13 @@ def fuse_scales(
             joint, pending = logits, [size]
             continue
         assert attention is not None
-        if scale >= 1.0:
-            previous = to(joint, *pending, size)
-            joint, pending = attention * to(logits, size) + (1 - attention) * previous, []
-        else:
-            joint, pending = to(joint, *pending), []
-            weighted = to(attention * to(logits, size), image_size(joint))
-            joint = weighted + (1 - to(attention, image_size(joint))) * joint
-        del logits, attention
+
+        joint, pending = to(joint, *pending, *([size] if scale >= 1.0 else [])), []
+        weighted = attention * to(logits, size)
+        if scale < 1.0:
+            weighted, attention = (to(part, image_size(joint)) for part in (weighted, attention))
+        joint = weighted + (1 - attention) * joint
+        del logits, attention, weighted
     assert joint is not None
     return {"joint": to(joint, *pending), **attentions}
 
@@ -124,9 +121,6 @@ class MscaleOCRNet(nn.Layer):
         dropout: see `OCRHead`.
         align_corners: how every bilinear resize places the corners, in training and in evaluation.
         recompute: in training, compute the heads again for the gradient instead of keeping activations.
-
-    Raises:
-        ValueError: `scales` without 1.0, or not positive.
     """
 
     def __init__(
@@ -144,8 +138,7 @@ class MscaleOCRNet(nn.Layer):
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        if 1.0 not in scales or min(scales) <= 0:
-            raise ValueError(f"scales must be positive and contain 1.0, found {list(scales)}")
+        assert 1.0 in scales and min(scales) > 0
         self.num_classes = num_classes
         self.scales = tuple(sorted(scales, reverse=True))
         self.align_corners = align_corners
