@@ -34,6 +34,13 @@ def color_palette(custom_color: Sequence[int] = (), class_colors: Sequence[Seque
     return [*colors, *palette(256)[len(colors) :]]
 
 
+def unused_color(colors: Sequence[int], count: int) -> tuple[int, int, int]:
+    """A colour, red, green and blue, that none of the first `count` of a palette has: black, white, grey, ..."""
+    used = {tuple(colors[3 * number : 3 * number + 3]) for number in range(count)}
+    candidates = [(0, 0, 0), (255, 255, 255), (128, 128, 128), *((level, 0, level) for level in range(1, 256))]
+    return next(color for color in candidates if color not in used)
+
+
 def pseudo_color(label: np.ndarray, colors: Sequence[int]) -> Image.Image:
     """A label map, uint8 [H, W], as a palette image: its pixels are the classes, its colours the palette."""
     colored = Image.fromarray(label, mode="P")
