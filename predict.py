@@ -32,7 +32,9 @@ def make_parser() -> cli.Parser:
         help="also write what the data set's own label files hold, as grey PNGs: class numbers, or the values that "
         "stand for them (of Cityscapes, the label ids)",
     )
-    parser.add_argument("--custom_color", nargs="+", type=int, default=[], help="R G B of the first classes")
+    parser.add_argument(
+        "--custom_color", nargs="+", action="extend", type=int, default=[], help="R G B of the first classes"
+    )
     parser.add_argument("--opacity", type=float, default=0.4, help="of the colours in overlays (default: %(default)s)")
     parser.add_argument(
         "--legend", action="store_true", help="also write names and colours, SAVE_DIR/legend/legend.png"

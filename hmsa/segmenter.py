@@ -92,10 +92,10 @@ class Segmenter:
     Args:
         model: a checkpoint's folder (`best_model`, `iter_1000`, with its recipe in it), the folder of an export, or
             a recipe; then with `weights`.
-        weights: what `predict.py` takes as `--model_path`.
+        weights: what `predict.py` takes as model_path.
         engine, precision: see `predict.py`; an export runs in Paddle Inference, in fp32.
         scales, flip_horizontal, flip_vertical: average over these; as the recipe's `test_config` says without any.
-        opts: "key=value", as after `--opts`.
+        opts: "key=value", to set anything in the recipe.
 
     Raises:
         UsageError, DataError: in a sentence, what is wrong with the arguments or the files.
@@ -203,7 +203,7 @@ class Segmenter:
         if self._model.gives == "classes" and any(kind == "resize" for kind, _ in loaded.trans_info):
             raise UsageError(
                 "expected an export whose answers can be resized, found one of class numbers: export with "
-                "--output_op softmax"
+                "output_op softmax"
             )
         scores = class_scores(network, as_tensor(loaded.input[np.newaxis]), options)
         return undo_transforms(scores, loaded.trans_info, loaded.image.shape[:2])
@@ -213,7 +213,7 @@ class Segmenter:
         if self._model.gives == "classes":
             raise UsageError(
                 "expected a model that gives probabilities, found an export of class numbers: export with "
-                "--output_op softmax, or open the checkpoint"
+                "output_op softmax, or open the checkpoint"
             )
         scores = result._scores
         if scores is None:
@@ -391,7 +391,7 @@ def _exported(folder: Path, averaging: dict[str, Any]) -> _Model:
     if averaging and gives == "classes":
         raise UsageError(
             f"{folder}: expected an export that can be averaged over scales and flips, found one of class numbers: "
-            "export with --output_op none, or leave them out"
+            "export with output_op none, or leave them out"
         )
     try:
         spec = InferenceSpec(aug_eval=bool(averaging), **averaging)
@@ -491,5 +491,5 @@ def _of_one_size(expected: Sequence[Optional[int]], found: Sequence[int]) -> str
     height, width = ("any" if side is None else side for side in expected)
     return (
         f"expected an image of {width}x{height} (width x height), the only size of this export, found "
-        f"{found[1]}x{found[0]}: resize it, or export without --input_shape"
+        f"{found[1]}x{found[0]}: resize it, or export without input_shape"
     )

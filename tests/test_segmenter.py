@@ -350,7 +350,7 @@ def test_an_export(folder, seg, photos, tmp_path, output_op):
         assert (result.labels == right.labels).mean() > 0.999
         assert result.attention is None and "open the checkpoint" in result.no_attention
         if output_op == "argmax":
-            with pytest.raises(UsageError, match="export with --output_op softmax"):
+            with pytest.raises(UsageError, match="export with output_op softmax"):
                 _ = result.confidence
         else:
             assert_allclose(result.probabilities, right.probabilities, atol=1e-3)
@@ -362,7 +362,7 @@ def test_an_export(folder, seg, photos, tmp_path, output_op):
     with pytest.raises(DataError, match="expected an image of at least 16 pixels each way, found one of 40x15"):
         exported(np.zeros((15, 40, 3), np.uint8))
     if output_op == "argmax":
-        with pytest.raises(UsageError, match="export with --output_op none"):
+        with pytest.raises(UsageError, match="export with output_op none"):
             hmsa.Segmenter(tmp_path / "model", flip_horizontal=True)
     else:
         with pytest.raises(UsageError, match=r"expected scales from 1/16 to 16, found \[0\.0\]"):

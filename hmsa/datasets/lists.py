@@ -12,7 +12,7 @@ from typing import Any, Literal, Optional
 
 from hmsa.datasets.dataset import Pair, SegmentationDataset
 from hmsa.datasets.images import IMAGE_FORMATS, read_bytes
-from hmsa.errors import DataError, UsageError
+from hmsa.errors import DataError, UsageError, shown
 
 MAX_PROBLEMS = 20
 """Bad lines that are told at once."""
@@ -70,7 +70,7 @@ def listed_pairs(path: Path, root: Path, *, separator: Optional[str], labelled: 
         try:
             pairs.append(_pair(text, root, separator, labelled))
         except ValueError as error:
-            problems.append(f"{path}, line {number}: expected {error}, in {_shown(text)}")
+            problems.append(f"{path}, line {number}: expected {error}, in {shown(text)}")
     if problems:
         more = len(problems) - MAX_PROBLEMS
         rest = [f"{path}: expected a list of pairs, found {more} more lines like these"] if more > 0 else []
@@ -193,7 +193,3 @@ def with_slashes(root: Path, name: str) -> Path:
 
 def _is_utf8(text: str) -> bool:
     return not any("\udc80" <= character <= "\udcff" for character in text)
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 120 else f"{text[:117]}...")

@@ -8,6 +8,7 @@ by pixel, how much of this scale's answer to take; the rest comes from the next 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Callable, Optional, cast
 
 import paddle
@@ -77,35 +78,31 @@ def fuse_scales(
     Returns:
         `joint` [N, K, H, W]; with `return_attention` also `attention_<scale>` [N, 1, floor(H * s), floor(W * s)].
     """
-
-    def to(tensor: Tensor, *sizes: Any) -> Tensor:
-        return resize_through(tensor, sizes, align_corners=align_corners)
-
+    to = partial(resize_through, align_corners=align_corners)
     attentions: dict[str, Tensor] = {}
-    joint: Optional[Tensor] = None
+    joint: Any = None
     pending: list[Any] = []  # sizes that `joint` is still to be brought to, one after the other
     for scale in sorted(scales, reverse=True):
-        scaled = x if scale == 1.0 else to(x, scaled_size(x, scale))
+        scaled = x if scale == 1.0 else to(x, [scaled_size(x, scale)])
         size = image_size(scaled)
-        logits, attention = network(scaled, return_attention or joint is not None)
+        is_asked = return_attention or joint is not None
+        logits, attention = cast(Any, network)(scaled, is_asked)
         del scaled
-        if attention is not None:
-            attention = to(attention, size)
+        if is_asked:
+            attention = to(attention, [size])
         if return_attention:
-            attentions[f"attention_{scale:g}"] = cast(Tensor, attention)
+            attentions[f"attention_{scale:g}"] = attention
         if joint is None:
             joint, pending = logits, [size]
             continue
-        assert attention is not None
 
-        joint, pending = to(joint, *pending, *([size] if scale >= 1.0 else [])), []
-        weighted = attention * to(logits, size)
+        joint, pending = to(joint, pending + [size] * (scale >= 1.0)), []
+        weighted = attention * to(logits, [size])
         if scale < 1.0:
-            weighted, attention = (to(part, image_size(joint)) for part in (weighted, attention))
+            weighted, attention = (to(part, [image_size(joint)]) for part in (weighted, attention))
         joint = weighted + (1 - attention) * joint
         del logits, attention, weighted
-    assert joint is not None
-    return {"joint": to(joint, *pending), **attentions}
+    return {"joint": to(joint, pending), **attentions}
 
 
 class MscaleOCRNet(nn.Layer):
