@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Optional, Union, overload
+from typing import Any, Optional, Union, overload
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -34,7 +34,7 @@ from hmsa.config.reading import load_config
 from hmsa.config.schema import InferenceSpec
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import transformed
-from hmsa.datasets.images import decoded, from_pil, read_image
+from hmsa.datasets.given import OneImage, is_one, pixels_of
 from hmsa.datasets.transforms import Sample, Transform, fused
 from hmsa.deploy.runtime import DEPLOY_FILE, Deployment, load_predictor, read_deployment
 from hmsa.errors import DataError, UsageError, shown
@@ -52,9 +52,6 @@ from hmsa.system.device import as_tensor
 from hmsa.system.files import write_atomically
 from hmsa.visualize import color_palette, overlay, pseudo_color
 from hmsa.weights.loading import weight_file
-
-OneImage = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, np.ndarray]
-"""A path, a file's content, an open file, a Pillow image, or pixels: uint8 [H, W, 3] RGB."""
 
 _LOADERS, _AHEAD = 2, 4  # threads, and images that they may have ready
 _RECIPE = "config.yml"  # in a checkpoint
@@ -148,8 +145,7 @@ class Segmenter:
     def __call__(self, image: Any) -> Any:
         if isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4):
             return list(self._stream(image))
-        is_one = isinstance(image, (str, bytes, bytearray, memoryview, os.PathLike, io.IOBase, np.ndarray, Image.Image))
-        if isinstance(image, Iterable) and not is_one:
+        if isinstance(image, Iterable) and not is_one(image):
             return self._stream(image)
         return self._result(self._loaded(image, "the image"))
 
@@ -178,19 +174,24 @@ class Segmenter:
             yield failed
 
     def _loaded(self, given: Any, name: str) -> _Loaded:
-        image = _pixels(given, name, self._model.max_pixels)
+        image = pixels_of(given, name, self._model.max_pixels)
         sample: Sample = {"img": image, "trans_info": [], "gt_fields": [], "image_path": name}
         sample = transformed(sample, self._model.transforms, np.random.default_rng(0))
-        for side, expected in zip(sample["img"].shape[1:], self._model.size):
-            if expected not in (None, side):
-                raise DataError(_of_one_size(self._model.size, sample["img"].shape[1:]))
+        size, expected = sample["img"].shape[1:], self._model.size
+        if any(side not in (None, found) for side, found in zip(expected, size)):
+            height, width = ("any" if side is None else side for side in expected)
+            raise DataError(
+                f"expected an image of {width}x{height} (width x height), the only size of this export, found "
+                f"{size[1]}x{size[0]}: resize it, or export without input_shape"
+            )
         return _Loaded(image, sample["img"], sample["trans_info"])
 
     def _result(self, loaded: _Loaded) -> Result:
         """The answer to an image. Its scores are kept as long as it is the newest one, to ask it for more."""
         with _paddle_lock:
             scores = self._through(self._model.answer, loaded, self._model.options)
-            labels = _as_labels(scores) if self._model.gives == "classes" else best_classes(scores)
+            is_label = self._model.gives == "classes"
+            labels = scores[0, 0].numpy().astype(np.uint8) if is_label else best_classes(scores)
             earlier = self._newest()
             if earlier is not None:
                 earlier._scores = None
@@ -429,67 +430,4 @@ def _classes_of(deployment: Deployment) -> Classes:
         known,
         names=tuple(names) or known.names,
         colors=tuple((r, g, b) for r, g, b in colors) if len(colors) == len(known.names) else known.colors,
-    )
-
-
-def _as_labels(classes: paddle.Tensor) -> np.ndarray:
-    """Class numbers, float32 [1, 1, H, W] -> uint8 [H, W]."""
-    return classes[0, 0].numpy().astype(np.uint8)
-
-
-# --- Images. ---
-
-
-def _pixels(given: Any, name: str, max_pixels: Optional[int]) -> np.ndarray:
-    """The image that was given, upright, uint8 [H, W, 3] RGB, and nobody else's."""
-    if isinstance(given, np.ndarray):
-        return _checked(given, name).copy()
-    if isinstance(given, Image.Image):
-        return from_pil(given, name)
-    if isinstance(given, (str, os.PathLike)):
-        return _file(Path(given), max_pixels)
-    if isinstance(given, io.IOBase):
-        given = given.read()
-    if isinstance(given, (bytes, bytearray, memoryview)):
-        return decoded(bytes(given), name, max_pixels)[0]
-    raise UsageError(
-        f"expected {name} to be a path, bytes, a Pillow image or a NumPy array, found a {type(given).__name__}: "
-        "convert it"
-    )
-
-
-def _file(path: Path, max_pixels: Optional[int]) -> np.ndarray:
-    if path.is_dir():
-        raise UsageError(
-            f'{path}: expected an image, found a folder: give its images, seg(sorted(Path("{path}").glob("*.jpg")))'
-        )
-    return read_image(path, max_pixels)
-
-
-def _checked(pixels: np.ndarray, name: str) -> np.ndarray:
-    """UsageError unless it is uint8 [H, W, 3] with a pixel at least."""
-    advice = ""
-    if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1):
-        advice = "repeat the grey channel three times (np.dstack([x] * 3))"
-    elif pixels.ndim == 3 and pixels.shape[2] == 4:
-        advice = "leave out the fourth channel (x[:, :, :3])"
-    elif pixels.ndim == 3 and pixels.shape[0] == 3 != pixels.shape[2]:
-        advice = "put the channels last (x.transpose(1, 2, 0))"
-    elif pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        advice = "give one image, or a list of them"
-    elif pixels.dtype != np.uint8:
-        advice = "scale it to 0..255 and convert it with .astype(np.uint8)"
-    if advice:
-        raise UsageError(
-            f"expected {name} to be uint8 [H, W, 3], red, green, blue, 0 to 255, found {pixels.dtype} "
-            f"{list(pixels.shape)}: {advice}"
-        )
-    return pixels
-
-
-def _of_one_size(expected: Sequence[Optional[int]], found: Sequence[int]) -> str:
-    height, width = ("any" if side is None else side for side in expected)
-    return (
-        f"expected an image of {width}x{height} (width x height), the only size of this export, found "
-        f"{found[1]}x{found[0]}: resize it, or export without input_shape"
     )

@@ -18,6 +18,7 @@ import hmsa
 from hmsa.config.reading import load_config
 from hmsa.datasets.images import read_image
 from hmsa.errors import DataError, UsageError
+from hmsa.inference.video import Video, VideoWriter
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import export
@@ -379,3 +380,15 @@ def test_an_export_of_one_size(folder, photos, tmp_path):
     assert exported(photos[0]).labels.shape == (64, 96)
     with pytest.raises(DataError, match=r"expected an image of 96x64 .*, found 129x75: resize it"):
         exported(photos[1])
+
+
+def test_a_video_is_gone_through(seg, tmp_path):
+    frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    with VideoWriter(tmp_path / "a.avi", 25) as writer:
+        for _ in range(7):
+            writer.write(frame)
+    video = Video.open(tmp_path / "a.avi")
+    results = list(seg(video))
+    assert len(results) == 7
+    for result, image in zip(results, video):
+        assert_array_equal(result.image, image)
