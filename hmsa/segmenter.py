@@ -175,7 +175,7 @@ class Segmenter:
 
     def _loaded(self, given: Any, name: str) -> _Loaded:
         image = pixels_of(given, name, self._model.max_pixels)
-        sample: Sample = {"img": image, "trans_info": [], "gt_fields": [], "image_path": name}
+        sample: Sample = {"img": image.copy(), "trans_info": [], "gt_fields": [], "image_path": name}
         sample = transformed(sample, self._model.transforms, np.random.default_rng(0))
         size, expected = sample["img"].shape[1:], self._model.size
         if any(side not in (None, found) for side, found in zip(expected, size)):

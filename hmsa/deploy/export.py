@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from hmsa.inference.tracing import DYNAMIC_SHAPE, write_program, writes_json
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import joint_logits
 from hmsa.system.device import on_cpu
-from hmsa.system.files import sha256, writable_folder
+from hmsa.system.files import disk_errors, sha256, writable_folder
 
 HEADER = """\
 # What a program needs to run the model beside this file (docs/deployment.md has one of 15 lines): `transforms` turn an
@@ -100,18 +100,21 @@ def export(model: paddle.nn.Layer, save_dir: str | Path, options: ExportOptions)
     """
     target = Path(save_dir)
     workplace = check_target(target)
-    with _disk_errors(target), on_cpu(), tempfile.TemporaryDirectory(dir=workplace, prefix=".export-") as name:
+    with disk_errors(target), on_cpu(), tempfile.TemporaryDirectory(dir=workplace, prefix=".export-") as name:
         folder = Path(name)
         program = trace(model, folder / "model", options)
         predictor = open_predictor(program, program.with_suffix(".pdiparams"))
-        measured = check(model, predictor, options)
+
+        # A size that is fixed in the export takes the place of the checked ones.
+        run = program_of(predictor)
+        shapes = [tuple(fixed or side for fixed, side in zip(options.input_shape, known)) for known in CHECKED_SHAPES]
+        network = joint_logits(copy_on_cpu(model))
+        measured = check_parity(network, lambda image: run(image)[0], options.output_op, list(dict.fromkeys(shapes)))
+
         entry = describe(model, program, predictor, options)
         text = yaml.safe_dump({"Deploy": entry}, sort_keys=False, default_flow_style=None)
         (folder / DEPLOY_FILE).write_text(HEADER + text, encoding="utf-8")
         return "\n".join([measured, *publish(folder, target)])
-
-
-# --- The four steps. ---
 
 
 def trace(model: paddle.nn.Layer, path: Path, options: ExportOptions) -> Path:
@@ -138,18 +141,6 @@ def trace(model: paddle.nn.Layer, path: Path, options: ExportOptions) -> Path:
             said = f"warning: {problem}: it is written as json, which fewer programs read"
             print(printable(said), file=sys.stderr)
     raise AssertionError("the last form returns or raises")
-
-
-def check(model: paddle.nn.Layer, predictor: Any, options: ExportOptions) -> str:
-    """Compare what was written with the network, in every size -> what was measured, in a line. DataError if it fails.
-
-    A size that is fixed in the export takes the place of the checked one.
-    """
-    run = program_of(predictor)
-    shapes = dict.fromkeys(
-        tuple(fixed or side for fixed, side in zip(options.input_shape, checked)) for checked in CHECKED_SHAPES
-    )
-    return check_parity(joint_logits(copy_on_cpu(model)), lambda image: run(image)[0], options.output_op, list(shapes))
 
 
 def describe(model: paddle.nn.Layer, program: Path, predictor: Any, options: ExportOptions) -> dict[str, Any]:
@@ -195,9 +186,6 @@ def publish(source: Path, target: Path) -> list[str]:
     return [f"replaced in {target}: {', '.join(replaced)}"] if replaced else []
 
 
-# --- The folder that an export goes to. ---
-
-
 def check_target(save_dir: str | Path) -> Path:
     """The folder in which an export into `save_dir` is prepared: itself, or the one it will be made in.
 
@@ -205,7 +193,7 @@ def check_target(save_dir: str | Path) -> Path:
         DataError: nothing can be written there, or something that no earlier export wrote has the name of its files.
     """
     target = Path(save_dir)
-    with _disk_errors(target):
+    with disk_errors(target):
         _earlier_export(target)
     return writable_folder(target if target.exists() or target.is_symlink() else target.parent)
 
@@ -231,11 +219,3 @@ def _earlier_export(target: Path) -> list[Path]:
                 settings=["save_dir"],
             )
     return there
-
-
-@contextlib.contextmanager
-def _disk_errors(save_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{save_dir}: cannot be written ({error.strerror}); choose another place") from error

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from packaging.version import Version
 from paddle.version import full_version as PADDLE_VERSION
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from hmsa.config.fields import Label
 from hmsa.errors import DataError
@@ -26,10 +26,8 @@ Predictor = Callable[[np.ndarray], np.ndarray]
 """float32 [N, 3, H, W], normalised -> classes int32 [N, H, W], or probabilities or logits float32 [N, K, H, W]."""
 
 
-def _plain(name: str) -> str:
-    if Path(name).name != name or name in ("", ".."):
-        raise ValueError("expected the name of a file beside it")
-    return name
+_MAX_BYTES = 1 << 16
+_NAME = r"^[^/\\]*[^/\\.][^/\\]*$"  # of a file beside it: no folder, and not dots alone
 
 
 class Deployment(BaseModel):
@@ -37,8 +35,8 @@ class Deployment(BaseModel):
 
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
-    model: Annotated[str, AfterValidator(_plain)]
-    params: Annotated[str, AfterValidator(_plain)]
+    model: Annotated[str, Field(pattern=_NAME)]
+    params: Annotated[str, Field(pattern=_NAME)]
     paddle_version: Annotated[Version, BeforeValidator(Version)] = Version("0")  # that wrote it; 0 if not recorded
     sha256: dict[str, str] = {}  # of the files by name; empty if not recorded
     transforms: list[dict[str, Any]]  # {type, **arguments} of what prepares an image
@@ -53,11 +51,9 @@ def read_deployment(folder: str | Path) -> Deployment:
     """Read `deploy.yaml`, whatever became of the files that it names. DataError if it is missing or broken."""
     path = Path(folder) / DEPLOY_FILE
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
-        if len(text) > _MAX_BYTES:
+        if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"it is longer than {_MAX_BYTES} bytes")
-        return Deployment.model_validate(yaml.safe_load(text)["Deploy"])
+        return Deployment.model_validate(yaml.safe_load(path.read_bytes())["Deploy"])
     except OSError as error:
         raise DataError(
             f"{path}: expected the description of an exported model, but: {error.strerror}; run export.py, or name "
@@ -65,9 +61,6 @@ def read_deployment(folder: str | Path) -> Deployment:
         ) from error
     except (yaml.YAMLError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected what export.py writes, but: {error!r:.200}; export again") from error
-
-
-_MAX_BYTES = 1 << 16
 
 
 def load_predictor(folder: str | Path) -> Predictor:

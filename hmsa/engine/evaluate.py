@@ -28,7 +28,6 @@ def evaluate(
     dataset: SegmentationDataset,
     options: InferenceOptions,
     *,
-    metrics: Sequence[Metric] = (),
     max_images: int | None = None,
     num_workers: int = 0,
     progress: bool = True,
@@ -41,7 +40,6 @@ def evaluate(
     Args:
         network: images [N, 3, H, W] -> logits [N, K, H, W].
         dataset: in "val" mode: labels at the images' own sizes.
-        metrics: what to measure, with nothing counted yet; without them, one of each there is.
         max_images: evaluate only so many images, the first ones.
         num_workers: threads that load images ahead.
         progress: whether rank 0 shows a bar.
@@ -53,7 +51,7 @@ def evaluate(
     """
     start = time.perf_counter()
     classes = dataset.classes
-    metrics = metrics or build_metrics(len(classes), classes.ignore_index)
+    metrics = build_metrics(len(classes), classes.ignore_index)
     mine = range(ranks.rank(), min(len(dataset), max_images or len(dataset)), ranks.world_size())
 
     images = 0

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hmsa.datasets.classes import Classes
-from hmsa.datasets.dataset import SegmentationDataset
+from hmsa.datasets.dataset import transformed
 from hmsa.datasets.find import COLOR_MAPS, LABEL_IDS, LEGENDS, OVERLAYS, SHEETS, ImageFile, LeftOut, search
 from hmsa.datasets.images import read_image
 from hmsa.datasets.transforms import Sample, Transform
@@ -175,21 +174,14 @@ def predict(
     Returns:
         The images that failed on any rank.
     """
-    # Only its way of loading an image is used.
-    loader = SegmentationDataset(
-        pairs=[(str(file.path), None) for file in files],
-        classes=Classes.numbered(256),
-        training=False,
-        transforms=transforms,
-        max_image_pixels=max_image_pixels,
-    )
     mine = range(ranks.rank(), len(files), ranks.world_size())
     failed = np.zeros(len(files), np.int64)
     for index in tqdm(mine, unit="image", disable=not (progress and ranks.is_main())):
         file = files[index]
         try:
-            sample = loader[index]
             image = read_image(file.path, max_image_pixels)
+            sample = {"img": image.copy(), "trans_info": [], "gt_fields": [], "image_path": str(file.path)}
+            sample = transformed(sample, transforms, np.random.default_rng(0))
             results.write(file, image, predicted(network, sample, image.shape[:2], options, unknown_below))
         # Whatever is wrong with this image (too small, too large for the memory), the others can still be done.
         except Exception as error:

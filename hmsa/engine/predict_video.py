@@ -69,7 +69,8 @@ def predict_video(
 
         frames = tqdm(_readable(video, damages), total=video.frames or None, unit="frame", disable=not progress)
         for count, frame in enumerate(frames, start=1):
-            sample = {"img": frame, "trans_info": [], "gt_fields": [], "image_path": f"{video.path}, frame {count - 1}"}
+            place = f"{video.path}, frame {count - 1}"
+            sample = {"img": frame.copy(), "trans_info": [], "gt_fields": [], "image_path": place}
             sample = transformed(sample, transforms, np.random.default_rng(0))
             label = predicted(network, sample, frame.shape[:2], options, unknown_below)
 

@@ -51,8 +51,7 @@ def timed(micro_batches: Iterator[dict[str, Any]], meter: Meter) -> Iterator[dic
 
 
 class Failures(dict[int, list[str]]):
-    """Iterations in a row whose loss or gradient was not finite, counted from 0, with the images of the ranks on which
-    they failed."""
+    """Iterations in a row, counted from 0, without a finite loss or gradient -> images of the ranks that failed."""
 
     def add(self, outcome: Outcome, iteration: int, log: SilentLog) -> None:
         """Note an iteration. All ranks must call this."""

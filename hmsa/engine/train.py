@@ -7,7 +7,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Optional, cast
 
@@ -220,7 +220,6 @@ class Trainer:
             self.ema.update()
 
     def _folder(self, iteration: int) -> Path:
-        """Where the checkpoint of an iteration is."""
         return self.options.save_dir / f"iter_{iteration}"
 
     def _report(self, meter: Meter, rate: float) -> None:
@@ -324,7 +323,7 @@ class Trainer:
         iteration = min(failures)
         if iteration:
             self.scheduler.step(iteration)
-            self.state = replace(self.state, iteration=iteration, to_evaluate=False)
+            self.state = self.state.model_copy(update={"iteration": iteration, "to_evaluate": False})
             self._save()
 
         files = [path for paths in failures.values() for path in paths]

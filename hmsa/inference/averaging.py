@@ -40,9 +40,7 @@ class InferenceOptions:
 
     def __post_init__(self) -> None:
         assert self.scales and min(self.scales) > 0, self.scales
-        if self.tile is not None:
-            strides = self.stride or self.tile
-            assert all(0 < stride <= side for stride, side in zip(strides, self.tile)), (self.tile, self.stride)
+        assert all(0 < stride <= side for stride, side in zip(self.stride or (), self.tile or ())), self
 
     @property
     def averages_probabilities(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import hmsa.system.prepared  # noqa: F401
 
 import paddle
-from paddle import Tensor, nn
+from paddle import nn
 from paddle.nn.layer.norm import _BatchNormBase  # BatchNorm2D and SyncBatchNorm
 
 from hmsa.models import MscaleOCRNet
@@ -60,14 +60,12 @@ def _followers(network: nn.Layer, run: Callable[[], Any]) -> list[tuple[Any, Any
     """Every convolution whose output goes to a normalisation and to no other layer, each of the two used once, with
     that normalisation. What a `forward` computes from the output without a layer is not seen.
     """
-    calls: list[tuple[Any, Any, Tensor]] = []  # layer, inputs, output; kept so that no other tensor gets their ids
-
-    def note(layer: Any, inputs: Any, output: Tensor) -> None:
-        calls.append((layer, inputs, output))
+    calls: list[Any] = []  # (layer, inputs, output); kept so that no other tensor gets their ids
+    note = cast(Any, lambda *call: calls.append(call))
 
     # A container's input is that of a layer in it.
     layers = [layer for layer in network.sublayers() if isinstance(layer, nn.Conv2D) or not layer.sublayers()]
-    hooks = [layer.register_forward_post_hook(cast(Any, note)) for layer in layers]
+    hooks = [layer.register_forward_post_hook(note) for layer in layers]
     try:
         with paddle.no_grad():
             run()

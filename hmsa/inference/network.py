@@ -31,7 +31,7 @@ from hmsa.distributed import ranks
 from hmsa.errors import DataError
 from hmsa.inference import cache
 from hmsa.inference.backends import BACKENDS, choose, packages_of
-from hmsa.inference.programs import Programs, write_checked_programs, write_programs
+from hmsa.inference.programs import open_programs, write_checked_programs, write_programs
 from hmsa.inference.tracing import replaced
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import FLOAT32_OPS, Network, ScaleNetwork, fuse_scales, joint_logits
@@ -101,16 +101,15 @@ def open_network(
         DataError: the backend does not answer as the network does ("auto" says so and goes on eagerly).
     """
     chosen = choose(backend, precision)
-    folder = None
-    if BACKENDS[chosen].forms:
-        folder = _cached_programs(build, identity, chosen, fall_back=backend == "auto")
+    has_programs, fall_back = BACKENDS[chosen].forms, backend == "auto"
+    folder = _cached_programs(build, identity, chosen, fall_back=fall_back) if has_programs else None
     if folder is None:
         model = build()
         model.eval()
         in_precision = {"fp32": model.at_scale, "bf16": _in_bf16(model.at_scale)}
 
     def network(precision: str, compare: Optional[Callable[[Tensor, Tensor], None]] = None) -> FusedNetwork:
-        at_scale = in_precision[precision] if folder is None else Programs(folder, chosen, precision)
+        at_scale = in_precision[precision] if folder is None else open_programs(folder, chosen, precision)
         return FusedNetwork(at_scale, scales=scales, align_corners=align_corners, compare=compare)
 
     exact = network("fp32")

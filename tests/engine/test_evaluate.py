@@ -241,12 +241,6 @@ def test_one_line_adds_a_metric_to_table_json_and_curves(pictures, monkeypatch):
     assert written["largest_share"] == result.curves["eval/largest_share"] == shares.max()
 
 
-def test_only_the_metrics_asked_for(pictures):
-    metrics = [Share(3, 255)]
-    result = evaluate(red_channel, make_dataset(pictures[2]), InferenceOptions(), metrics=metrics, progress=False)
-    assert set(result.scores) == {"share_predicted", "largest_share"}
-
-
 def test_a_network_that_answers_nan_has_scores(pictures):
     def nothing(image):
         return paddle.full([1, 3, *image.shape[2:]], float("nan"))
