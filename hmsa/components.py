@@ -252,6 +252,14 @@ class DiceLossSpec(Component):
     ignore_index: Label = 255
 
 
+class TverskyLossSpec(Component):
+    weight: Optional[Weights] = None
+    alpha: NonNegative = 0.3
+    beta: NonNegative = 0.7
+    smooth: NonNegative = 1.0
+    ignore_index: Label = 255
+
+
 class BootstrappedCrossEntropyLossSpec(Component):
     min_K: Count
     loss_th: NonNegative
@@ -285,6 +293,7 @@ class MixedLossSpec(Component):
 
 LOSSES: Table = {
     "DiceLoss": (DiceLossSpec, "hmsa.losses.dice:DiceLoss"),
+    "TverskyLoss": (TverskyLossSpec, "hmsa.losses.tversky:TverskyLoss"),
     "BootstrappedCrossEntropyLoss": (
         BootstrappedCrossEntropyLossSpec,
         "hmsa.losses.bootstrapped_cross_entropy:BootstrappedCrossEntropyLoss",
