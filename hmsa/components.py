@@ -372,6 +372,7 @@ SCHEDULERS: Table = {"PolynomialDecay": (PolynomialDecaySpec, "paddle.optimizer.
 METRICS = {
     "confusion": "hmsa.metrics.confusion:Confusion",
     "boundary": "hmsa.metrics.boundary:BoundaryIoU",
+    "image_iou": "hmsa.metrics.image_iou:ImageIoU",
     "calibration": "hmsa.metrics.calibration:Calibration",
 }
 
