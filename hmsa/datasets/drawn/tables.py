@@ -27,8 +27,13 @@ IGNORED_LABELS = ("__ignore__",)  # labelme's
 
 Color = tuple[int, int, int]  # red, green, blue, each 0 to 255
 
-_NUMBER = r"\s*(\d{1,3})\s*"
-_COLOR = re.compile(rf"(?<![\w.-]){_NUMBER}[,\s]{_NUMBER}[,\s]{_NUMBER}(?![\w.-])")
+_RGB = r"(?P<r>\d{1,3})[,;\s]+(?P<g>\d{1,3})[,;\s]+(?P<b>\d{1,3})"
+_COLORED = (
+    re.compile(rf"{_RGB}([,;\s]+(?P<name>.*))?"),
+    re.compile(rf"(?P<name>.*?)[,;\s]+{_RGB}"),
+    re.compile(rf"(?P<name>[^:]*):{_RGB}:.*"),  # CVAT's
+)
+_HEADERS = ("name,r,g,b", "r,g,b,name")
 
 
 class Table(NamedTuple):
@@ -41,13 +46,16 @@ class Table(NamedTuple):
 def read_table(path: Path) -> Table:
     """A class a line: `name`, `name R G B`, `R G B name`, or CVAT's `name:R,G,B:parts:actions`; # starts a comment.
 
-    DataError names every line that is no class.
+    Commas and semicolons stand for blanks, and a first line may name the columns. DataError names every line that is no
+    class.
     """
     names, colors, problems = [], [], []
     for line in read_list(path, path.parent):
-        found = _COLOR.search(line.text)
-        name = clean(_COLOR.sub(" ", line.text, count=1).strip(" \t:,;"))
-        color = tuple(map(int, found.groups())) if found else None
+        if re.sub(r"[\s;,]+", ",", line.text.lower()) in _HEADERS:
+            continue
+        found = next(filter(None, (pattern.fullmatch(line.text) for pattern in _COLORED)), None)
+        name = clean(found["name"] or "" if found else line.text)
+        color = (int(found["r"]), int(found["g"]), int(found["b"])) if found else None
         if color and max(color) > 255:
             problems.append(f"{path}, line {line.number}: expected a colour of 0 to 255, found {color}: correct it")
         elif not name or name in names:
