@@ -100,7 +100,7 @@ def split_of(stem: str) -> Optional[str]:
     """In which part the SegNet tutorial has an image of the original, by its name; None for another name.
 
     Its lists follow a rule: of 0001TP the first half is train and the second test; 0006R0 is train; of 0016E5 the part
-    that is labelled 15 times a second (odd numbers from 7959 to 8159) is val and the rest train; Seq05VD is test.
+    that is labelled 15 times a second (7959 to 8159) is val and the rest train; Seq05VD is test.
     """
     found = re.fullmatch(r"(0001TP|0006R0|0016E5|Seq05VD)_f?(\d+)", stem, re.IGNORECASE)
     if not found:
@@ -109,7 +109,7 @@ def split_of(stem: str) -> Optional[str]:
     if sequence == "0001TP":
         return "train" if number <= 8520 else "test"
     if sequence == "0016E5":
-        return "val" if number % 2 and 7959 <= number <= 8159 else "train"
+        return "val" if 7959 <= number <= 8159 else "train"
     return {"0006R0": "train", "SEQ05VD": "test"}[sequence]
 
 
