@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Optional
@@ -184,12 +184,12 @@ def draw(annotations: Annotations, image: ImageEntry, meaning: Meaning, notes: N
             notes.add("unknown label", what)
         else:
             try:
-                runs = _runs(entry.get("segmentation"), size)
+                area = _area(entry.get("segmentation"), size)
             except Unusable as error:
                 notes.add(error.kind, f"{what}: {error}")
                 continue
             is_ignored = entry.get("iscrowd") == 1 and not meaning.crowd_is_class
-            drawn.append((runs, IGNORED if is_ignored else meaning.numbers[name]))
+            drawn.append((area, IGNORED if is_ignored else meaning.numbers[name]))
 
     if not drawn:
         reason = "it has no annotation that can be drawn"
@@ -198,10 +198,10 @@ def draw(annotations: Annotations, image: ImageEntry, meaning: Meaning, notes: N
             return None
         notes.add("nothing drawn", f"{reason}: its mask is all background")
     if meaning.order == "area":
-        drawn.sort(key=lambda pair: -int(pair[0][1::2].sum()))
+        drawn.sort(key=lambda pair: -pair[0].count)
     columns = np.full(size[0] * size[1], meaning.unlabelled, np.uint8)  # pixels column by column, as COCO counts them
-    for runs, value in drawn:
-        columns[_pixels(runs)] = value
+    for area, value in drawn:
+        columns[area.pixels()] = value
     return np.ascontiguousarray(columns.reshape(size[::-1]).T)
 
 
@@ -225,30 +225,31 @@ def _size(image: ImageEntry) -> Size:
     return size
 
 
-def _pixels(runs: np.ndarray) -> np.ndarray:
-    """bool [H * W] of the lengths of runs outside and inside in turn."""
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+class Area(NamedTuple):
+    """What an annotation covers."""
+
+    count: int  # of pixels
+    pixels: Callable[[], np.ndarray]  # bool [H * W], column by column; made when asked for, as there may be hundreds
 
 
-def _runs(segmentation: Any, size: Size) -> np.ndarray:
-    """Lengths of runs of pixels outside and inside in turn, column by column, int64 and H * W in all.
-
-    Unusable says why there are none.
-    """
+def _area(segmentation: Any, size: Size) -> Area:
+    """Of polygons or run lengths; Unusable says why there is none."""
     if segmentation in (None, [], {}):
         raise Unusable("empty", "it has no segmentation")
     if isinstance(segmentation, dict):
         runs = _given_runs(segmentation, size)
+        area = Area(int(runs[1::2].sum()), lambda: np.repeat(np.arange(len(runs)) % 2 == 1, runs))
     elif isinstance(segmentation, list):
-        runs = decoded(_rasterised(segmentation, size))
+        area = _union(segmentation, size)
     else:
         raise Unusable("cannot be filled", "its segmentation is neither polygons nor run lengths")
-    if not runs[1::2].any():
+    if not area.count:
         raise Unusable("empty", "it covers no pixel of the image")
-    return runs
+    return area
 
 
 def _given_runs(segmentation: Entry, size: Size) -> np.ndarray:
+    """Lengths of runs of pixels outside and inside in turn, column by column, int64 and H * W in all."""
     counts, said = segmentation.get("counts"), segmentation.get("size")
     if said != list(size):
         raise Unusable("broken run lengths", f"its run lengths are of size {shown(said)}, the image's is {list(size)}")
@@ -295,8 +296,8 @@ def decoded(text: str) -> np.ndarray:
     return np.array(runs, np.int64)
 
 
-def _rasterised(polygons: list[Any], size: Size) -> str:
-    """Compressed run lengths of the union of polygons [x0, y0, x1, y1, ...]."""
+def _union(polygons: list[Any], size: Size) -> Area:
+    """Of polygons [x0, y0, x1, y1, ...]."""
     mask = _pycocotools()
     checked = []
     for polygon in polygons:
@@ -308,7 +309,8 @@ def _rasterised(polygons: list[Any], size: Size) -> str:
             checked.append(_near(polygon, size))
     if not checked:
         raise Unusable("empty", "its polygon has fewer than three corners")
-    return mask.merge(mask.frPyObjects(checked, *size))["counts"].decode("ascii")
+    runs = mask.merge(mask.frPyObjects(checked, *size))
+    return Area(int(mask.area(runs)), lambda: mask.decode(runs).ravel("F").view(bool))
 
 
 def _near(polygon: list[float], size: Size) -> list[float]:
