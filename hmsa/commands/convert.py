@@ -8,18 +8,17 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from hmsa import cli
-from hmsa.errors import DataError, UsageError, printable
+from hmsa.errors import DataError, UsageError, printable, suggest
 from hmsa.system import environment
 
 if TYPE_CHECKING:
     from hmsa.datasets.classes import Classes
     from hmsa.datasets.drawn.masks import LeftOut, Result, Task
-    from hmsa.datasets.drawn.tables import Numbering
 
 MASKS, NAMES, RECIPE, REPORT = "masks", "classes.txt", "classes.yml", "left_out.txt"
 """What lies in the folder of --output."""
@@ -86,6 +85,7 @@ def make_parser() -> cli.Parser:
     add.add_argument(
         "--classes", type=Path, metavar="FILE", help="text: a class a line with its R G B (default: Pascal VOC's)"
     )
+    add.add_argument("--ignore", nargs="+", default=[], metavar="NAME", help="names in FILE whose colour becomes 255")
     add.add_argument("--nearest", action="store_true", help="colours of no class become the nearest; else 255")
     _add_output_flags(add)
     add.set_defaults(run=voc_colours)
@@ -134,11 +134,13 @@ def labelme(args: argparse.Namespace) -> None:
     if not args.holes and table:
         holes = [label for label in holes if label not in table.names]
     annotated, left_out = labelme.find(args.annotations, args.images, but=[args.output])
+    labels = labelme.all_labels(annotated, but=holes)
+    _check_known("--ignore", args.ignore, labels)
     if table is None:
-        table = tables.Table(tuple(labelme.labels(annotated, but=holes)))
+        table = tables.Table(tuple(labels))
         _say_what_looks_alike(table.names)
     numbering = tables.number(table, background=args.unlabelled == "background", ignored=args.ignore)
-    _check_known("--order", args.order, numbering)
+    _check_known("--order", args.order, numbering.numbers)
     meaning = labelme.Meaning(numbering.numbers, numbering.unlabelled, frozenset(holes), tuple(args.order))
 
     def task(item: Any) -> Task:
@@ -154,6 +156,7 @@ def coco(args: argparse.Namespace) -> None:
     from hmsa.datasets.drawn import coco, masks, tables
 
     annotations = coco.read(args.annotations, args.images, but=[args.output])
+    _check_known("--ignore", args.ignore, annotations.categories.values())
     table = tables.given_table(args.classes) if args.classes else annotations.table()
     for name in coco.repeated_names(annotations):
         _warn(f"several categories are named {name!r}: they become one class")
@@ -226,8 +229,9 @@ def voc_colours(args: argparse.Namespace) -> None:
     if table.colors is None:
         raise DataError(f"{args.classes} should give every class its colour, R G B, but it gives none: add them")
     paths = voc.find(args.masks, but=[args.output])
-    code = voc.coding(table.colors)
-    numbering = tables.number(table, background=False)
+    _check_known("--ignore", args.ignore, table.names)
+    numbering = tables.number(table, background=False, ignored=args.ignore)
+    code = voc.coding(numbering.classes.colors, ignored=[*voc.BORDERS, *tables.ignored_colors(table, args.ignore)])
     tasks = voc.tasks(paths, args.masks, code, nearest=args.nearest)
     _write(args, tasks, [], numbering.classes, images=None)
 
@@ -317,12 +321,10 @@ def _write_list(path: Path, pairs: Sequence[tuple[Path, Path]], root: Path) -> N
     print(_printable(f"{path}: {len(pairs)} pairs"))
 
 
-def _check_known(flag: str, labels: Sequence[str], numbering: Numbering) -> None:
-    from hmsa.errors import suggest
-
+def _check_known(flag: str, labels: Sequence[str], known: Collection[str]) -> None:
     for label in labels:
-        if label not in numbering.numbers:
-            raise UsageError(f"{flag}: expected labels, found {label!r}: {suggest(label, numbering.numbers)}")
+        if label not in known:
+            raise UsageError(f"{flag}: expected labels that occur, found {label!r}: {suggest(label, known)}")
 
 
 def _say_what_looks_alike(names: Sequence[str]) -> None:

@@ -135,10 +135,13 @@ def test_again(photos, tmp_path, capsys):
 
 def test_flags_of_labelme(photos, tmp_path):
     start = ["labelme", "--annotations", photos, "--output", tmp_path / "out"]
-    run(*start, "--unlabelled", "ignore", "--order", "car", "road", "--ignore", "dirt")
+    run(*start, "--unlabelled", "ignore", "--order", "car", "road")
     assert masks(tmp_path / "out")["a ä.png"] == [[255] * 5, [255, 0, 0, 255, 255], [1] * 5, [1] * 5]
-    with pytest.raises(UsageError, match=r"--order: expected labels, found 'raod': did you mean road\?"):
-        run(*start, "--order", "raod")
+    for flag in ("--order", "--ignore"):
+        with pytest.raises(UsageError, match=rf"{flag}: expected labels that occur, found 'raod': did you mean road\?"):
+            run(*start, flag, "raod")
+    run(*start[:-1], tmp_path / "ignored", "--ignore", "road")
+    assert masks(tmp_path / "ignored")["a ä.png"] == [[0] * 5, [0, 1, 1, 0, 0], *[[255, 1, 1, 255, 255]] * 2]
     (tmp_path / "labels.txt").write_text("__ignore__\n_background_\nroad 9 8 7\n")
     with pytest.raises(DataError, match="a colour"):
         run(*start, "--classes", tmp_path / "labels.txt")
@@ -221,6 +224,8 @@ def test_colours_of_a_table(tmp_path):
     ]
     run(*start)
     assert masks(tmp_path / "out") == {"a.png": [[1, 0]]}
+    run(*start, "--ignore", "hair", "--overwrite")
+    assert masks(tmp_path / "out") == {"a.png": [[0, 255]]}
     (tmp_path / "table.txt").write_text("hair\nskin\n")
     with pytest.raises(DataError, match="every class its colour, R G B, but it gives none"):
         run(*start)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Optional
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw
+from tqdm import tqdm
 
 from hmsa.datasets.drawn.masks import LeftOut, Notes, Size, image_size, images_below, mask_name
 from hmsa.datasets.drawn.tables import IGNORED, clean
@@ -39,6 +40,7 @@ class Annotated(NamedTuple):
     path: Path
     image: Path
     name: PurePath  # of the mask
+    labels: tuple[str, ...] = ()  # of its shapes that can be filled
 
 
 class Meaning(NamedTuple):
@@ -81,17 +83,18 @@ def find(annotations: Path, images: Optional[Path], but: Iterable[Path] = ()) ->
         raise DataError(f"{annotations} should hold labelme's annotations, *.json, but it {found}: correct the path")
 
     annotated, left_out, broken = [], [], False
-    for path in paths:
+    for path in tqdm(paths, unit="file", leave=False, disable=None):
         try:
-            image = _image_of(path, path.parent.relative_to(root), images)
+            content = read(path)
         except DataError as error:
             broken = True
             left_out.append(LeftOut("cannot be read", str(path), str(error).removeprefix(f"{path} ")))
             continue
+        image = _image_of(content, path, path.parent.relative_to(root), images)
         if image is None:
             left_out.append(LeftOut("no image", str(path), "its image was not found"))
         else:
-            annotated.append(Annotated(path, image, _mask_name(path, image, root, images or root)))
+            annotated.append(Annotated(path, image, _mask_name(path, image, root, images or root), _labels(content)))
 
     if not annotated and not broken:
         raise DataError(
@@ -104,8 +107,8 @@ def find(annotations: Path, images: Optional[Path], but: Iterable[Path] = ()) ->
     return annotated, left_out
 
 
-def _image_of(path: Path, folder: PurePath, images: Optional[Path]) -> Optional[Path]:
-    said = read(path).get("imagePath")
+def _image_of(content: dict[str, Any], path: Path, folder: PurePath, images: Optional[Path]) -> Optional[Path]:
+    said = content.get("imagePath")
     said = said.replace("\\", "/") if isinstance(said, str) else ""
     name = PurePath(said).name
     candidates = [path.parent / said] if name else []
@@ -124,14 +127,15 @@ def _mask_name(path: Path, image: Path, root: Path, images: Path) -> PurePath:
         return mask_name(path.relative_to(root).with_name(image.name))
 
 
-def labels(annotated: Iterable[Annotated], but: Iterable[str] = HOLES) -> list[str]:
-    """All labels of shapes that can be filled, in alphabetical order; annotations were read before."""
-    found = set()
-    for item in annotated:
-        for shape in read(item.path)["shapes"]:
-            if isinstance(shape, dict) and _kind(shape) in FILLED and isinstance(shape.get("label"), str):
-                found.add(clean(shape["label"]))
-    return sorted(found - {"", *but}, key=lambda label: (label.casefold(), label))
+def _labels(content: dict[str, Any]) -> tuple[str, ...]:
+    shapes = (shape for shape in content["shapes"] if isinstance(shape, dict) and _kind(shape) in FILLED)
+    return tuple({clean(shape["label"]) for shape in shapes if isinstance(shape.get("label"), str)})
+
+
+def all_labels(annotated: Iterable[Annotated], but: Iterable[str] = HOLES) -> list[str]:
+    """Of shapes that can be filled, in alphabetical order."""
+    found = {label for item in annotated for label in item.labels} - {"", *but}
+    return sorted(found, key=lambda label: (label.casefold(), label))
 
 
 # --- One file ---

@@ -133,6 +133,11 @@ def number(table: Table, *, background: bool, ignored: Iterable[str] = ()) -> Nu
     return Numbering(classes, place if background else IGNORED, numbers)
 
 
+def ignored_colors(table: Table, ignored: Iterable[str]) -> list[Color]:
+    """Those of the names that `number` takes for no classes."""
+    return [color for name, color in zip(table.names, table.colors or ()) if name in {*ignored, *IGNORED_LABELS}]
+
+
 def _default_colors(count: int, black_first: bool) -> list[Color]:
     """PaddleSeg's palette; behind a black background it is Pascal VOC's."""
     flat = [0, 0, 0, *palette(count)] if black_first else palette(count)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hmsa.datasets.drawn.labelme import Annotated, Meaning, draw, find, labels
+from hmsa.datasets.drawn.labelme import Annotated, Meaning, all_labels, draw, find
 from hmsa.datasets.drawn.masks import Notes
 from hmsa.errors import DataError
 
@@ -301,7 +301,7 @@ def test_nothing_to_draw(tmp_path):
 def test_labels_of_what_can_be_filled(tmp_path):
     shapes = [rectangle(" car  park", 0, 0, 1, 1), shape("point", [[0, 0]], "point"), rectangle("hole", 0, 0, 1, 1), 3]
     save(tmp_path / "a.json", *shapes, rectangle("Bus", 0, 0, 1, 1), image=photo(tmp_path / "a.png").name)
-    assert labels(find(tmp_path, None)[0]) == ["Bus", "car park"]
+    assert all_labels(find(tmp_path, None)[0]) == ["Bus", "car park"]
 
 
 # Against OpenCV, and against anything
@@ -357,7 +357,7 @@ def test_any_json_is_drawn_or_named(tmp_path_factory, height, width, shapes, ima
     (folder / "a.json").write_text(json.dumps(content), encoding="utf-8")
     annotated, left_out = find(folder, None)
     for item in annotated:
-        labels([item])
+        assert all(isinstance(label, str) for label in item.labels)
         try:
             label = draw(item, Meaning(NUMBERS, 0), Notes(""))
         except DataError as error:
