@@ -7,10 +7,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from hmsa import cli
 from hmsa.errors import DataError, UsageError, printable, suggest
@@ -147,7 +148,8 @@ def labelme(args: argparse.Namespace) -> None:
         return masks.Task(item.name, str(item.path), lambda notes: labelme.draw(item, meaning, notes))
 
     root = args.annotations if args.annotations.is_dir() else args.annotations.parent
-    _write(args, map(task, annotated), left_out, numbering.classes, images=args.images or root)
+    _write(args, map(task, annotated), left_out, numbering.classes)
+    _print_next(args, args.images or root)
 
 
 def coco(args: argparse.Namespace) -> None:
@@ -167,7 +169,8 @@ def coco(args: argparse.Namespace) -> None:
         name = coco.mask_of(image, args.images)
         return masks.Task(name, str(image.path), lambda notes: coco.draw(annotations, image, meaning, notes))
 
-    _write(args, map(task, annotations.images), annotations.left_out, numbering.classes, images=args.images)
+    _write(args, map(task, annotations.images), annotations.left_out, numbering.classes)
+    _print_next(args, args.images)
 
 
 CITYSCAPES = (
@@ -209,14 +212,16 @@ def camvid(args: argparse.Namespace) -> None:
         )
     count = args.num_classes or found.form
     classes = tables.number(camvid.table_of(found, count), background=False).classes
-    _write(args, camvid.tasks(found, count), found.left_out, classes, images=None)
+    _write(args, camvid.tasks(found, count), found.left_out, classes)
     for split in camvid.SPLITS:
-        pairs = [
-            (sample.image, args.output / MASKS / camvid.mask_name(sample))
-            for sample in found.samples
-            if sample.split == split
-        ]
+        samples = [sample for sample in found.samples if sample.split == split]
+        pairs = [(sample.image, args.output / MASKS / camvid.mask_name(sample)) for sample in samples]
         _write_list(args.output / f"{split}.txt", [pair for pair in pairs if pair[1].is_file()], args.output)
+    print("\nnext: a recipe with these classes and")
+    for mode in ("train", "val"):
+        root = tables.scalar(args.output.as_posix())
+        lines = f"{mode}_dataset: {{type: Dataset, dataset_root: {root}, {mode}_path: {mode}.txt, mode: {mode}}}"
+        print(_printable(f"  {lines}"))
 
 
 def voc_colours(args: argparse.Namespace) -> None:
@@ -233,20 +238,14 @@ def voc_colours(args: argparse.Namespace) -> None:
     numbering = tables.number(table, background=False, ignored=args.ignore)
     code = voc.coding(numbering.classes.colors, ignored=[*voc.BORDERS, *tables.ignored_colors(table, args.ignore)])
     tasks = voc.tasks(paths, args.masks, code, nearest=args.nearest)
-    _write(args, tasks, [], numbering.classes, images=None)
+    _write(args, tasks, [], numbering.classes)
+    _print_next(args, "<folder of the images>")
 
 
 # --- What they share ---
 
 
-def _write(
-    args: argparse.Namespace,
-    tasks: Any,
-    left_out: Sequence[LeftOut],
-    classes: Classes,
-    *,
-    images: Optional[Path],
-) -> None:
+def _write(args: argparse.Namespace, tasks: Iterable[Task], left_out: Sequence[LeftOut], classes: Classes) -> None:
     """Write the masks and all that goes with them, and say so. DataError if none came of it, or some differ."""
     from hmsa.datasets.drawn import masks, tables
     from hmsa.system.files import writable_folder, write_atomically
@@ -269,8 +268,11 @@ def _write(
     print(_printable(f"{result.written} written, {result.before} there before, in {args.output / MASKS}"))
     _check(result, args, left_out=len(all_left_out))
     print(f"\n{_printable_lines(texts[RECIPE])}")
-    if images is not None:
-        print(_printable(f"next: hmsa init --images {images} --masks {args.output / MASKS} --output my_recipe.yml"))
+
+
+def _print_next(args: argparse.Namespace, images: Path | str) -> None:
+    folders = [part if part.startswith("<") else shlex.quote(part) for part in (str(images), str(args.output / MASKS))]
+    print(_printable("next: hmsa init --images {} --masks {} --output my_recipe.yml".format(*folders)))
 
 
 def _printable(line: str) -> str:
@@ -308,8 +310,12 @@ def _write_text(path: Path, text: str, *, overwrite: bool) -> None:
 
 
 def _write_list(path: Path, pairs: Sequence[tuple[Path, Path]], root: Path) -> None:
-    """Image and mask on each line, relative to `root`."""
+    """Image and mask on each line, relative to `root`; no list of nothing."""
     from hmsa.system.files import write_atomically
+
+    if not pairs:
+        print(_printable(f"{path}: not written, as there is no image of this part"))
+        return
 
     def relative(file: Path) -> str:
         try:

@@ -110,7 +110,7 @@ def test_labelme(photos, tmp_path, capsys):
     assert "cannot be filled: 1 in 1 file\n" in said and "shape 3 ('line' 'line')" in said
     assert f"2 written, 0 there before, in {output / 'masks'}\n" in said
     assert recipe in said
-    assert f"next: hmsa init --images {photos} --masks {output / 'masks'} --output my_recipe.yml" in said
+    assert f"next: hmsa init --images '{photos}' --masks {output / 'masks'} --output my_recipe.yml" in said
 
 
 def test_again(photos, tmp_path, capsys):
@@ -246,7 +246,15 @@ def test_camvid(tmp_path, capsys):
     assert [list(map(os.path.normpath, pair)) for pair in pairs] == [
         [str(tmp_path / "Cam Vid/val/0016E5_07959.png"), str(output / "masks/val/0016E5_07959.png")]
     ]
-    assert "train.txt: 1 pairs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "train.txt: 1 pairs" in said
+    sections = yaml.safe_load(said.partition("next: a recipe with these classes and\n")[2])
+    assert sections["val_dataset"] == {
+        "type": "Dataset",
+        "dataset_root": str(output),
+        "val_path": "val.txt",
+        "mode": "val",
+    }
     with pytest.raises(DataError, match="--download"):
         run("camvid", "--dataset_root", tmp_path / "gone", "--output", output)
 
@@ -349,3 +357,11 @@ def test_no_kind_or_a_wrong_one():
         with pytest.raises(SystemExit) as end:
             parser.parse_args(arguments)
         assert end.value.code == 2
+
+
+def test_the_documents_commands_are_understood():
+    lines = (ROOT / "docs/drawn-labels.md").read_text(encoding="utf-8").splitlines()
+    commands = [line.split()[2:] for line in lines if line.startswith("hmsa convert ")]
+    assert len(commands) == 5
+    for arguments in commands:
+        convert.make_parser().parse_args(arguments)

@@ -153,11 +153,11 @@ def recipe_lines(classes: Classes) -> str:
     """The `classes:` of a recipe, as YAML."""
     lines = [f"classes:  # {len(classes)}; in the masks, class number k is the k-th, {classes.ignore_index} is ignored"]
     for name, color in zip(classes.names, classes.colors):
-        lines.append(f"  - {{name: {_scalar(name)}, color: [{', '.join(map(str, color))}]}}")
+        lines.append(f"  - {{name: {scalar(name)}, color: [{', '.join(map(str, color))}]}}")
     return "\n".join(lines) + "\n"
 
 
-def _scalar(name: str) -> str:
+def scalar(name: str) -> str:
     """A text as YAML reads it, plain where that is the same."""
     is_plain = re.fullmatch(r"[^\W\d_][\w .-]*(?<! )", name) and yaml.safe_load(name) == name
     return name if is_plain else yaml.safe_dump(name, default_style='"', allow_unicode=True, width=10**6).strip()
