@@ -252,8 +252,9 @@ def _write(args: argparse.Namespace, tasks: Iterable[Task], left_out: Sequence[L
 
     writable_folder(args.output)
     texts = {NAMES: tables.names_text(classes), RECIPE: tables.recipe_lines(classes)}
+    is_new = not any((args.output / MASKS).rglob("*.png"))
     for name, text in texts.items():
-        _write_text(args.output / name, text, overwrite=args.overwrite)
+        _write_text(args.output / name, text, overwrite=args.overwrite or is_new)
 
     result = masks.write_masks(
         tasks, args.output / MASKS, classes, num_workers=args.num_workers, overwrite=args.overwrite
@@ -266,7 +267,7 @@ def _write(args: argparse.Namespace, tasks: Iterable[Task], left_out: Sequence[L
         print("\n".join(map(_printable, masks.report(all_left_out).splitlines())))
         print(f"all {len(all_left_out)} lines: {_printable(str(args.output / REPORT))}\n")
     print(_printable(f"{result.written} written, {result.before} there before, in {args.output / MASKS}"))
-    _check(result, args, left_out=len(all_left_out))
+    _check(result, args)
     print(f"\n{_printable_lines(texts[RECIPE])}")
 
 
@@ -284,7 +285,7 @@ def _printable_lines(text: str) -> str:
     return "\n".join(map(_printable, text.splitlines())) + "\n"
 
 
-def _check(result: Result, args: argparse.Namespace, left_out: int) -> None:
+def _check(result: Result, args: argparse.Namespace) -> None:
     if result.different:
         more = len(result.different) - 5
         raise DataError(
@@ -293,7 +294,7 @@ def _check(result: Result, args: argparse.Namespace, left_out: int) -> None:
             "another --output, or add --overwrite"
         )
     if not result.written + result.before:
-        raise DataError(f"expected masks, found that all {left_out} files or more were left out: see {REPORT} for why")
+        raise DataError(f"expected at least one mask, found that all was left out: {args.output / REPORT} says why")
 
 
 def _write_text(path: Path, text: str, *, overwrite: bool) -> None:
@@ -352,4 +353,8 @@ def _download_camvid(folder: Path, form: int) -> None:
         name = Path(address).stem
         # The original's labels lie in their archive without a folder.
         target = folder / name if name == "LabeledApproved_full" else folder
-        archives.unpack(downloaded(address, archives.check), target, below="CamVid" if form == 11 else "")
+        try:
+            archive = downloaded(address, archives.check)
+        except DataError as error:
+            raise DataError(f"{error}: unpack it in {target}, and leave out --download") from error
+        archives.unpack(archive, target, below="CamVid" if form == 11 else "")

@@ -160,9 +160,17 @@ def test_where_nothing_comes_of_it(tmp_path):
     (tmp_path / "in/a.json").write_text("{")
     result = process("labelme", "--annotations", tmp_path / "in", "--output", tmp_path / "out", "--classes", "car")
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("error: expected masks, found that all")
+    assert result.stderr.splitlines()[-1].startswith("error: expected at least one mask, found that all")
     result = process("labelme", "--annotations", tmp_path / "in", "--output", tmp_path / "out")
     assert result.returncode == 1 and "broken" not in result.stdout and "Traceback" not in result.stderr
+
+
+def test_classes_of_no_masks_are_in_nobodys_way(photos, tmp_path):
+    start = ["labelme", "--annotations", photos, "--output", tmp_path / "out", "--unlabelled", "ignore"]
+    with pytest.raises(DataError, match="at least one mask"):
+        run(*start, "--classes", "tree")
+    run(*start)
+    assert len(masks(tmp_path / "out")) == 2
 
 
 def test_coco(tmp_path, capsys):

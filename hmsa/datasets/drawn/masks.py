@@ -177,7 +177,9 @@ def mask_name(image: PurePath) -> PurePath:
 
 
 def images_below(folder: Path, but: Iterable[Path] = ()) -> list[Path]:
-    """All images below a folder by their suffix, sorted; not those below one of `but`."""
+    """All images below a folder by their suffix, sorted; not those below one of `but`. DataError if it is no folder."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} should be a folder of images, but there is none of this name: correct the path")
     but = {path.resolve() for path in but}
     found = [path for path in search(folder, "**") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
     return [path for path in found if not but & set(path.resolve().parents)]

@@ -147,6 +147,11 @@ def test_images_below_a_folder(tmp_path):
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.JPG", "sub/b.png"]
 
 
+def test_images_below_nothing(tmp_path):
+    with pytest.raises(DataError, match="gone should be a folder of images, but there is none"):
+        images_below(tmp_path / "gone")
+
+
 def test_the_report_shows_the_first_of_each_kind():
     items = [LeftOut("empty", f"{i % 2}.json", f"shape {i}") for i in range(5)] + [
         LeftOut("no image", "x.json", "none")
