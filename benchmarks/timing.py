@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import Callable, Optional
 
 RUNS = 5
 
@@ -40,8 +40,16 @@ def measure(sides: dict[str, Callable[[], Run]], *, runs: int = RUNS, warm_up: i
     """
     if "--side" in sys.argv:
         _serve(sides[sys.argv[sys.argv.index("--side") + 1]])
+    started = {name: ([sys.executable, *sys.argv, "--side", name], None) for name in sides}
+    return take_turns(started, runs=runs, warm_up=warm_up)
+
+
+def take_turns(
+    sides: dict[str, tuple[list[str], Optional[dict[str, str]]]], *, runs: int = RUNS, warm_up: int = 1
+) -> dict[str, Measured]:
+    """`measure` for sides that are commands, each with its environment (None: this one), which call `measure`."""
     measured = {name: Measured() for name in sides}
-    processes = {name: _start(name) for name in sides}
+    processes = {name: _start(command, environment) for name, (command, environment) in sides.items()}
     for turn in range(warm_up + runs):
         for name, process in processes.items():
             seconds = float(_ask(process, "run"))
@@ -59,9 +67,10 @@ def row(*cells: str) -> None:
 
 
 def times(measured: dict[str, Measured]) -> tuple[str, str, str]:
-    """Cells for a row about time: the other side's, ours, and how much faster ours is."""
+    """Cells for a row about time: the other side's, ours, and how much faster or slower ours is."""
     ours, theirs = measured["ours"].median, measured["theirs"].median
-    return _in_words(theirs), _in_words(ours), f"{theirs / ours:.1f}x faster"
+    compared = f"{theirs / ours:.1f}x faster" if ours <= theirs else f"{ours / theirs:.1f}x slower"
+    return _in_words(theirs), _in_words(ours), compared
 
 
 def memory(measured: dict[str, Measured]) -> tuple[str, str, str]:
@@ -74,10 +83,8 @@ def _in_words(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
-def _start(name: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, *sys.argv, "--side", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+def _start(command: list[str], environment: Optional[dict[str, str]]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     _answer(process)  # "ready", once it has prepared
     return process
 

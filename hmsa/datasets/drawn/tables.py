@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 import yaml
 
 from hmsa.datasets.classes import Classes
-from hmsa.datasets.lists import is_file, read_list
+from hmsa.datasets.images import read_bytes
+from hmsa.datasets.lists import is_file
 from hmsa.errors import DataError, UsageError
 from hmsa.visualize import palette
 
@@ -50,17 +51,17 @@ def read_table(path: Path) -> Table:
     class.
     """
     names, colors, problems = [], [], []
-    for line in read_list(path, path.parent):
-        if re.sub(r"[\s;,]+", ",", line.text.lower()) in _HEADERS:
+    for place, text in _lines(path):
+        if re.sub(r"[\s;,]+", ",", text.lower()) in _HEADERS:
             continue
-        found = next(filter(None, (pattern.fullmatch(line.text) for pattern in _COLORED)), None)
-        name = clean(found["name"] or "" if found else line.text)
+        found = next(filter(None, (pattern.fullmatch(text) for pattern in _COLORED)), None)
+        name = clean(found["name"] or "" if found else text)
         color = (int(found["r"]), int(found["g"]), int(found["b"])) if found else None
         if color and max(color) > 255:
-            problems.append(f"{path}, line {line.number}: expected a colour of 0 to 255, found {color}: correct it")
+            problems.append(f"{path}, line {place}: expected a colour of 0 to 255, found {color}: correct it")
         elif not name or name in names:
             what = f"{name!r} a second time" if name else "no name"
-            problems.append(f"{path}, line {line.number}: expected the name of a class, found {what}: correct it")
+            problems.append(f"{path}, line {place}: expected the name of a class, found {what}: correct it")
         names.append(name)
         colors.append(color)
     if problems:
@@ -73,6 +74,17 @@ def read_table(path: Path) -> Table:
             "none: add it"
         )
     return Table(tuple(names), tuple(colors) if any(colors) else None)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that hold something, and their numbers from 1."""
+    try:
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} should be a text in UTF-8, but: {error}; save it as UTF-8") from error
+    for place, line in enumerate(lines, 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield place, line.strip()
 
 
 def given_table(given: Sequence[str]) -> Table:

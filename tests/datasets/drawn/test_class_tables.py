@@ -34,6 +34,7 @@ def test_tables_as_people_write_them(tmp_path, text, names, colors):
     ("text", "reason"),
     [
         ("", "but names none"),
+        ("B\udcfcro\n", "a text in UTF-8, but: .*; save it as UTF-8"),
         ("road\nroad\n", "line 2: expected the name of a class, found 'road' a second time"),
         ("1 2 3\n", "line 1: expected the name of a class, found no name"),
         ("road 1 2 300\n", r"line 1: expected a colour of 0 to 255, found \(1, 2, 300\)"),
@@ -41,7 +42,7 @@ def test_tables_as_people_write_them(tmp_path, text, names, colors):
     ],
 )
 def test_tables_that_are_none(tmp_path, text, reason):
-    (tmp_path / "t.txt").write_text(text)
+    (tmp_path / "t.txt").write_text(text, errors="surrogateescape")
     with pytest.raises(DataError, match=reason):
         read_table(tmp_path / "t.txt")
 
