@@ -159,7 +159,7 @@ def build_trainer(
         scheduler=scheduler,
         dataset=dataset,
         val_dataset=val_dataset,
-        inference=InferenceOptions.from_test_config(**config.test_config.model_dump()),
+        inference=InferenceOptions.from_test_config(config.test_config),
         options=builder.train_options(config, save_dir=save_dir, **{name: getattr(args, name) for name in flags}),
         log=log,
     )

@@ -137,13 +137,29 @@ def classes(config: Config, dataset: Optional[Component] = None) -> Classes:
     numbered = Classes.numbered(config.model.num_classes, getattr(spec, "ignore_index", 255))
     _, place = KINDS["dataset"].get(spec.type if spec else "", (None, ""))
     known = getattr(imported(place), "classes", numbered) if place else numbered
-    if config.classes is None:
+    if config.classes is not None:
+        known = replace(
+            known,
+            names=tuple(given.name for given in config.classes),
+            colors=tuple(tuple(given.color or color) for given, color in zip(config.classes, numbered.colors)),
+        )
+    given = [spec.values for spec in config.classes or () if spec.values]
+    if not given and config.ignore is None:
         return known
+
+    values = [[_plain(value) for value in of_class] for of_class in given or ([k] for k in range(len(known)))]
+    first = [of_class[0] for of_class in values]
     return replace(
         known,
-        names=tuple(given.name for given in config.classes),
-        colors=tuple(tuple(given.color or color) for given, color in zip(config.classes, numbered.colors)),
+        values=tuple(map(tuple, values)),
+        ignored=tuple(map(_plain, config.ignore.values)) if config.ignore else (),
+        raw_values=tuple(first) if all(isinstance(value, int) and value < 256 for value in first) else None,
     )
+
+
+def _plain(value: int | list[int]) -> Any:
+    """A value of masks: a number, or a colour as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def build_dataset(config: Config, split: Literal["train", "val"]) -> SegmentationDataset:
