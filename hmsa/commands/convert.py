@@ -218,10 +218,24 @@ def camvid(args: argparse.Namespace) -> None:
         pairs = [(sample.image, args.output / MASKS / camvid.mask_name(sample)) for sample in samples]
         _write_list(args.output / f"{split}.txt", [pair for pair in pairs if pair[1].is_file()], args.output)
     print("\nnext: a recipe with these classes and")
-    for mode in ("train", "val"):
-        root = tables.scalar(args.output.as_posix())
-        lines = f"{mode}_dataset: {{type: Dataset, dataset_root: {root}, {mode}_path: {mode}.txt, mode: {mode}}}"
-        print(_printable(f"  {lines}"))
+    print(_printable_lines(_sections(tables.scalar(args.output.as_posix()), size=480 if found.form == 11 else 960)))
+
+
+def _sections(root: str, size: int) -> str:
+    """The data sets of a recipe that reads the lists below `root`; trained is on squares of images `size` wide."""
+    normalize = "{type: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
+    crop = size * 3 // 4
+    augment = [
+        "{type: ResizeStepScaling, min_scale_factor: 0.5, max_scale_factor: 2.0, scale_step_size: 0}",
+        f"{{type: RandomPaddingCrop, crop_size: [{crop}, {crop}]}}",
+        "{type: RandomHorizontalFlip}",
+    ]
+    lines = []
+    for mode, transforms in (("train", [*augment, normalize]), ("val", [normalize])):
+        lines += [f"{mode}_dataset:", "  _inherited_: false", "  type: Dataset", f"  mode: {mode}"]
+        lines += [f"  dataset_root: {root}", f"  {mode}_path: {mode}.txt", "  transforms:"]
+        lines += [f"    - {transform}" for transform in transforms]
+    return "\n".join(lines)
 
 
 def voc_colours(args: argparse.Namespace) -> None:

@@ -21,7 +21,9 @@ import yaml
 from PIL import Image
 
 from hmsa import cli
+from hmsa.builder import build_dataset
 from hmsa.commands import convert
+from hmsa.config.reading import load_config
 from hmsa.datasets.drawn import camvid
 from hmsa.datasets.lists import listed_pairs
 from hmsa.errors import DataError, UsageError
@@ -256,13 +258,14 @@ def test_camvid(tmp_path, capsys):
     ]
     said = capsys.readouterr().out
     assert "train.txt: 1 pairs" in said
-    sections = yaml.safe_load(said.partition("next: a recipe with these classes and\n")[2])
-    assert sections["val_dataset"] == {
-        "type": "Dataset",
-        "dataset_root": str(output),
-        "val_path": "val.txt",
-        "mode": "val",
-    }
+    base = f"_base_: {ROOT / 'configs/mscale_ocr_toy.yml'}\nmodel: {{num_classes: 11}}\n"
+    sections = said.partition("next: a recipe with these classes and\n")[2]
+    (tmp_path / "camvid.yml").write_text(base + (output / "classes.yml").read_text() + sections)
+    config = load_config(tmp_path / "camvid.yml")
+    assert [entry.name for entry in config.classes or ()] == (output / "classes.txt").read_text().split()
+    for dataset in (build_dataset(config, "train"), build_dataset(config, "val")):
+        assert dataset.classes.names[:2] == ("Sky", "Building")
+        assert len(dataset.pairs) == 1
     with pytest.raises(DataError, match="--download"):
         run("camvid", "--dataset_root", tmp_path / "gone", "--output", output)
 
