@@ -279,6 +279,7 @@ class CrossEntropyLossSpec(Component):
 class OhemCrossEntropyLossSpec(Component):
     thresh: Probability = 0.7
     min_kept: Natural = 10000
+    weight: Optional[Weights] = None
     ignore_index: Label = 255
 
 

@@ -154,6 +154,10 @@ class SegmentationDataset:
             sample["label"] = sample["label"].astype(np.int64)
         return sample
 
+    def label_of(self, pair: Pair) -> np.ndarray:
+        """The label of a pair with one, before all transforms: integers [H, W]. DataError if it cannot be used."""
+        return self._read(pair)["label"]
+
     def _read(self, pair: Pair) -> Sample:
         """Read and check one pair. DataError names the file if it cannot be used."""
         image_path, label_path = pair

@@ -15,7 +15,14 @@ from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.distributed import ranks
 from hmsa.errors import DataError
-from hmsa.inference.averaging import InferenceOptions, best_classes, class_scores, confidences, undo_transforms
+from hmsa.inference.averaging import (
+    InferenceOptions,
+    best_classes,
+    class_scores,
+    confidences,
+    logits_of,
+    undo_transforms,
+)
 from hmsa.metrics import Metric, build_metrics
 from hmsa.models.hierarchical import Network
 from hmsa.report.result import Evaluation
@@ -94,7 +101,6 @@ def _count(batch: dict[str, Any], network: Network, options: InferenceOptions, m
     scores = undo_transforms(scores, batch["trans_info"][0])  # [1, K, H, W]
     prediction = best_classes(scores)
     confidence = confidences(scores, options) if any(metric.needs_confidence for metric in metrics) else None
-    del scores
 
     label = batch["label"][0].astype(np.uint8)  # the data set lets nothing else pass
     if prediction.shape != label.shape:
@@ -102,6 +108,12 @@ def _count(batch: dict[str, Any], network: Network, options: InferenceOptions, m
             f"{image_path}: the prediction is {_size(prediction)}, its label {_size(label)}"
             "; the transforms of val_dataset may resize and pad, but not cut"
         )
+    if any(metric.needs_logits for metric in metrics):
+        logits = logits_of(scores, options)
+        for metric in metrics:
+            metric.update_logits(logits, label)
+        del logits
+    del scores
     for metric in metrics:
         metric.update(prediction, label, confidence)
 

@@ -60,21 +60,24 @@ class CrossEntropyLoss:
 
 
 class OhemCrossEntropyLoss:
-    """Mean cross-entropy of the batch's hard pixels, and of no fewer than `min_kept`.
+    """Mean cross-entropy of the batch's hard pixels, each weighted by its class, and of no fewer than `min_kept`.
 
     A valid pixel is hard where the probability of its own class is below `thresh`. Fewer hard pixels than `min_kept`:
     the `min_kept` with the smallest probabilities; fewer valid ones: all of them; none: 0. In plain Paddle, with the
-    probabilities p and the losses of the valid pixels: `loss[p < max(thresh, sort(p)[min_kept])].mean()`.
+    probabilities p and the losses of the valid pixels: `loss[p < max(thresh, sort(p)[min_kept])].mean()`. Which pixels
+    are kept does not depend on the weights.
 
     Args:
         thresh: a probability.
         min_kept: pixels a batch.
+        weight: a number a class; the mean is divided by the sum of its pixels' weights. None: 1 for all.
         ignore_index: the label of pixels that never count.
     """
 
-    def __init__(self, *, thresh: float, min_kept: int, ignore_index: int) -> None:
+    def __init__(self, *, thresh: float, min_kept: int, weight: Optional[Sequence[float]], ignore_index: int) -> None:
         self.thresh = thresh
         self.min_kept = min_kept
+        self.weight = weight
         self.ignore_index = ignore_index
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -90,5 +93,6 @@ class OhemCrossEntropyLoss:
             least = hardest(loss.reshape([1, -1]), valid.reshape([1, -1]), self.min_kept)
             kept = paddle.maximum(kept, least.reshape(kept.shape))
 
-        weights = kept / kept.sum().clip(min=1.0)
+        weights = kept * shared.of_pixels(self.weight)
+        weights = weights / weights.sum().clip(min=1e-8)
         return Term(value=(weights * loss).sum(), pixel=weights)
