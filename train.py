@@ -184,7 +184,7 @@ def main(args: argparse.Namespace) -> None:
     from hmsa import builder
     from hmsa.distributed import ranks
     from hmsa.engine import checkpoint
-    from hmsa.engine.log import open_log
+    from hmsa.engine.log import duration, open_log
     from hmsa.report.run import beginning, ending
 
     ranks.init()
@@ -217,7 +217,7 @@ def main(args: argparse.Namespace) -> None:
         f"python val.py {config_and_weights}",
         f"python predict.py {config_and_weights} --image_path FOLDER_OR_IMAGE",
     ]
-    for line in ending(trainer, time.monotonic() - start, next_steps):
+    for line in ending(trainer, duration(time.monotonic() - start), next_steps):
         trainer.log.line(line)
 
 

@@ -22,10 +22,9 @@ def find_parts(model: nn.Layer, names: Iterable[str]) -> dict[str, nn.Layer]:
     parts = {name: part for name, part in model.named_sublayers() if any(True for _ in part.parameters())}
     for name in names:
         if name not in parts:
-            above, _, last = name.rpartition(".")
-            beside = {known.rpartition(".")[2]: known for known in parts if known.rpartition(".")[0] == above}
-            advice = suggest(last, beside) if beside else suggest(name, [known for known in parts if "." not in known])
-            raise UsageError(f"expected a part of the network, found {shown(name)}: {advice}")
+            whole = [known for known in parts if "." not in known]
+            beside = [known for known in parts if known.rpartition(".")[0] == name.rpartition(".")[0]]
+            raise UsageError(f"expected a part of the network, found {shown(name)}: {suggest(name, beside or whole)}")
     return {name: parts[name] for name in names}
 
 

@@ -29,9 +29,9 @@ def beginning(trainer: Trainer) -> list[str]:
     evaluated = f"; {len(val_dataset)} to evaluate {every}" if val_dataset else "; none to evaluate"
     classes = dataset.classes
 
-    parameters = trainer.model.parameters()
-    count = sum(parameter.size for parameter in parameters)
-    trained = sum(parameter.size for parameter in parameters if not parameter.stop_gradient)
+    statistics = ("._mean", "._variance")  # which Paddle counts among the parameters
+    parameters = [p for name, p in trainer.model.named_parameters() if not name.endswith(statistics)]
+    count, trained = (sum(p.size for p in some) for some in (parameters, [p for p in parameters if not p.stop_gradient]))
     frozen = "" if trained == count else f", {trained / 1e6:.2f} million of them trained, the others frozen"
 
     return [
@@ -45,18 +45,16 @@ def beginning(trainer: Trainer) -> list[str]:
     ]
 
 
-def ending(trainer: Trainer, seconds: float, commands: Sequence[str]) -> list[str]:
+def ending(trainer: Trainer, duration: str, commands: Sequence[str]) -> list[str]:
     """At most six lines: how far and how long, the best score and where, memory, what to run next.
 
     Args:
-        seconds: that the run took, or this part of it.
+        duration: of the run, or of this part of it.
         commands: to run next, with {folder} where that of the best weights stands.
     """
-    from hmsa.engine.log import duration
-
     state, options = trainer.state, trainer.options
     early = f", ended early as {trainer.why_ended}" if trainer.why_ended else ""
-    lines = [f"done: iteration {state.iteration} of {options.iters} in {duration(seconds)}{early}"]
+    lines = [f"done: iteration {state.iteration} of {options.iters} in {duration}{early}"]
 
     folder = best_folder(trainer)
     if state.best_score is not None:
