@@ -28,8 +28,7 @@ def ours() -> Run:
     dataset = SegmentationDataset(
         pairs=[(image, label)],
         classes=Classes.numbered(19),
-        shuffle=True,
-        label_transforms=True,
+        training=True,
         transforms=builder.build_transforms(transforms),
     )
     numbers = itertools.count()

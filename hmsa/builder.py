@@ -167,9 +167,8 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
     training = split == "train"
 
     options = arguments(spec)
-    for key, default in (("mode", split), ("num_classes", config.model.num_classes)):
-        if key in options and options[key] is None:
-            options[key] = default
+    if options.get("mode", split) is None:
+        options["mode"] = split
     common = {
         "transforms": build_transforms(spec.transforms, where=config.where(f"{section}.transforms")),
         "seed": config.seed,
@@ -179,7 +178,8 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
         "classes": classes(config, spec),
     }
     if found.spec:
-        dataset = _build(found, {**options, **common}, where)
+        told = {"num_classes", "ignore_index"}  # by `classes`
+        dataset = _build(found, {**{key: options[key] for key in options.keys() - told}, **common}, where)
     else:
         theirs = _build(found, {**options, "transforms": []}, where)
         if theirs.num_classes != config.model.num_classes:
@@ -187,7 +187,7 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
                 f"{config.source('model.num_classes')}: expected model.num_classes to be the {theirs.num_classes} "
                 f"classes of {section}, found {config.model.num_classes}: set model.num_classes to {theirs.num_classes}"
             )
-        dataset = SegmentationDataset.from_paddleseg(theirs, shuffle=training, label_transforms=training, **common)
+        dataset = SegmentationDataset.from_paddleseg(theirs, training=training, **common)
 
     if any(label is None for _, label in dataset.pairs):
         raise UsageError(

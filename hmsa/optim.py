@@ -4,54 +4,38 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any, Optional
 
 import hmsa.system.prepared  # noqa: F401
 
 import paddle
 from paddle import nn
-from paddle.optimizer import lr
 
 
 def sgd(
-    *,
-    learning_rate: lr.LRScheduler,
-    parameters: Sequence[paddle.Tensor],
-    momentum: float,
-    weight_decay: float,
-    clip_grad_norm: Optional[float],
+    *, momentum: float, weight_decay: float, clip_grad_norm: Optional[float], **common: Any
 ) -> paddle.optimizer.Optimizer:
-    """Gradient descent with (heavy-ball) momentum; the decay is added to the gradient of every parameter."""
-    options = _common_options(learning_rate, parameters, weight_decay or None, clip_grad_norm)
+    """Gradient descent with (heavy-ball) momentum; the decay is added to the gradient of every parameter.
+
+    Args:
+        common: `learning_rate`, a scheduler, and `parameters`.
+    """
+    common = {"weight_decay": weight_decay or None, "grad_clip": _clip(clip_grad_norm), **common}
     if momentum > 0:
-        return paddle.optimizer.Momentum(momentum=momentum, **options)
-    return paddle.optimizer.SGD(**options)
+        return paddle.optimizer.Momentum(momentum=momentum, **common)
+    return paddle.optimizer.SGD(**common)
 
 
 def adamw(
-    *,
-    learning_rate: lr.LRScheduler,
-    parameters: Sequence[paddle.Tensor],
-    beta1: float,
-    beta2: float,
-    weight_decay: float,
-    clip_grad_norm: Optional[float],
+    *, beta1: float, beta2: float, weight_decay: float, clip_grad_norm: Optional[float], **common: Any
 ) -> paddle.optimizer.Optimizer:
-    """Adam with decoupled decay, of every parameter."""
-    options = _common_options(learning_rate, parameters, weight_decay, clip_grad_norm)
-    return paddle.optimizer.AdamW(beta1=beta1, beta2=beta2, **options)
+    """Adam with decoupled decay, of every parameter; `common` as for `sgd`."""
+    common = {"weight_decay": weight_decay, "grad_clip": _clip(clip_grad_norm), **common}
+    return paddle.optimizer.AdamW(beta1=beta1, beta2=beta2, **common)
 
 
-def _common_options(
-    learning_rate: Any, parameters: Any, weight_decay: Optional[float], clip_norm: Optional[float]
-) -> Any:
-    return {
-        "learning_rate": learning_rate,
-        "parameters": parameters,
-        "weight_decay": weight_decay,
-        "grad_clip": paddle.nn.ClipGradByGlobalNorm(clip_norm) if clip_norm else None,
-    }
+def _clip(norm: Optional[float]) -> Optional[nn.ClipGradByGlobalNorm]:
+    return nn.ClipGradByGlobalNorm(norm) if norm else None
 
 
 class EMA:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmsa import builder, components
-from hmsa.config.fields import Unchecked
+from hmsa.config.fields import Unchecked, defaults
 from hmsa.config.reading import load_config
 from hmsa.config.schema import Config
 from hmsa.datasets.cityscapes import CLASSES
@@ -60,7 +60,7 @@ CHECKED = [
     pytest.param(spec, components.imported(place), id=name)
     for table in components.KINDS.values()
     for name, (spec, place) in table.items()
-    if not issubclass(spec, Unchecked)
+    if not issubclass(spec, (Unchecked, components.RandomDistortSpec))
 ]
 
 
@@ -70,10 +70,11 @@ FROM_PYTHON = (components.NetworkSpec, components.CityscapesAutolabelingSpec)
 
 @pytest.mark.parametrize(("spec", "constructor"), CHECKED)
 def test_schema_and_constructor_agree(spec: Any, constructor: Any) -> None:
-    of_builder = {"transforms", "classes", "seed", "bad_sample_limit", "max_image_pixels"}
+    of_builder = {"transforms", "num_classes", "ignore_index"} if "transforms" in spec.model_fields else set()
     of_builder |= {"learning_rate", "parameters", "decay_steps", "pretrained", "warmup_iters", "warmup_start_lr"}
     of_paddle = {"last_epoch", "verbose", "cycle"} if "paddle" in constructor.__module__ else set()
-    parameters = inspect.signature(constructor).parameters
+    given = inspect.signature(constructor).parameters
+    parameters = {name: p for name, p in given.items() if p.kind is not p.VAR_KEYWORD}  # those are handed on
     fields = {key: field for key, field in spec.model_fields.items() if not field.exclude and key != "type"}
     assert set(parameters) - of_builder - of_paddle == set(fields) - of_builder
 
@@ -84,6 +85,14 @@ def test_schema_and_constructor_agree(spec: Any, constructor: Any) -> None:
             assert fields[key].default == (list(default) if isinstance(default, tuple) else default)
     else:
         assert not with_defaults, "defaults stand in the Spec alone"
+
+
+def test_the_distortion_takes_each_of_its_options() -> None:
+    given = defaults(components.RandomDistortSpec)
+    distortion = components.imported(components.TRANSFORMS["RandomDistort"][1])
+    for key in given:
+        with pytest.raises(KeyError, match=key):
+            distortion(**{other: value for other, value in given.items() if other != key})
 
 
 def test_every_component_is_where_its_table_says() -> None:
@@ -502,7 +511,7 @@ def test_a_data_set_of_lists(recipe: Any, tmp_path: Path) -> None:
     short = f"{{type: Dataset, dataset_root: {tmp_path}, train_path: list.txt, val_path: list.txt, {normalize}}}"
     config = recipe(f"train_dataset={short}", f"val_dataset={short}", "max_image_pixels=100")
     training, evaluating = (builder.build_dataset(config, split) for split in ("train", "val"))
-    assert (training.shuffle, evaluating.shuffle) == (True, False)
+    assert (training.training, evaluating.training) == (True, False)
     assert len(training.classes) == len(evaluating.classes) == config.model.num_classes
     with pytest.raises(DataError, match=r"expected 1 to 100 pixels in all; .* raise max_image_pixels"):
         training[0]

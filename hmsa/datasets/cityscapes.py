@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from cityscapesscripts.helpers.labels import labels as _labels
@@ -13,7 +12,6 @@ from cityscapesscripts.helpers.labels import labels as _labels
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import Pair, SegmentationDataset
 from hmsa.datasets.find import search
-from hmsa.datasets.transforms import Transform
 from hmsa.errors import DataError
 
 _classes = sorted((label for label in _labels if 0 <= label.trainId < 255), key=lambda label: label.trainId)
@@ -51,6 +49,9 @@ class CityscapesAutolabeling(SegmentationDataset):
     times as many coarse ones, whose folders are not needed at 0. Modes "val" and "test" keep the images'
     order and the labels' size; "test" has no labels. DataError lists every image or label without its
     partner.
+
+    Args:
+        common: what every data set takes, see `SegmentationDataset`.
     """
 
     classes = CLASSES
@@ -62,32 +63,15 @@ class CityscapesAutolabeling(SegmentationDataset):
         mode: Literal["train", "val", "test"],
         coarse_multiple: float = 1.0,
         add_val: bool = False,
-        classes: Classes = CLASSES,
-        transforms: Sequence[Transform] = (),
-        seed: int = 0,
-        bad_sample_limit: int | None = None,
-        max_image_pixels: int | None = None,
+        **common: Any,
     ) -> None:
-        assert mode in ("train", "val", "test") and coarse_multiple >= 0
-        root = Path(dataset_root)
-        training = mode == "train"
-        if not training:
-            coarse_multiple = 0
+        root, training = Path(dataset_root), mode == "train"
         pairs = fine_pairs(root, mode)
         if training and add_val:
             pairs += fine_pairs(root, "val")
-        super().__init__(
-            pairs=pairs,
-            coarse_pairs=coarse_pairs(root) if coarse_multiple else (),
-            coarse_multiple=coarse_multiple,
-            transforms=transforms,
-            shuffle=training,
-            label_transforms=training,
-            seed=seed,
-            bad_sample_limit=bad_sample_limit,
-            max_image_pixels=max_image_pixels,
-            classes=classes,
-        )
+        if training and coarse_multiple:
+            common = {"coarse_pairs": coarse_pairs(root), "coarse_multiple": coarse_multiple, **common}
+        super().__init__(pairs=pairs, training=training, **{"classes": CLASSES, **common})
 
 
 def fine_pairs(root: Path, split: str) -> list[Pair]:

@@ -7,7 +7,7 @@ import functools
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 import numpy as np
@@ -23,6 +23,7 @@ Pair = tuple[str, Optional[str]]
 _FINE_ORDER, _COARSE_ORDER, _REPLACEMENT = 1, 2, 3
 
 
+@dataclass(eq=False)
 class SegmentationDataset:
     """An endless stream of samples over pairs of image and label.
 
@@ -31,9 +32,8 @@ class SegmentationDataset:
     repetition until all have been seen, then reshuffled.
 
     A sample is a dict: `img` float32 [3, H, W] as the transforms leave it; `label` int64 [H, W] of class
-    numbers, unless the pair has none; `trans_info`, what a prediction has to undo; `image_path`. With
-    `label_transforms` the label is transformed along with the image (training), without it keeps its own
-    size (evaluation).
+    numbers, unless the pair has none; `trans_info`, what a prediction has to undo; `image_path`. In training
+    the epochs are shuffled and labels transformed along with their images; else labels keep their own size.
 
     A sample whose files cannot be used is a DataError. With `bad_sample_limit`, one drawn from the same epoch stands in
     for it, which depends on (seed, i) and on the state of the files alone; it is warned about and kept in `skipped`,
@@ -43,54 +43,34 @@ class SegmentationDataset:
     which a turn by 180 degrees or a square image leaves open, may lie elsewhere than the image: a DataError.
     """
 
-    def __init__(
-        self,
-        *,
-        pairs: Sequence[Pair],
-        classes: Classes,
-        shuffle: bool,
-        label_transforms: bool,
-        transforms: Sequence[Transform] = (),
-        coarse_pairs: Sequence[Pair] = (),
-        coarse_multiple: float = 0.0,
-        seed: int = 0,
-        bad_sample_limit: int | None = None,
-        max_image_pixels: int | None = None,
-    ) -> None:
-        if not pairs:
+    pairs: Sequence[Pair]
+    classes: Classes
+    training: bool
+    transforms: Sequence[Transform] = ()
+    coarse_pairs: Sequence[Pair] = ()
+    coarse_multiple: float = 0.0
+    seed: int = 0
+    bad_sample_limit: Optional[int] = None
+    max_image_pixels: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
             raise DataError("a data set should hold at least one image, but there is none: check dataset_root")
-        self.pairs = tuple(pairs)
-        self.coarse_pairs = tuple(coarse_pairs)
-        self.coarse_per_epoch = int(coarse_multiple * len(self.pairs))
-        if self.coarse_per_epoch and not self.coarse_pairs:
-            raise DataError(
-                f"coarse_multiple {coarse_multiple:g} asks for coarse images, but there are none: "
-                "add them or set coarse_multiple to 0"
-            )
-        self.transforms = fused(transforms)
-        self.shuffle = shuffle
-        self.seed = seed
-        self.classes = classes
-        self.label_transforms = label_transforms
-        self.bad_sample_limit = bad_sample_limit
-        self.max_image_pixels = max_image_pixels
-        self._skipped: dict[str, str] = {}
-        self._skipped_lock = threading.Lock()
+        self.coarse_per_epoch = int(self.coarse_multiple * len(self.pairs))
+        assert self.coarse_pairs or not self.coarse_per_epoch
+        self.transforms = fused(self.transforms)
+        self.skipped: dict[str, str] = {}  # the images that others stood in for so far, in this process, and why
+        self._skipping = threading.Lock()
         # Neighbouring samples, two epochs at most, come from several threads.
         self._recent_epoch = functools.lru_cache(maxsize=2)(self.epoch)
 
     @classmethod
-    def from_paddleseg(
-        cls,
-        dataset: Any,
-        *,
-        classes: Classes,
-        transforms: Sequence[Transform] = (),
-        shuffle: bool,
-        label_transforms: bool,
-        **options: Any,
-    ) -> SegmentationDataset:
-        """The files of one of PaddleSeg's data sets, in place of its reading and its transforms."""
+    def from_paddleseg(cls, dataset: Any, *, classes: Classes, **options: Any) -> SegmentationDataset:
+        """The files of one of PaddleSeg's data sets, in place of its reading and its transforms.
+
+        Args:
+            options: see the class.
+        """
         from paddleseg.datasets import Dataset
 
         name = type(dataset).__name__
@@ -102,9 +82,6 @@ class SegmentationDataset:
         return cls(
             pairs=[(image, label) for image, label in dataset.file_list],
             classes=replace(classes, ignore_index=dataset.ignore_index),
-            transforms=transforms,
-            shuffle=shuffle,
-            label_transforms=label_transforms,
             **options,
         )
 
@@ -115,7 +92,7 @@ class SegmentationDataset:
     def epoch(self, epoch: int) -> list[Pair]:
         """The pairs of an epoch in their order: a pure function of (seed, epoch)."""
         pairs = [*self.pairs, *self._coarse(epoch)]
-        if not self.shuffle:
+        if not self.training:
             return pairs
         order = np.random.default_rng((self.seed, epoch, 0, _FINE_ORDER)).permutation(len(pairs))
         return [pairs[index] for index in order]
@@ -133,19 +110,9 @@ class SegmentationDataset:
             first += stop - start
         return drawn
 
-    @property
-    def skipped(self) -> dict[str, str]:
-        """The images that others stood in for so far, in this process, and why."""
-        with self._skipped_lock:
-            return dict(self._skipped)
-
     def __getitem__(self, index: int) -> Sample:
         epoch, position = divmod(index, len(self))
-        pairs = self._recent_epoch(epoch)
-        if self.bad_sample_limit is None:
-            sample = self._read(pairs[position])
-        else:
-            sample = self._read_or_replace(pairs, epoch, position, self.bad_sample_limit)
+        sample = self._read_or_replace(self._recent_epoch(epoch), epoch, position)
         rng = np.random.default_rng((self.seed, epoch, position))
         for transform in self.transforms:
             sample = transform(sample, rng)
@@ -165,23 +132,26 @@ class SegmentationDataset:
         sample: Sample = {"img": image, "trans_info": [], "gt_fields": [], "image_path": image_path}
         if label_path is not None:
             sample["label"] = self._read_checked_label(label_path, image_path, image, orientation)
-            if self.label_transforms:
+            if self.training:
                 sample["gt_fields"].append("label")
         return sample
 
-    def _read_or_replace(self, pairs: Sequence[Pair], epoch: int, position: int, limit: int) -> Sample:
+    def _read_or_replace(self, pairs: Sequence[Pair], epoch: int, position: int) -> Sample:
         """The pair at `position`, or the first usable one of the epoch's in an order drawn for this position."""
         # What was found bad before is tried again: what stands in must not depend on what this process has seen.
         for pair in self._candidates(pairs, epoch, position):
             try:
                 return self._read(pair)
             except DataError as error:
-                if self._skip(pair[0], str(error)) > limit:
+                if self.bad_sample_limit is None:
+                    raise
+                if self._skip(pair[0], str(error)) > self.bad_sample_limit:
                     break
         reasons = list(self.skipped.values())
         raise DataError(
-            f"expected at most {limit} images that cannot be used (bad_sample_limit), and others to stand in for "
-            f"them, found {len(reasons)}: correct them, or raise the limit; the first are: {'; '.join(reasons[:3])}"
+            f"expected at most {self.bad_sample_limit} images that cannot be used (bad_sample_limit), and others to "
+            f"stand in for them, found {len(reasons)}: correct them, or raise the limit; the first are: "
+            f"{'; '.join(reasons[:3])}"
         )
 
     def _candidates(self, pairs: Sequence[Pair], epoch: int, position: int) -> Iterator[Pair]:
@@ -191,11 +161,11 @@ class SegmentationDataset:
 
     def _skip(self, path: str, reason: str) -> int:
         """Note an image that cannot be used, and say so the first time; returns how many there are."""
-        with self._skipped_lock:
-            if path not in self._skipped:
-                self._skipped[path] = reason
+        with self._skipping:
+            if path not in self.skipped:
+                self.skipped[path] = reason
                 sys.stderr.write(printable(f"warning: another image stands in for {path}: {reason}") + "\n")
-            return len(self._skipped)
+            return len(self.skipped)
 
     def _read_checked_label(self, path: str, image_path: str, image: np.ndarray, orientation: int) -> np.ndarray:
         """The label of an image [H, W, 3], which has been turned from EXIF's `orientation`."""

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Optional
+from typing import Any, Literal, Optional
 
-from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import Pair, SegmentationDataset
 from hmsa.datasets.images import IMAGE_FORMATS, read_bytes
-from hmsa.datasets.transforms import Transform
-from hmsa.errors import DataError, UsageError
+from hmsa.errors import DataError, UsageError, shown
 
 MAX_PROBLEMS = 20
 """Bad lines that are told at once."""
@@ -30,6 +29,9 @@ class ListDataset(SegmentationDataset):
     are understood where just one way to divide the line gives two files. Empty lines and those that start with # are
     passed over.
 
+    Args:
+        common: what every data set takes, see `SegmentationDataset`.
+
     Raises:
         DataError: naming every line that is no pair, and every file that is missing (at most 20), unless there is a
             `bad_sample_limit` for these.
@@ -39,18 +41,12 @@ class ListDataset(SegmentationDataset):
         self,
         *,
         mode: Literal["train", "val", "test"],
-        num_classes: int,
         dataset_root: str,
         train_path: Optional[str],
         val_path: Optional[str],
         test_path: Optional[str],
         separator: Optional[str],
-        ignore_index: int,
-        classes: Optional[Classes] = None,
-        transforms: Sequence[Transform] = (),
-        seed: int = 0,
-        bad_sample_limit: Optional[int] = None,
-        max_image_pixels: Optional[int] = None,
+        **common: Any,
     ) -> None:
         given = {"train": train_path, "val": val_path, "test": test_path}[mode]
         if given is None:
@@ -58,35 +54,23 @@ class ListDataset(SegmentationDataset):
         root = Path(dataset_root)
         if not root.is_dir():
             raise DataError(f"{root} should be the folder of the data set, but is none: correct dataset_root")
-        path = _list_file(given, root)
+        # Relative to where the command runs, as PaddleSeg has it, or else to the data set.
+        path = Path(given) if is_file(Path(given)) or not is_file(root / given) else root / given
         pairs = listed_pairs(path, root, separator=separator, labelled=mode != "test")
-        if bad_sample_limit is None:
+        if common.get("bad_sample_limit") is None:
             _check_files(path, pairs)
-        super().__init__(
-            pairs=pairs,
-            classes=classes or Classes.numbered(num_classes, ignore_index),
-            transforms=transforms,
-            shuffle=mode == "train",
-            label_transforms=mode == "train",
-            seed=seed,
-            bad_sample_limit=bad_sample_limit,
-            max_image_pixels=max_image_pixels,
-        )
-
-
-def _list_file(given: str, root: Path) -> Path:
-    """The list, relative to where the command runs, as PaddleSeg has it, or else to the data set."""
-    return Path(given) if is_file(Path(given)) or not is_file(root / given) else root / given
+        super().__init__(pairs=pairs, training=mode == "train", **common)
 
 
 def listed_pairs(path: Path, root: Path, *, separator: Optional[str], labelled: bool) -> list[Pair]:
     """The pairs of a list, see `ListDataset`; a label may be missing unless the list is `labelled`."""
     pairs, problems = [], []
-    for line in read_list(path, root):
+    for number, line in read_list(path, root):
+        text = line.strip(_BLANKS)
         try:
-            pairs.append(_pair(line.text, root, separator, labelled))
+            pairs.append(_pair(text, root, separator, labelled))
         except ValueError as error:
-            problems.append(f"{path}, line {line.number}: expected {error}, in {_shown(line.text)}")
+            problems.append(f"{path}, line {number}: expected {error}, in {shown(text)}")
     if problems:
         more = len(problems) - MAX_PROBLEMS
         rest = [f"{path}: expected a list of pairs, found {more} more lines like these"] if more > 0 else []
@@ -162,32 +146,26 @@ def listed_images(path: Path) -> list[Path]:
     """
     folder = path.parent
     images = []
-    for line in read_list(path, folder):
-        beginnings = [line.whole, line.text, *(before for before, _ in reversed([*_ways_to_divide(line.text)]))]
+    for number, line in read_list(path, folder):
+        text = line.strip(_BLANKS)
+        beginnings = [line, text, *(before for before, _ in reversed([*_ways_to_divide(text)]))]
         candidates = [with_slashes(folder, beginning) for beginning in beginnings]
         image = next(filter(is_file, candidates), candidates[-1])
         if not _is_utf8(str(image)) and not is_file(image):
             raise DataError(
-                f"{path}, line {line.number}: expected the path of an image in UTF-8, found other bytes: save the list "
+                f"{path}, line {number}: expected the path of an image in UTF-8, found other bytes: save the list "
                 f"as UTF-8, or give an image ({', '.join(IMAGE_FORMATS)})"
             )
         images.append(image)
     return images
 
 
-class Line(NamedTuple):
-    """A line of a list that holds something."""
-
-    number: int  # from 1
-    whole: str  # with the blanks around it, which may belong to a name
-    text: str
-
-
-def read_list(path: Path, root: Path) -> list[Line]:
+def read_list(path: Path, root: Path) -> list[tuple[int, str]]:
     """The lines of a text file in UTF-8, with or without a byte order mark; ends of lines may be Windows'.
 
-    Empty lines and comments are passed over; a line that starts with # is none if it names a file below `root`.
-    Bytes that are no UTF-8 become what Python makes of them in file names.
+    A line has its number, from 1, and the blanks around it, which may belong to a name. Empty lines and comments are
+    passed over; a line that starts with # is none if it names a file below `root`. Bytes that are no UTF-8 become what
+    Python makes of them in file names.
     """
     data = read_bytes(path)
     if data.startswith(_UTF_16_OR_32):
@@ -199,16 +177,13 @@ def read_list(path: Path, root: Path) -> list[Line]:
         first = re.split(f"[{_BLANKS}]", text, maxsplit=1)[0]
         is_comment = text.startswith("#") and not (is_file(root / text) or is_file(root / first))
         if text and not is_comment:
-            lines.append(Line(number, whole, text))
+            lines.append((number, whole))
     return lines
 
 
 def is_file(path: Path) -> bool:
     """Whether there is a file; False also for what no file can be called or may not be looked at."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+    return os.path.isfile(path)  # noqa: PTH113 (pathlib's raises for these)
 
 
 def with_slashes(root: Path, name: str) -> Path:
@@ -218,7 +193,3 @@ def with_slashes(root: Path, name: str) -> Path:
 
 def _is_utf8(text: str) -> bool:
     return not any("\udc80" <= character <= "\udcff" for character in text)
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 120 else f"{text[:117]}...")

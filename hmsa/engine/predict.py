@@ -86,8 +86,7 @@ def predict(
     loader = SegmentationDataset(
         pairs=[(str(file.path), None) for file in files],
         classes=Classes.numbered(256),
-        shuffle=False,
-        label_transforms=False,
+        training=False,
         transforms=transforms,
         max_image_pixels=max_image_pixels,
     )

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Optional
 
 import paddle
-from paddle import Tensor
 
 from hmsa.losses.hardest import hardest
-from hmsa.losses.softmax import Probabilities, Term, softmax_losses
+from hmsa.losses.softmax import Probabilities, SoftmaxLoss, Term
 
 
-class BootstrappedCrossEntropyLoss:
+@dataclass
+class BootstrappedCrossEntropyLoss(SoftmaxLoss):
     """Mean cross-entropy of each image's hardest pixels, averaged over images.
 
     Among an image's valid pixels: if the (K+1)-th largest loss exceeds the threshold, the mean of all losses above the
@@ -23,22 +24,13 @@ class BootstrappedCrossEntropyLoss:
         min_K: K, the least number of pixels that count.
         loss_th: the threshold.
         weight: a number a class, by which its pixels' losses are multiplied first. None: 1 for all.
-        ignore_index: the label of pixels that never count.
     """
 
-    def __init__(self, *, min_K: int, loss_th: float, weight: Optional[Sequence[float]], ignore_index: int) -> None:
-        assert min_K >= 1
-        self.min_K = min_K
-        self.loss_th = loss_th
-        self.weight = weight
-        self.ignore_index = ignore_index
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """logits [N, K, H, W], labels [N, H, W] int64 -> scalar >= 0."""
-        return softmax_losses(logits, labels, [self])[0]
+    min_K: int
+    loss_th: float
+    weight: Optional[Sequence[float]]
 
     def term(self, shared: Probabilities) -> Term:
-        """Value and derivative, see `hmsa.losses.softmax`."""
         valid = shared.valid
         of_class = shared.of_pixels(self.weight)  # [N, M]
         loss = of_class * shared.cross_entropy

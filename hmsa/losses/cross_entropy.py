@@ -4,47 +4,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Optional
 
 import paddle
-from paddle import Tensor
 
 from hmsa.losses.hardest import hardest
-from hmsa.losses.softmax import Probabilities, Term, softmax_losses
+from hmsa.losses.softmax import Probabilities, SoftmaxLoss, Term
 
 
-class CrossEntropyLoss:
+@dataclass
+class CrossEntropyLoss(SoftmaxLoss):
     """Mean cross-entropy of the batch's valid pixels, each weighted by its class. No valid pixel: 0.
 
     With every pixel, in plain Paddle: `F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, axis=1)`.
 
     Args:
         weight: a number a class; the mean is divided by the sum of its pixels' weights. None: 1 for all.
-        ignore_index: the label of pixels that never count.
         top_k_percent_pixels: the part of the batch's pixels, in (0, 1], that counts: those with the largest (weighted)
             losses. Fewer valid pixels than that: all of them.
         avg_non_ignore: False also divides by the ignored pixels (as many as are among that part), with weight 1 each.
     """
 
-    def __init__(
-        self,
-        *,
-        weight: Optional[Sequence[float]],
-        ignore_index: int,
-        top_k_percent_pixels: float,
-        avg_non_ignore: bool,
-    ) -> None:
-        self.weight = weight
-        self.ignore_index = ignore_index
-        self.top_k_percent_pixels = top_k_percent_pixels
-        self.avg_non_ignore = avg_non_ignore
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """logits [N, K, H, W], labels [N, H, W] int64 -> scalar >= 0."""
-        return softmax_losses(logits, labels, [self])[0]
+    weight: Optional[Sequence[float]]
+    top_k_percent_pixels: float
+    avg_non_ignore: bool
 
     def term(self, shared: Probabilities) -> Term:
-        """Value and derivative, see `hmsa.losses.softmax`."""
         loss, valid = shared.cross_entropy, shared.valid
         n, m = loss.shape
         weights = shared.of_pixels(self.weight)  # [N, M]
@@ -59,7 +45,8 @@ class CrossEntropyLoss:
         return Term(value=(weights * loss).sum(), pixel=weights)
 
 
-class OhemCrossEntropyLoss:
+@dataclass
+class OhemCrossEntropyLoss(SoftmaxLoss):
     """Mean cross-entropy of the batch's hard pixels, each weighted by its class, and of no fewer than `min_kept`.
 
     A valid pixel is hard where the probability of its own class is below `thresh`. Fewer hard pixels than `min_kept`:
@@ -71,21 +58,13 @@ class OhemCrossEntropyLoss:
         thresh: a probability.
         min_kept: pixels a batch.
         weight: a number a class; the mean is divided by the sum of its pixels' weights. None: 1 for all.
-        ignore_index: the label of pixels that never count.
     """
 
-    def __init__(self, *, thresh: float, min_kept: int, weight: Optional[Sequence[float]], ignore_index: int) -> None:
-        self.thresh = thresh
-        self.min_kept = min_kept
-        self.weight = weight
-        self.ignore_index = ignore_index
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """logits [N, K, H, W], labels [N, H, W] int64 -> scalar >= 0."""
-        return softmax_losses(logits, labels, [self])[0]
+    thresh: float
+    min_kept: int
+    weight: Optional[Sequence[float]]
 
     def term(self, shared: Probabilities) -> Term:
-        """Value and derivative, see `hmsa.losses.softmax`."""
         loss, valid = shared.cross_entropy, shared.valid
         kept = (shared.of_label < self.thresh).astype("float32") * valid  # [N, M]
         if self.min_kept > 0:

@@ -8,9 +8,8 @@ once each. N images, K classes, M pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Optional, Protocol
+from typing import Callable, Optional, Union
 
 import numpy as np
 import paddle
@@ -24,24 +23,18 @@ from hmsa.system.environment import threads
 _BLOCK_PIXELS = 4096
 
 
-class DenseSoftmax(Protocol):
-    """Probabilities of all classes, with 0 at ignored pixels."""
-
-    cross_entropy: Tensor  # [N, M] float32, 0 at ignored pixels
-    totals: Tensor  # [N, K] float32, sum of each class's probability over the valid pixels
-
-    def gradient(self, every: Tensor, own: Tensor, region: Optional[Tensor]) -> Tensor:
-        """[N, K, M]: p[k] * (region[k] - sum_j p[j] * region[j] + every) + [k = y] * own. To be asked for once."""
-        ...
-
-
-def dense_softmax(logits: Tensor, labels: Tensor, valid: Tensor) -> DenseSoftmax:
+def dense_softmax(logits: Tensor, labels: Tensor, valid: Tensor) -> Union[ArraySoftmax, TensorSoftmax]:
     """The one for where `logits` [N, K, M] float32 is; labels [N, M] int64 in 0..K-1, valid [N, M] 1 or 0."""
     return (ArraySoftmax if logits.place.is_cpu_place() else TensorSoftmax)(logits, labels, valid)
 
 
 class TensorSoftmax:
-    """In Paddle operators, on any device."""
+    """Probabilities of all classes, with 0 at ignored pixels; in Paddle operators, on any device.
+
+    Attributes:
+        cross_entropy: [N, M] float32, 0 at ignored pixels.
+        totals: [N, K] float32, sum of each class's probability over the valid pixels.
+    """
 
     def __init__(self, logits: Tensor, labels: Tensor, valid: Tensor) -> None:
         log_probabilities = F.log_softmax(logits, axis=1)
@@ -52,6 +45,7 @@ class TensorSoftmax:
         self.totals = self._probabilities.sum(axis=2)
 
     def gradient(self, every: Tensor, own: Tensor, region: Optional[Tensor]) -> Tensor:
+        """[N, K, M]: p[k] * (region[k] - sum_j p[j] * region[j] + every) + [k = y] * own. To be asked for once."""
         factor = every.unsqueeze(1)
         if region is not None:
             region = region.unsqueeze(2)
@@ -63,14 +57,14 @@ class TensorSoftmax:
 
 
 class ArraySoftmax:
-    """In NumPy, on a CPU, with one buffer as large as the logits: for the probabilities, then for the gradient."""
+    """The same in NumPy, on a CPU. One buffer, as large as the logits, holds the probabilities, then the gradient."""
 
     def __init__(self, logits: Tensor, labels: Tensor, valid: Tensor) -> None:
         dense = logits.numpy()  # a copy, which becomes the probabilities
         n, k, m = dense.shape
         self._labels, is_valid = labels.numpy().astype(np.min_scalar_type(k)), valid.numpy()
         cross_entropy = np.empty_like(is_valid)
-        blocks = list(_blocks(n, m))
+        blocks = _blocks(n, m)
 
         def run(block: tuple[int, slice]) -> np.ndarray:
             n, pixels = block
@@ -106,14 +100,13 @@ class ArraySoftmax:
                 p *= regions[n][:, None] + (every_array[n, pixels] - regions[n] @ p)
             p[self._labels[n, pixels], np.arange(p.shape[1])] += own_array[n, pixels]
 
-        _in_threads(run, list(_blocks(dense.shape[0], dense.shape[2])))
+        _in_threads(run, _blocks(dense.shape[0], dense.shape[2]))
         return dlpack.from_dlpack(dense.__dlpack__())  # the tensor takes the memory over
 
 
-def _blocks(images: int, pixels: int) -> Iterator[tuple[int, slice]]:
-    for n in range(images):
-        for start in range(0, pixels, _BLOCK_PIXELS):
-            yield n, slice(start, min(start + _BLOCK_PIXELS, pixels))
+def _blocks(images: int, pixels: int) -> list[tuple[int, slice]]:
+    starts = range(0, pixels, _BLOCK_PIXELS)
+    return [(n, slice(start, start + _BLOCK_PIXELS)) for n in range(images) for start in starts]
 
 
 def _in_threads(run: Callable, blocks: list[tuple[int, slice]]) -> list:

@@ -4,38 +4,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Optional
 
-from paddle import Tensor
-
-from hmsa.losses.softmax import Probabilities, Term, softmax_losses
+from hmsa.losses.softmax import Probabilities, SoftmaxLoss, Term
 
 _EPSILON = 1e-8
 
 
-class DiceLoss:
+@dataclass
+class DiceLoss(SoftmaxLoss):
     """weight * (1 - (2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth)), averaged over images and classes.
 
     The sums run over the valid pixels of an image; p is the class's probability, t is 1 where it is the label. A
-    class with neither label nor probability has loss 0.
+    class with neither label nor probability has loss 0, and so has an image of ignored pixels alone. Without weights
+    the loss is at most 1.
 
     Args:
         weight: a number a class, by which its loss is multiplied; the mean stays one over all classes. None: 1 for all.
         smooth: added above and below; pulls the loss of small classes towards 0.
-        ignore_index: the label of pixels that are in no sum.
     """
 
-    def __init__(self, *, weight: Optional[Sequence[float]], smooth: float, ignore_index: int) -> None:
-        self.weight = weight
-        self.smooth = smooth
-        self.ignore_index = ignore_index
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """logits [N, K, H, W], labels [N, H, W] int64 -> scalar >= 0, without weights at most 1."""
-        return softmax_losses(logits, labels, [self])[0]
+    weight: Optional[Sequence[float]]
+    smooth: float
 
     def term(self, shared: Probabilities) -> Term:
-        """Value and derivative, see `hmsa.losses.softmax`. An image of ignored pixels alone counts 0."""
         n, k = shared.totals.shape
         weight = shared.by_class(self.weight) / (n * k)  # [N, K]
         overlap = 2 * shared.sum_by_class(shared.of_label) + self.smooth  # [N, K]

@@ -16,9 +16,10 @@ Ignored pixels have p = 0 here, which keeps them out of every sum and gives them
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Optional, Protocol
+from typing import Any, Optional
 
 import numpy as np
 import paddle
@@ -44,15 +45,10 @@ class Probabilities:
         return paddle.bincount(self.bin.flatten(), weights=values.flatten(), minlength=n * k).reshape([n, k])
 
     def by_class(self, weight: Optional[Sequence[float]]) -> Tensor:
-        """A number a class (None: 1 for all), for every image: [N, K].
-
-        Raises:
-            ValueError: not as many numbers as classes.
-        """
+        """A number a class (None: 1 for all), for every image: [N, K]."""
         n, k = self.totals.shape
         weight = [1.0] * k if weight is None else weight
-        if len(weight) != k:
-            raise ValueError(f"expected as many class weights as classes ({k}), found {len(weight)}")
+        assert len(weight) == k
         return as_tensor(np.tile(np.array(weight, np.float32), (n, 1)))
 
     def of_pixels(self, weight: Optional[Sequence[float]]) -> Tensor:
@@ -74,14 +70,23 @@ class Term:
     pixel: Optional[Tensor] = None  # [N, M], 0 at ignored pixels
 
 
-class SoftmaxLoss(Protocol):
-    """A loss that is a function of class probabilities and labels."""
+@dataclass
+class SoftmaxLoss(ABC):
+    """A loss that is a function of class probabilities and labels; its fields are those of its Spec.
+
+    Args:
+        ignore_index: the label of pixels that never count.
+    """
 
     ignore_index: int
 
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """logits [N, K, H, W], labels [N, H, W] int64 -> scalar >= 0."""
+        return softmax_losses(logits, labels, [self])[0]
+
+    @abstractmethod
     def term(self, shared: Probabilities) -> Term:
         """Value and derivative on one output."""
-        ...
 
 
 def _weighted_sum(weights: Sequence[Tensor], parts: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
@@ -133,13 +138,8 @@ def softmax_losses(logits: Tensor, labels: Tensor, losses: Sequence[SoftmaxLoss]
 
     Returns:
         One scalar a loss.
-
-    Raises:
-        ValueError: sizes that do not agree, or losses that ignore different labels.
     """
-    if list(logits.shape[2:]) != list(labels.shape[1:]) or logits.shape[0] != labels.shape[0]:
-        raise ValueError(f"expected labels [N, H, W] for logits {logits.shape}, found {labels.shape}")
-    if len({loss.ignore_index for loss in losses}) != 1:
-        raise ValueError("losses on one output must have the same ignore_index")
+    assert [logits.shape[0], *logits.shape[2:]] == list(labels.shape)
+    assert len({loss.ignore_index for loss in losses}) == 1
     values = _SoftmaxLosses.apply(logits.flatten(2), labels.flatten(1), losses)
     return list(values) if isinstance(values, (list, tuple)) else [values]

@@ -4,36 +4,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable
+from dataclasses import dataclass
+from typing import Callable
 
 import paddle
 from paddle import Tensor
 
-from hmsa.losses.softmax import softmax_losses
+from hmsa.losses.softmax import SoftmaxLoss, softmax_losses
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits [N, K, H, W], labels [N, H, W] int64) -> scalar. Those that work on the softmax have a `term`."""
+"""(logits [N, K, H, W], labels [N, H, W] int64) -> scalar."""
 
 
 def values(losses: Sequence[Loss], logits: Tensor, labels: Tensor) -> list[Tensor]:
     """One scalar a loss; those that work on the softmax share one."""
-    shared: list[Any] = [loss for loss in losses if hasattr(loss, "term")]
+    shared = [loss for loss in losses if isinstance(loss, SoftmaxLoss)]
     of_softmax = iter(softmax_losses(logits, labels, shared) if shared else ())
-    return [next(of_softmax) if hasattr(loss, "term") else loss(logits, labels) for loss in losses]
+    return [next(of_softmax) if isinstance(loss, SoftmaxLoss) else loss(logits, labels) for loss in losses]
 
 
+@dataclass
 class MixedLoss:
     """Sum of coef[i] * losses[i](logits, labels)."""
 
-    def __init__(self, *, losses: Sequence[Loss], coef: Sequence[float]) -> None:
-        self.losses = losses
-        self.coef = coef
+    losses: Sequence[Loss]
+    coef: Sequence[float]
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """logits [N, K, H, W], labels [N, H, W] int64 -> scalar."""
         return paddle.add_n([c * value for c, value in zip(self.coef, values(self.losses, logits, labels))])
 
 
+@dataclass
 class WeightedLoss:
     """Sum over outputs and losses of weight[output] * loss(outputs[output], labels).
 
@@ -42,9 +44,8 @@ class WeightedLoss:
         weights: weight of each output that takes part.
     """
 
-    def __init__(self, *, terms: Mapping[str, Loss], weights: Mapping[str, float]) -> None:
-        self.terms = dict(terms)
-        self.weights = dict(weights)
+    terms: Mapping[str, Loss]
+    weights: Mapping[str, float]
 
     def __call__(self, outputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs by name and labels [N, H, W] int64 -> the total, and every term as `<loss>/<output>`, unweighted.

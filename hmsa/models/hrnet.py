@@ -17,6 +17,11 @@ from paddle import Tensor, nn
 from hmsa.models.layers import conv1x1, conv3x3, image_size, init_weights, resize, run
 
 
+def _conv_bn(in_channels: int, out_channels: int, *behind: nn.Layer, stride: int = 1) -> nn.Sequential:
+    """A 3x3 convolution, its normalisation, and what is `behind` them."""
+    return nn.Sequential(conv3x3(in_channels, out_channels, stride=stride), nn.BatchNorm2D(out_channels), *behind)
+
+
 class BasicBlock(nn.Layer):
     """Two 3x3 convolutions around a shortcut."""
 
@@ -66,12 +71,9 @@ class HighResolutionModule(nn.Layer):
         super().__init__()
         self.align_corners = align_corners
         self.branches = nn.LayerList([nn.Sequential(*[BasicBlock(c, c) for _ in range(num_blocks)]) for c in channels])
-        self.fuse_layers = nn.LayerList(
-            [
-                nn.LayerList([self._path(channels, source, target) for source in range(len(channels))])
-                for target in range(len(channels))
-            ]
-        )
+        every = range(len(channels))
+        paths = [[self._path(channels, source, target) for source in every] for target in every]
+        self.fuse_layers = nn.LayerList([nn.LayerList(to_target) for to_target in paths])
 
     @staticmethod
     def _path(channels: Sequence[int], source: int, target: int) -> nn.Layer:
@@ -80,13 +82,8 @@ class HighResolutionModule(nn.Layer):
             return nn.Identity()
         if source > target:
             return nn.Sequential(conv1x1(channels[source], channels[target]), nn.BatchNorm2D(channels[target]))
-        steps = []
-        for step in range(source, target):
-            last = step == target - 1
-            out_channels = channels[target] if last else channels[source]
-            parts = [conv3x3(channels[source], out_channels, stride=2), nn.BatchNorm2D(out_channels)]
-            steps.append(nn.Sequential(*parts) if last else nn.Sequential(*parts, nn.ReLU()))
-        return nn.Sequential(*steps)
+        before = [_conv_bn(channels[source], channels[source], nn.ReLU(), stride=2) for _ in range(source, target - 1)]
+        return nn.Sequential(*before, _conv_bn(channels[source], channels[target], stride=2))
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
         branches = [branch(x) for branch, x in zip(self.branches, features)]
@@ -156,21 +153,15 @@ class HRNet(nn.Layer):
     @staticmethod
     def _transition(inputs: Sequence[int], outputs: Sequence[int]) -> nn.LayerList:
         """One path a branch: unchanged, a 3x3 to other channels, or a strided 3x3 that starts a new branch."""
-        paths: list[nn.Layer] = []
+        paths = nn.LayerList()
         for branch, out_channels in enumerate(outputs):
             if branch >= len(inputs):
-                down = [
-                    conv3x3(inputs[-1], out_channels, stride=2),
-                    nn.BatchNorm2D(out_channels),
-                    nn.ReLU(),
-                ]
-                paths.append(nn.Sequential(nn.Sequential(*down)))
+                paths.append(nn.Sequential(_conv_bn(inputs[-1], out_channels, nn.ReLU(), stride=2)))
             elif inputs[branch] != out_channels:
-                same = [conv3x3(inputs[branch], out_channels), nn.BatchNorm2D(out_channels), nn.ReLU()]
-                paths.append(nn.Sequential(*same))
+                paths.append(_conv_bn(inputs[branch], out_channels, nn.ReLU()))
             else:
                 paths.append(nn.Identity())
-        return nn.LayerList(paths)
+        return paths
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = F.relu(self.bn1(self.conv1(x)))
@@ -186,13 +177,9 @@ class HRNet(nn.Layer):
             for module in stage:
                 features = run(module, *features, recompute=self.recompute)
 
-        size = image_size(features[0])
-        return [
-            paddle.concat(
-                [features[0], *(resize(f, size, align_corners=self.align_corners) for f in features[1:])],
-                axis=1,
-            )
-        ]
+        first, *others = features
+        size = image_size(first)
+        return [paddle.concat([first, *(resize(f, size, align_corners=self.align_corners) for f in others)], axis=1)]
 
 
 _SMALL_V1 = {"layer1_blocks": 1, "layer1_channels": 32, "num_blocks": 2, "num_modules": (1, 1, 1), "width": 16}

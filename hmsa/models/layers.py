@@ -22,9 +22,9 @@ def between_parts() -> None:
     here what gives memory back (`hmsa.engine.step`)."""
 
 
-def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2D:
+def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Conv2D:
     """A 3x3 convolution that keeps the size (stride 1) or halves it, rounding up (stride 2)."""
-    return nn.Conv2D(in_channels, out_channels, 3, stride=stride, padding=1, bias_attr=None if bias else False)
+    return nn.Conv2D(in_channels, out_channels, 3, stride=stride, padding=1, bias_attr=False)
 
 
 def conv1x1(in_channels: int, out_channels: int, *, bias: bool = False) -> nn.Conv2D:
@@ -38,19 +38,14 @@ def bn_relu(channels: int) -> nn.Sequential:
 
 
 def init_weights(layer: nn.Layer) -> None:
-    """Normal(0, 0.001) for every convolution below `layer`, weight 1 and bias 0 for every normalisation.
+    """Normal(0, 0.001) for every convolution below `layer`.
 
-    Biases of convolutions are 0, which is Paddle's default.
+    Paddle's defaults do for the rest: biases are 0, normalisations have weight 1.
     """
     normal = nn.initializer.Normal(std=0.001)
-    zero, one = nn.initializer.Constant(0.0), nn.initializer.Constant(1.0)
     for part in layer.sublayers():
         if isinstance(part, nn.Conv2D):
             normal(part.weight)
-        elif isinstance(part, _BatchNormBase):
-            for initialise, parameter in ((one, part.weight), (zero, part.bias)):
-                if parameter is not None:
-                    initialise(parameter)
 
 
 def image_size(x: Tensor) -> Any:

@@ -16,26 +16,22 @@ from paddle import Tensor, nn
 from hmsa.models.layers import ConvOverParts, LeanConv2D, bn_relu, conv1x1, init_weights, release_around, run
 
 
+def _projection(*channels: int) -> nn.Sequential:
+    """1x1 convolutions from each number of channels to the next, all with normalisation and ReLU."""
+    layers = [(conv1x1(before, after), bn_relu(after)) for before, after in zip(channels, channels[1:])]
+    return nn.Sequential(*[layer for pair in layers for layer in pair])
+
+
 class ObjectContextBlock(nn.Layer):
     """Attention from every pixel to the K region vectors."""
 
     def __init__(self, *, channels: int, key_channels: int) -> None:
         super().__init__()
         self.key_channels = key_channels
-        self.f_pixel = nn.Sequential(
-            conv1x1(channels, key_channels),
-            bn_relu(key_channels),
-            conv1x1(key_channels, key_channels),
-            bn_relu(key_channels),
-        )
-        self.f_object = nn.Sequential(
-            conv1x1(channels, key_channels),
-            bn_relu(key_channels),
-            conv1x1(key_channels, key_channels),
-            bn_relu(key_channels),
-        )
-        self.f_down = nn.Sequential(conv1x1(channels, key_channels), bn_relu(key_channels))
-        self.f_up = nn.Sequential(conv1x1(key_channels, channels), bn_relu(channels))
+        self.f_pixel = _projection(channels, key_channels, key_channels)
+        self.f_object = _projection(channels, key_channels, key_channels)
+        self.f_down = _projection(channels, key_channels)
+        self.f_up = _projection(key_channels, channels)
 
     def forward(self, pixels: Tensor, regions: Tensor) -> Tensor:
         """pixels [N, C, H, W], regions [N, C, K, 1] -> context [N, C, H, W]."""

@@ -31,14 +31,16 @@ def beginning(trainer: Trainer) -> list[str]:
 
     statistics = ("._mean", "._variance")  # which Paddle counts among the parameters
     parameters = [p for name, p in trainer.model.named_parameters() if not name.endswith(statistics)]
-    count, trained = (sum(p.size for p in some) for some in (parameters, [p for p in parameters if not p.stop_gradient]))
+    count, trained = (
+        sum(p.size for p in some) for some in (parameters, [p for p in parameters if not p.stop_gradient])
+    )
     frozen = "" if trained == count else f", {trained / 1e6:.2f} million of them trained, the others frozen"
 
     return [
         f"device: {_device()}, {options.precision}, Paddle {PADDLE_VERSION}",
         f"images: {len(dataset)} an epoch, {trainer.images} an iteration, {options.iters} iterations "
         f"({options.iters * trainer.images / len(dataset):.1f} epochs){evaluated}",
-        f"classes: {len(classes)} ({listed(classes.names, 8)})",
+        f"classes: {len(classes)} ({listed(classes.names)})",
         f"parameters: {count / 1e6:.2f} million{frozen}",
         f"memory: {_gigabytes(peak_memory_bytes())} in use before the first iteration{_of_all()}",
         f"folder: {options.save_dir}, a checkpoint {every}",

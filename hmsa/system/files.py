@@ -92,19 +92,15 @@ def write_atomically(
     partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            partial.write_bytes(content)
-        else:
-            with partial.open("wb") as file:
+        with partial.open("wb") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
                 content(file)
         if durable:
             flush_to_disk(partial)
         if keep_earlier and os.path.lexists(path):
-            kept = free_name(path)
-            try:
-                os.link(path, kept, follow_symlinks=False)
-            except (OSError, NotImplementedError):  # a file system without links
-                path.rename(kept)
+            kept = path.rename(free_name(path))
         partial.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from error

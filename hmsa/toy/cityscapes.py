@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from cityscapesscripts.helpers.labels import name2label
 from PIL import Image, ImageDraw
@@ -25,9 +25,6 @@ CITIES = {
 }
 MARKER = "toy_cityscapes.json"
 """The file at the root that says how a toy set was made."""
-
-
-# ------------------------------------------------------------------------------------------------------------- labels
 
 
 def label_ids(objects: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
@@ -47,14 +44,9 @@ def auto_labels(rng: np.random.Generator, objects: Sequence[dict[str, Any]], hei
         return np.ptp(thing["polygon"], axis=0).max() > 0.1 * height or rng.random() < 0.6
 
     ids = label_ids([thing for thing in objects if is_seen(thing)], height, width)
-    border = np.zeros(ids.shape, bool)
-    for axis, length in enumerate(ids.shape):
-        differs = np.diff(ids.astype(int), axis=axis) != 0
-        border |= np.insert(differs, length - 1, False, axis=axis) | np.insert(differs, 0, False, axis=axis)
+    neighbours = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    border = cv2.morphologyEx(ids, cv2.MORPH_GRADIENT, neighbours) > 0
     return np.where(border, np.uint8(name2label["unlabeled"].id), ids)
-
-
-# --------------------------------------------------------------------------------------------------- writing the tree
 
 
 def write_toy_cityscapes(
@@ -88,17 +80,12 @@ def write_toy_cityscapes(
 
 
 def _check_target(root: Path, options: str) -> None:
-    if not root.is_dir() or not any(root.iterdir()):
-        return
     marker = root / MARKER
-    if not marker.is_file():
+    is_same = marker.is_file() and marker.read_text(encoding="utf-8") == options
+    if root.is_dir() and any(root.iterdir()) and not is_same:
         raise DataError(
-            f"{root} should be an empty folder or hold a toy set, but holds other files: choose another folder"
-        )
-    if marker.read_text(encoding="utf-8") != options:
-        raise DataError(
-            f"{marker} should say that this toy set was made with the same options, but they differ: remove the "
-            "folder or choose another"
+            f"{root} should be an empty folder, or a toy set made with the same options (see {MARKER}), but it holds "
+            "other files: choose another folder"
         )
 
 
@@ -120,6 +107,4 @@ def _write_street(root: Path, split: str, index: int, size: tuple[int, int], rng
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    write_atomically(path, content.getvalue())
+    write_atomically(path, lambda file: Image.fromarray(pixels).save(file, "PNG"))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 
 Points = Sequence[tuple[float, float]]
-Colour = tuple[float, float, float]
+Colour = Sequence[float]  # red, green, blue, each 0 to 255
 
 # ------------------------------------------------------------------------------------------------- patterns
 # A pattern takes two coordinates in metres (across or along, and up or away) and returns the share of a
@@ -38,8 +38,8 @@ def upright_stripes(period: float) -> Callable:
     return lambda a, b: (a / period) % 1 < 0.5
 
 
-def level_stripes(period: float) -> Callable:
-    return lambda a, b: (b / period) % 1 < 0.5
+def level_stripes(period: float, share: float = 0.5) -> Callable:
+    return lambda a, b: (b / period) % 1 < share
 
 
 def chequers(side: float) -> Callable:
@@ -63,16 +63,11 @@ def windows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(b < 0.6, 0.35, np.where(pane, 1, -0.35 * frame))
 
 
-def roof_tiles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (b / 0.5) % 1 < 0.35
-
-
 def slabs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where((a % 1.0 < 0.14) | (b % 1.0 < 0.14), 1, 0.3 * noise(a, b, 1.0))
 
 
-def speckle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return noise(a, b, 0.12)
+speckle = partial(noise, cell=0.12)
 
 
 def tufts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -91,19 +86,19 @@ def upwards(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class Material(NamedTuple):
-    """Two RGB colours (0-255) and the pattern that mixes them."""
+    """Two colours and the pattern that mixes them."""
 
     first: Colour
     second: Colour
     pattern: Callable[[np.ndarray, np.ndarray], np.ndarray] = plain
 
     def shaded(self, factor: float) -> Material:
-        first, second = ((r * factor, g * factor, b * factor) for r, g, b in (self.first, self.second))
+        first, second = ([factor * value for value in colour] for colour in (self.first, self.second))
         return Material(first, second, self.pattern)
 
 
-def _flat(red: float, green: float, blue: float) -> Material:
-    return Material((red, green, blue), (red, green, blue))
+def _flat(*colour: float) -> Material:
+    return Material(colour, colour)
 
 
 # Every class has colours of its own, so that a small network learns to tell them apart in minutes.
@@ -119,7 +114,7 @@ MATERIALS = {
     "bark": _flat(84, 60, 44),
     "wall": Material((112, 64, 30), (196, 156, 118), bricks),
     "fence": Material((48, 92, 80), (196, 246, 222), pickets),
-    "roof": Material((206, 150, 128), (166, 112, 96), roof_tiles),
+    "roof": Material((206, 150, 128), (166, 112, 96), level_stripes(0.5, 0.35)),
     "cargo": Material((28, 58, 130), (84, 132, 214), chequers(0.42)),
     "spokes": Material((176, 228, 240), (226, 248, 255), chequers(0.2)),
     "glass": _flat(48, 64, 84),
@@ -155,12 +150,7 @@ class Choice(NamedTuple):
 
     def draw(self, rng: np.random.Generator) -> Material:
         colour = np.array(self.colours[int(rng.integers(len(self.colours)))]) * rng.uniform(0.9, 1.08, 3)
-        red, green, blue = colour.tolist()
-        return Material(
-            (red, green, blue),
-            (min(red * self.contrast, 255), min(green * self.contrast, 255), min(blue * self.contrast, 255)),
-            self.pattern,
-        )
+        return Material(colour.tolist(), np.minimum(colour * self.contrast, 255).tolist(), self.pattern)
 
 
 CHOICES = {
@@ -205,8 +195,9 @@ def disc(across: float, up: float, radius: float, corners: int = 14) -> Points:
     return [(across + radius * np.cos(t), up + radius * np.sin(t)) for t in turns]
 
 
-# One block a sprite: "name: label, length", then "material: shape" from back to front. A shape is corners x,y, or
-# rect left bottom right top, or disc across up radius, or the outline again; `twice` adds its mirror image.
+# One block a sprite: "name: label, length", then "material: shapes" from back to front, with ";" between. A shape is
+# corners x,y, or rect left bottom right top, or disc across up radius, or the outline again; `twice` adds its mirror
+# image.
 _SPRITES = """
 car_rear: car, 3.8
   outline: -.85,0 -.95,.3 -.95,.85 -.7,1.5 .7,1.5 .95,.85 .95,.3 .85,0
@@ -226,8 +217,7 @@ car_side: car, 0
   outline: -2.1,.3 -2.1,.8 -1.4,.95 -.85,1.5 .75,1.5 1.35,.95 2.05,.82 2.1,.3 1.75,0 .95,0 .85,.22 \
     -.85,.22 -.95,0 -1.75,0
   paint: outline
-  glass: -1.2,.95 -.75,1.38 -.1,1.38 -.1,.95
-  glass: .05,.95 .05,1.38 .68,1.38 1.12,.95
+  glass: -1.2,.95 -.75,1.38 -.1,1.38 -.1,.95; .05,.95 .05,1.38 .68,1.38 1.12,.95
   black: twice disc 1.35 .38 .38
   hub: twice disc 1.35 .38 .17
   headlight: rect 1.85 .6 2.1 .76
@@ -243,12 +233,8 @@ truck_side: truck, 0
   cargo: rect -3.7 .7 1.6 3.4
   black: rect -3.7 .4 1.7 .7
   glass: 2,1.6 2,2.4 2.75,2.4 3.2,1.6
-  black: disc -2.9 .5 .5
-  black: disc -1.9 .5 .5
-  black: disc 2.5 .5 .5
-  hub: disc -2.9 .5 .2
-  hub: disc -1.9 .5 .2
-  hub: disc 2.5 .5 .2
+  black: disc -2.9 .5 .5; disc -1.9 .5 .5; disc 2.5 .5 .5
+  hub: disc -2.9 .5 .2; disc -1.9 .5 .2; disc 2.5 .5 .2
   headlight: rect 3.4 .7 3.7 1
 bus_front: bus, 9
   outline: -1.3,0 -1.3,2.9 -1.1,3.15 1.1,3.15 1.3,2.9 1.3,0
@@ -260,13 +246,8 @@ bus_front: bus, 9
 bus_side: bus, 0
   outline: -5,.3 -5,2.9 -4.8,3.15 4.7,3.15 5,2.7 5,.3 3.9,0 2.8,0 -2.8,0 -3.9,0
   bus: outline
-  glass: rect -4.7 1.5 -3.5 2.5
-  glass: rect -3.2 1.5 -2 2.5
-  glass: rect -1.7 1.5 -.5 2.5
-  glass: rect -.2 1.5 1 2.5
-  glass: rect 1.3 1.5 2.5 2.5
-  glass: rect 2.8 .5 3.6 2.5
-  glass: rect 4.1 1.3 5 2.6
+  glass: rect -4.7 1.5 -3.5 2.5; rect -3.2 1.5 -2 2.5; rect -1.7 1.5 -.5 2.5; rect -.2 1.5 1 2.5; rect 1.3 1.5 2.5 2.5
+  glass: rect 2.8 .5 3.6 2.5; rect 4.1 1.3 5 2.6
   black: twice disc 3.2 .5 .5
   hub: twice disc 3.2 .5 .2
   headlight: rect 4.7 .6 5 .9
@@ -275,14 +256,11 @@ train_front: train, 18
   train: outline
   black: rect -1.4 0 1.4 .35
   glass: -1.2,1.8 -1,2.9 1,2.9 1.2,1.8
-  headlight: twice disc .85 .95 .22
-  headlight: disc 0 3.3 .2
+  headlight: twice disc .85 .95 .22; disc 0 3.3 .2
 train_side: train, 0
   outline: -9,.1 -9.6,.6 -9,2.8 -8.2,3.6 8.2,3.6 9,2.8 9.6,.6 9,.1
   train: outline
-  glass: twice rect .3 1.8 2 2.75
-  glass: twice rect 2.6 1.8 4.3 2.75
-  glass: twice rect 4.9 1.8 6.6 2.75
+  glass: twice rect .3 1.8 2 2.75; twice rect 2.6 1.8 4.3 2.75; twice rect 4.9 1.8 6.6 2.75
   glass: twice 7.2,1.8 7.2,2.75 8.8,2.75 9.2,1.8
   black: twice rect 2.5 0 6.5 .5
 bicycle: bicycle, 0
@@ -292,8 +270,7 @@ bicycle: bicycle, 0
   black: twice disc .58 .42 .44
   spokes: twice disc .58 .42 .33
   frame: -.62,.4 -.3,.95 -.2,.95 .4,.85 .62,.42 .3,.7 0,.35
-  black: rect -.45 .95 -.1 1.05
-  black: rect .3 1.1 .6 1.2
+  black: rect -.45 .95 -.1 1.05; rect .3 1.1 .6 1.2
 motorcycle: motorcycle, 0
   outline: -1.2,.35 -1.15,.7 -1,.95 -.3,.85 0,1.05 .45,1.05 .5,1.3 .75,1.2 .85,.8 1.15,.65 1.2,.3 1,0 \
     .6,0 .4,.15 -.4,.15 -.6,0 -1,0
@@ -353,6 +330,9 @@ bin: static, 0
 
 
 def _shapes(text: str, outline: Points) -> list[Points]:
+    """The shapes of a line, or of one of its parts."""
+    if ";" in text:
+        return [shape for part in text.split(";") for shape in _shapes(part, outline)]
     words = text.split()
     if words[0] == "twice":
         (shape,) = _shapes(" ".join(words[1:]), outline)

@@ -569,7 +569,7 @@ def cases(count: int, seed: int) -> Iterator[Case]:
 
 def complaints(case: Case, path: Path, good: tuple[str, str]) -> Iterator[str]:
     """What is wrong with the way the file was read."""
-    unlabelled = {"classes": Classes.numbered(CLASSES, IGNORED), "shuffle": False, "label_transforms": True}
+    unlabelled = {"classes": Classes.numbered(CLASSES, IGNORED), "training": True}
     crop = [C.ResizeStepScaling(), C.RandomPaddingCrop(crop_size=(32, 16)), C.RandomDistort(), C.Normalize()]
     for key, held, pair in (("img", case.picture, (str(path), None)), ("label", case.label, (good[0], str(path)))):
         if key == "label" and held is not None:

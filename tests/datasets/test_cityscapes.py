@@ -44,7 +44,7 @@ def test_training_pairs(root):
     assert data.pairs[1][1] == str(root / "gtFine/train/bonn/bonn_0_gtFine_labelTrainIds.png")
     assert names(data.coarse_pairs) == [f"trier_{i}" for i in range(4)]
     assert data.coarse_pairs[0][1] == str(root / "convert_autolabelled/trier/trier_0_leftImg8bit.png")
-    assert len(data) == 6 and data.shuffle and data.label_transforms
+    assert len(data) == 6 and data.training
     assert data.classes.names[0] == "road" and len(data.classes) == 19
     assert data[0]["label"].shape == (4, 8)
 
@@ -58,9 +58,9 @@ def test_validation_pictures_can_be_added(root):
 def test_validation_and_test(root):
     val = CityscapesAutolabeling(dataset_root=root, mode="val", add_val=True)
     assert names(val.epoch(3)) == ["ulm_0", "ulm_1"]
-    assert not val.label_transforms
+    assert not val.training
     test = CityscapesAutolabeling(dataset_root=root, mode="test")
-    assert test.pairs == ((str(root / "leftImg8bit/test/berlin/berlin_0_leftImg8bit.png"), None),)
+    assert test.pairs == [(str(root / "leftImg8bit/test/berlin/berlin_0_leftImg8bit.png"), None)]
     assert "label" not in test[0]
 
 

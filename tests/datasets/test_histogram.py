@@ -21,8 +21,7 @@ def make_dataset(tmp_path):
         return SegmentationDataset(
             pairs=pairs,
             classes=Classes.numbered(4),
-            shuffle=True,
-            label_transforms=True,
+            training=True,
             seed=seed,
             bad_sample_limit=bad_sample_limit,
         )

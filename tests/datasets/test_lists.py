@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from samples import LABEL, PICTURE, encoded
 
+from hmsa.datasets.classes import Classes
 from hmsa.datasets.lists import ListDataset
 from hmsa.errors import DataError, UsageError
 
@@ -30,7 +31,7 @@ def root(tmp_path) -> Path:
 def dataset(root: Path, content: bytes | str, mode: str = "train", **options) -> ListDataset:
     (root / "list.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
     paths = {f"{name}_path": str(root / "list.txt") if name == mode else None for name in ("train", "val", "test")}
-    given = {"num_classes": 4, "separator": None, "ignore_index": 255, **paths, **options}
+    given = {"classes": Classes.numbered(4), "separator": None, **paths, **options}
     return ListDataset(dataset_root=str(root), mode=mode, **given)  # type: ignore[arg-type]
 
 
@@ -139,8 +140,8 @@ def test_paths_may_be_absolute_and_the_list_in_the_data_set(root, monkeypatch, t
 
 def test_the_mode_chooses_the_list_and_what_is_done_to_labels(root):
     training, evaluating = dataset(root, LINES[0]), dataset(root, LINES[0], mode="val")
-    assert (training.shuffle, training.label_transforms) == (True, True)
-    assert (evaluating.shuffle, evaluating.label_transforms) == (False, False)
+    assert training.training
+    assert not evaluating.training
     with pytest.raises(UsageError, match="expected val_path to name a list, as mode is val, found nothing: add it"):
         dataset(root, LINES[0], mode="val", val_path=None)
 
@@ -155,8 +156,8 @@ def test_lists_and_folders_that_are_missing_or_empty(root):
         dataset(root, "", train_path=str(root / "nowhere.txt"))
     with pytest.raises(DataError, match=r"nowhere should be the folder of the data set, but is none"):
         ListDataset(
-            dataset_root=str(root / "nowhere"), mode="train", num_classes=4, train_path="list.txt", val_path=None,
-            test_path=None, separator=None, ignore_index=255,
+            dataset_root=str(root / "nowhere"), mode="train", train_path="list.txt", val_path=None, test_path=None,
+            separator=None, classes=Classes.numbered(4),
         )  # fmt: skip
 
 

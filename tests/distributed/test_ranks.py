@@ -30,8 +30,7 @@ def test_every_number_of_ranks_sees_every_epoch_whole(fine, coarse, multiple, ba
         coarse_pairs=[(f"coarse {i}", None) for i in range(coarse)],
         coarse_multiple=multiple,
         classes=Classes.numbered(2),
-        shuffle=True,
-        label_transforms=True,
+        training=True,
     )
     epochs = 3
     iterations = -(-epochs * len(dataset) // (batch * accumulation * world)) + 1

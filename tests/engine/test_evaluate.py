@@ -52,9 +52,8 @@ def make_dataset(pairs, transforms=()):
     return SegmentationDataset(
         pairs=pairs,
         transforms=transforms,
-        shuffle=False,
+        training=False,
         classes=CLASSES,
-        label_transforms=False,
     )
 
 

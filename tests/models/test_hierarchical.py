@@ -21,7 +21,7 @@ def small_network(**options):
 
 @pytest.mark.parametrize("scales", [(0.5, 2.0), (1.0, -1.0)])
 def test_scales_are_checked(scales):
-    with pytest.raises(ValueError, match=r"contain 1\.0"):
+    with pytest.raises(AssertionError):
         small_network(scales=scales)
 
 
