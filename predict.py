@@ -21,7 +21,9 @@ def make_parser() -> cli.Parser:
         action="store_true",
         help="also write the values of the data set's own label files (of Cityscapes, the label ids)",
     )
-    parser.add_argument("--custom_color", nargs="+", type=int, default=[], help="R G B of the first classes")
+    parser.add_argument(
+        "--custom_color", nargs="+", action="extend", type=int, default=[], help="R G B of the first classes"
+    )
     cli.add_inference_flags(parser, "--aug_pred")
     return parser
 

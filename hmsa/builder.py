@@ -23,7 +23,7 @@ from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.components import IMAGENET, KINDS, MixedLossSpec, imported
 from hmsa.config.dialect import folded
-from hmsa.config.fields import Component, arguments, defaults
+from hmsa.config.fields import Component, arguments
 from hmsa.config.schema import Config, takes_weights
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
@@ -101,15 +101,11 @@ def _build_backbone(config: Config) -> paddle.nn.Layer:
     found = _find("backbone", spec.type, where)
     options = arguments(spec)
     del options["pretrained"]
-    if found.spec:
+    if found.ours:
         options = {"align_corners": config.model.align_corners, "recompute": config.model.recompute, **options}
-    backbone = _build(found, options, where)
+    backbone = _construct(found, options, where)
 
-    channels = getattr(backbone, "feat_channels", None)
-    if channels is None:
-        raise UsageError(
-            f"{where}: expected a backbone with feat_channels, found {spec.type} without: choose another backbone"
-        )
+    channels = getattr(backbone, "feat_channels", ())
     if any(not -len(channels) <= index < len(channels) for index in config.model.backbone_indices):
         raise UsageError(
             f"{config.source('model.backbone_indices')}: expected model.backbone_indices to be below {len(channels)}, "
@@ -123,20 +119,17 @@ def _build_backbone(config: Config) -> paddle.nn.Layer:
 
 def build_transforms(specs: Sequence[Component], *, where: str = "transforms") -> list[Transform]:
     """Callables (sample, rng) -> sample, in order; `where` names the list in messages."""
-    return [_build_transform(spec, f"{where}.{index}") for index, spec in enumerate(specs)]
+    transforms = []
+    for index, spec in enumerate(specs):
+        found = _find("transform", spec.type, f"{where}.{index}")
+        transform = _construct(found, arguments(spec), f"{where}.{index}")
+        transforms.append(transform if found.ours else PaddleSegTransform(transform))
+    return transforms
 
 
 def inference_transforms(config: Config) -> list[Any]:
     """What prepares an image for the network: `val_dataset.transforms`, or ImageNet's `Normalize` without them."""
-    if config.val_dataset is not None:
-        return list(config.val_dataset.transforms)
-    return [IMAGENET]
-
-
-def _build_transform(spec: Component, where: str) -> Transform:
-    found = _find("transform", spec.type, where)
-    transform = _build(found, arguments(spec), where)
-    return transform if found.spec else PaddleSegTransform(transform)
+    return list(config.val_dataset.transforms) if config.val_dataset else [IMAGENET]
 
 
 def classes(config: Config, dataset: Optional[Component] = None) -> Classes:
@@ -161,14 +154,13 @@ def classes(config: Config, dataset: Optional[Component] = None) -> Classes:
 def build_dataset(config: Config, split: Literal["train", "val"]) -> SegmentationDataset:
     """`train_dataset` (shuffled, labels transformed along) or `val_dataset` (in order, labels as they are)."""
     section = f"{split}_dataset"
-    config.require(section)
-    spec, where = getattr(config, section), config.where(section)
+    (spec,), where = config.require(section), config.where(section)
     found = _find("dataset", spec.type, where)
     training = split == "train"
 
     options = arguments(spec)
-    if options.get("mode", split) is None:
-        options["mode"] = split
+    if options.get("num_classes", 0) is None:
+        options["num_classes"] = config.model.num_classes
     common = {
         "transforms": build_transforms(spec.transforms, where=config.where(f"{section}.transforms")),
         "seed": config.seed,
@@ -177,11 +169,11 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
         "max_image_pixels": config.max_image_pixels,
         "classes": classes(config, spec),
     }
-    if found.spec:
+    if found.ours:
         told = {"num_classes", "ignore_index"}  # by `classes`
-        dataset = _build(found, {**{key: options[key] for key in options.keys() - told}, **common}, where)
+        dataset = _construct(found, {**{key: options[key] for key in options.keys() - told}, **common}, where)
     else:
-        theirs = _build(found, {**options, "transforms": []}, where)
+        theirs = _construct(found, {**options, "transforms": []}, where)
         if theirs.num_classes != config.model.num_classes:
             raise UsageError(
                 f"{config.source('model.num_classes')}: expected model.num_classes to be the {theirs.num_classes} "
@@ -242,13 +234,9 @@ def build_loss(config: Config, weights: Optional[list[float]] = None) -> Weighte
     Args:
         weights: of the classes, see `class_weights`; for the losses that take them.
     """
-    config.require("loss")
-    assert config.loss is not None
-    terms = {
-        spec.type: _build_loss(spec, config, f"{config.path}: loss.types.{index}", weights)
-        for index, spec in enumerate(config.loss.types)
-    }
-    return WeightedLoss(terms=terms, weights=config.loss.coef)
+    (spec,), where = config.require("loss"), config.where("loss.types")
+    terms = {part.type: _build_loss(part, config, f"{where}.{index}", weights) for index, part in enumerate(spec.types)}
+    return WeightedLoss(terms=terms, weights=spec.coef)
 
 
 def _build_loss(spec: Any, config: Config, where: str, weights: Optional[list[float]]) -> Callable[..., paddle.Tensor]:
@@ -262,8 +250,8 @@ def _build_loss(spec: Any, config: Config, where: str, weights: Optional[list[fl
     options = arguments(spec)
     if weights and takes_weights(spec):
         options["weight"] = weights
-    loss = _build(found, options, where)
-    if found.spec:
+    loss = _construct(found, options, where)
+    if found.ours:
         return loss
 
     foreign = ForeignLoss(loss, ignore_index=getattr(config.train_dataset, "ignore_index", 255))
@@ -283,22 +271,18 @@ def _build_loss(spec: Any, config: Config, where: str, weights: Optional[list[fl
 
 def build_lr_scheduler(config: Config) -> lr.LRScheduler:
     """The rate of iteration i after i calls of `step()`: a linear warm-up, then the decay over the iterations left."""
-    config.require("lr_scheduler")
-    assert config.lr_scheduler is not None
-    spec, where = config.lr_scheduler, config.where("lr_scheduler")
+    (spec,), where = config.require("lr_scheduler"), config.where("lr_scheduler")
     found = _find("scheduler", spec.type, where)
     options = arguments(spec)
     warmup, start = options.pop("warmup_iters"), options.pop("warmup_start_lr")
-    if found.spec:
+    if found.ours:
         options["decay_steps"] = config.iters - warmup
-    scheduler = _build(found, options, where)
+    scheduler = _construct(found, options, where)
     return lr.LinearWarmup(scheduler, warmup, start, spec.learning_rate) if warmup else scheduler
 
 
 def build_optimizer(config: Config, scheduler: lr.LRScheduler, model: paddle.nn.Layer) -> paddle.optimizer.Optimizer:
     """The optimizer over all parameters of `model`, in which what the recipe leaves as it is has been frozen."""
-    config.require("optimizer")
-    assert config.optimizer is not None
     with _told_where(config, "freeze"):
         freeze(model, config.freeze or ())
     optimizer = _optimizer_of_all(config, scheduler, model)
@@ -320,13 +304,12 @@ def _told_where(config: Config, key: str) -> Iterator[None]:
 
 
 def _optimizer_of_all(config: Config, scheduler: lr.LRScheduler, model: paddle.nn.Layer) -> paddle.optimizer.Optimizer:
-    assert config.optimizer is not None
+    (spec,), where = config.require("optimizer"), config.where("optimizer")
     _look_for_idle_layers(config, getattr(model, "backbone", model))
 
-    spec, where = config.optimizer, config.where("optimizer")
     found = _find("optimizer", spec.type, where)
     options = arguments(spec)
-    if found.spec or (inspect.isclass(found.make) and issubclass(found.make, paddle.optimizer.Optimizer)):
+    if found.ours or (inspect.isclass(found.make) and issubclass(found.make, paddle.optimizer.Optimizer)):
         ours = {"learning_rate": scheduler, "parameters": model.parameters()}
         twice = sorted(set(ours) & set(options))
         if twice:
@@ -340,19 +323,18 @@ def _look_for_idle_layers(config: Config, backbone: paddle.nn.Layer) -> None:
     """A warning if a backbone of PaddleSeg's has layers behind the chosen feature maps, which would stay random; on
     several GPUs, where training would wait for their gradients, a UsageError."""
     spec = config.model
-    ours = _find("backbone", spec.backbone.type, config.where("model.backbone")).spec
+    ours = _find("backbone", spec.backbone.type, config.where("model.backbone")).ours
     if ours or all(parameter.stop_gradient for parameter in backbone.parameters()):
         return
-    was_training = backbone.training
-    backbone.eval()  # a trial that leaves running statistics alone
+    backbone.eval()  # for a trial that leaves running statistics alone
     features = backbone(paddle.ones([1, 3, 128, 128]))
     paddle.add_n([features[index].sum() for index in spec.backbone_indices]).backward()
     parameters = [(name, p) for name, p in backbone.named_parameters() if not p.stop_gradient]
     idle = [name for name, parameter in parameters if parameter.grad is None]
     for _, parameter in parameters:
         parameter.clear_gradient(set_to_zero=False)
-    if was_training:
-        backbone.train()
+    backbone.train()
+
     if idle:
         problem = (
             f"{config.source('model.backbone_indices')}: expected model.backbone_indices to reach all of "
@@ -398,12 +380,11 @@ def train_options(config: Config, **options: Any) -> TrainOptions:
 
 
 class _Found(NamedTuple):
-    """A component: what messages call its kind, its name as it is spelled, what makes it, and of ours the Spec."""
+    """A component: its name as it is spelled, what makes it, and whether it is in our tables."""
 
-    kind: str
     name: str
     make: Callable[..., Any]
-    spec: Optional[type[Component]] = None
+    ours: bool = False
 
 
 def _find(kind: str, name: str, where: str) -> _Found:
@@ -411,13 +392,12 @@ def _find(kind: str, name: str, where: str) -> _Found:
     ours = KINDS[kind]
     known = _spelled(name, ours)
     if known:
-        spec, place = ours[known]
-        return _Found(kind, known, imported(place), spec)
+        return _Found(known, imported(ours[known][1]), ours=True)
 
     theirs = _foreign(kind)
     known = _spelled(name, theirs)
     if known:
-        return _Found(kind, known, theirs[known])
+        return _Found(known, theirs[known])
     raise UsageError(
         f"{where}: expected type to name a {kind} of this project or of PaddleSeg, found {shown(name)}: "
         f"{suggest(name, (*ours, *theirs))}"
@@ -430,27 +410,6 @@ def _spelled(name: str, names: Iterable[str]) -> Optional[str]:
     if name in alike:
         return name
     return alike[0] if len(alike) == 1 else None
-
-
-def _build(found: _Found, options: dict[str, Any], where: str) -> Any:
-    """The component with these arguments; those of the form `{type: Name, **arguments}` are built first."""
-    built = {key: _built(found.kind, value, f"{where}.{key}") for key, value in options.items()}
-    return _construct(found, built, where)
-
-
-def _built(kind: str, value: Any, where: str) -> Any:
-    """An argument: a component, or a list of them, is built, anything else stays as it is."""
-    if _is_component(value):
-        options = dict(value)
-        found = _find(kind, options.pop("type"), where)
-        return _build(found, {**(defaults(found.spec) if found.spec else {}), **options}, where)
-    if isinstance(value, list) and value and all(map(_is_component, value)):
-        return [_built(kind, part, f"{where}.{index}") for index, part in enumerate(value)]
-    return value
-
-
-def _is_component(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("type"), str)
 
 
 def _foreign(kind: str) -> dict[str, Callable[..., Any]]:
@@ -472,36 +431,23 @@ def _foreign(kind: str) -> dict[str, Callable[..., Any]]:
 
 
 def _subclasses(module: Any, base: type) -> dict[str, Callable[..., Any]]:
-    return {
-        name: member
-        for name, member in vars(module).items()
-        if inspect.isclass(member) and issubclass(member, base) and member is not base and _steps_by_itself(member)
-    }
-
-
-def _steps_by_itself(component: Any) -> bool:
-    """Whether `step()` wants nothing. Others need a score (ReduceOnPlateau), or the loss as a function (LBFGS)."""
-    _, *parameters = inspect.signature(component.step).parameters.values()
-    return all(p.default is not p.empty for p in parameters)
+    """Those of Paddle's whose `step()` wants neither a score nor the loss as a function."""
+    members = {name: member for name, member in vars(module).items() if name not in ("ReduceOnPlateau", "LBFGS")}
+    return {name: m for name, m in members.items() if inspect.isclass(m) and issubclass(m, base) and m is not base}
 
 
 def _construct(found: _Found, options: dict[str, Any], where: str) -> Any:
-    """Make the component; arguments that do not fit its signature, or that it refuses, are a UsageError."""
+    """Make the component; arguments that it does not have, or that it refuses, are a UsageError."""
     name, parameters = found.name, inspect.signature(found.make).parameters.values()
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    problems = [
-        f"{where}: expected {p.name} to be given, which {name} needs, found nothing: add it"
-        for p in parameters
-        if p.name in known and p.default is p.empty and p.name not in options
-    ]
     if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-        problems += [
+        problems = [
             f"{where}: expected only arguments of {name}, found {dotted([key])}: {suggest(key, known)}"
             for key in options
             if key not in known
         ]
-    if problems:
-        raise UsageError(*problems)
+        if problems:
+            raise UsageError(*problems)
     try:
         return found.make(**options)
     except UsageError as error:

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Callable, NoReturn
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, NoReturn, Optional
 
 from hmsa.distributed import ranks
 from hmsa.errors import HmsaError, Interrupted, UsageError, show_anything
@@ -58,15 +58,11 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose flags of several values lose none when given twice: a list goes on, another size is refused.
-
-    Of a flag with one value the last counts, as on every command line.
-    """
+    """A parser whose texts are not empty."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        for action in (None, "store"):  # what `add_argument` takes where nothing else is said
-            self.register("action", action, _Store)
+        self.register("type", None, _text)  # of flags that name no type
 
     def explained(self, error: HmsaError) -> str:
         """What an error says, and which flags of this command line it is about."""
@@ -74,40 +70,20 @@ class Parser(argparse.ArgumentParser):
         return f"{error} (flag{'s' * (len(flags) > 1)}: {', '.join(flags)})" if flags else str(error)
 
 
-class _Store(argparse.Action):
-    """Keeps a value, and in `namespace.given` that it came from the command line."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
-    ) -> None:
-        if values == "":  # of a shell's variable that is not set; as a path it would be the folder one is in
-            raise argparse.ArgumentError(self, "expected a value, found an empty text: give one, or leave the flag out")
-        given = vars(namespace).setdefault("given", set())
-        if self.dest in given:
-            before = getattr(namespace, self.dest)
-            if self.nargs in ("+", "*"):
-                values = [*before, *values]
-            elif isinstance(values, list) and values != before:
-                raise argparse.ArgumentError(
-                    self, f"expected once, found both {_written(before)} and {_written(values)}: leave one out"
-                )
-        given.add(self.dest)
-        setattr(namespace, self.dest, values)
-
-
-def _written(values: Sequence[Any]) -> str:
-    """A flag's values as on a command line."""
-    return " ".join(map(str, values))
+def _text(text: str) -> str:
+    if not text:  # of a shell's variable that is not set; as a path it would be the folder one is in
+        raise argparse.ArgumentTypeError("expected a value, found an empty text: give one, or leave the flag out")
+    return text
 
 
 def refuse_idle(args: argparse.Namespace, *flags: str, without: str) -> None:
     """UsageError if any of these flags was given on the command line, as they do nothing without something else."""
-    given = getattr(args, "given", ())
-    idle = [f"--{flag}" for flag in flags if flag in given or getattr(args, flag) is True]
+    idle = [f"--{flag}" for flag in flags if getattr(args, flag) not in (None, False)]
     if idle:
+        them = "it" if len(idle) == 1 else "them"
         raise UsageError(
-            f"expected {' and '.join(idle)} together with {without}, found {'it' if len(idle) == 1 else 'them'} alone, "
-            f"without effect: add {without}, or leave {'it' if len(idle) == 1 else 'them'} out"
+            f"expected {' and '.join(idle)} together with {without}, found {them} alone, without effect: add "
+            f"{without}, or leave {them} out"
         )
 
 
@@ -118,6 +94,7 @@ def config_parser(description: str) -> Parser:
     parser.add_argument(
         "--opts",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
         help="set anything in the YAML, e.g. --opts train_dataset.coarse_multiple=0 optimizer.weight_decay=0.001",
@@ -133,34 +110,34 @@ def read_recipe(args: argparse.Namespace, options: Iterable[str] = ()) -> Config
     try:
         return load_config(args.config, [*args.opts, *options], opts_name="--opts")
     except UsageError as error:
-        lines = str(error).splitlines()
+        text = str(error)
         for key in (option.partition("=")[0] for option in options):
             flag = key.rpartition(".")[2]  # has the name of the key that it stands for
-            lines = [
-                re.sub(rf"^--opts: expected {re.escape(key)}\b", f"--{flag}: expected {key}", line) for line in lines
-            ]
-        raise UsageError(*lines, settings=error.settings) from error
+            text = text.replace(f"--opts: expected {key}", f"--{flag}: expected {key}")
+        raise UsageError(*text.splitlines(), settings=error.settings) from error
 
 
-def add_engine_flag(parser: argparse.ArgumentParser, default: str) -> None:
+def add_engine_flag(parser: argparse.ArgumentParser, default: Optional[str] = "auto") -> None:
     """What runs the network in evaluation and prediction: a backend, or what is best on the device."""
     parser.add_argument(
         "--engine",
         choices=["auto", *backends.BACKENDS],
         default=default,
         help="what runs the network in evaluation: auto is eager on a GPU, Paddle Inference on a CPU (default: "
-        "%(default)s)",
+        f"{default or 'eager'})",
     )
 
 
 def add_inference_flags(parser: argparse.ArgumentParser, augment_flag: str) -> None:
     """Flags for the backend, and for flips, scales and tiles as PaddleSeg spells them (sizes are width height)."""
-    add_engine_flag(parser, "auto")
+    add_engine_flag(parser)
     parser.add_argument(
         "--precision", choices=backends.precisions(), default="fp32", help="bf16 where the engine has it"
     )
     parser.add_argument(augment_flag, action="store_true", help="average over --scales and the flips")
-    parser.add_argument("--scales", nargs="+", type=float, help=f"outer scales, averaged (with {augment_flag})")
+    parser.add_argument(
+        "--scales", nargs="+", action="extend", type=float, help=f"outer scales, averaged (with {augment_flag})"
+    )
     parser.add_argument("--flip_horizontal", action="store_true", help="also run mirrored left to right")
     parser.add_argument("--flip_vertical", action="store_true", help="also run mirrored top to bottom")
     parser.add_argument("--is_slide", action="store_true", help="run in overlapping tiles of --crop_size")
@@ -169,7 +146,7 @@ def add_inference_flags(parser: argparse.ArgumentParser, augment_flag: str) -> N
 
 
 def count(text: str, least: int = 1) -> int:
-    """A whole number of at least 1, for argparse."""
+    """A whole number of at least so many, for argparse."""
     try:
         value = int(text)
     except ValueError:
@@ -179,17 +156,7 @@ def count(text: str, least: int = 1) -> int:
     return value
 
 
-def count_or_none(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
-    return count(text, least=0)
-
-
-def training_options(args: argparse.Namespace) -> list[str]:
-    """Flags of `train.py` that stand for something in the YAML, as `--opts` entries; flags not given set nothing."""
-    keys = {name: name for name in ("iters", "batch_size", "precision", "seed")}
-    keys["learning_rate"] = "lr_scheduler.learning_rate"
-    options = [f"{key}={getattr(args, flag)}" for flag, key in keys.items() if getattr(args, flag) is not None]
-    return [*options, "deterministic=true"] if args.deterministic else options
+count_or_none = partial(count, least=0)
 
 
 def check_inference_flags(args: argparse.Namespace, augment_flag: str, spec: InferenceSpec) -> None:
@@ -202,28 +169,8 @@ def check_inference_flags(args: argparse.Namespace, augment_flag: str, spec: Inf
         refuse_idle(args, "crop_size", "stride", without="--is_slide")
 
 
-def inference_options(args: argparse.Namespace, augment: bool) -> Sequence[str]:
+def inference_options(args: argparse.Namespace, augment: bool) -> list[str]:
     """The flags of `add_inference_flags` as `--opts` entries for `test_config`; flags not given set nothing."""
-    options = []
-    if augment:
-        options.append("test_config.aug_eval=true")
-    for name in ("flip_horizontal", "flip_vertical", "is_slide"):
-        if getattr(args, name):
-            options.append(f"test_config.{name}=true")
-    for name in ("scales", "crop_size", "stride"):
-        if getattr(args, name):
-            options.append(f"test_config.{name}={list(getattr(args, name))}")
-    return options
-
-
-def output_op(args: argparse.Namespace) -> str:
-    """`export.py`'s --output_op, or what a deprecated flag stands for; UsageError if they disagree."""
-    if not (args.with_softmax or args.without_argmax):
-        return args.output_op
-    flag, meant = ("--with_softmax", "softmax") if args.with_softmax else ("--without_argmax", "none")
-    if "output_op" in args.given and args.output_op != meant:
-        raise UsageError(
-            f"expected one output, found {flag}, which is --output_op {meant}, and --output_op {args.output_op}: "
-            "leave one out"
-        )
-    return meant
+    flags = ("flip_horizontal", "flip_vertical", "is_slide", "scales", "crop_size", "stride")
+    values = {"aug_eval": augment, **{name: getattr(args, name) for name in flags}}
+    return [f"test_config.{name}={value}" for name, value in values.items() if value]

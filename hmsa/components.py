@@ -39,9 +39,6 @@ from hmsa.config.fields import (
 Table = dict[str, tuple[type[Component], str]]
 """Type name -> (its Spec, "module:attribute" of what takes the Spec's fields)."""
 
-KINDS: dict[str, Table] = {}
-"""All tables, by what messages call the kind."""
-
 
 def of_kind(kind: str, other: type[Component] = Unchecked) -> AfterValidator:
     """Makes a field hold a component of this kind, checked by the Spec that its name has in the table, else `other`."""
@@ -72,12 +69,10 @@ def imported(place: str) -> Any:
 # --- Backbones. ---
 
 
-class BackboneSpec(Component):
-    pretrained: Optional[str] = None
-
-
-class UncheckedBackboneSpec(BackboneSpec, Unchecked):
+class UncheckedBackboneSpec(Unchecked):
     """A backbone by its name; the builder checks the arguments."""
+
+    pretrained: Optional[str] = None
 
 
 HRNETS = (
@@ -107,10 +102,8 @@ class NetworkSpec(Component):
     @field_validator("scales")
     @classmethod
     def _check_scales(cls, scales: list[float]) -> list[float]:
-        if 1.0 not in scales:
-            raise ValueError("a list of scales that contains 1.0")
-        if len(set(scales)) < len(scales):
-            raise ValueError("a list of scales without duplicates")
+        if 1.0 not in scales or len(set(scales)) < len(scales):
+            raise ValueError("a list of scales that contains 1.0, and none twice")
         return scales
 
     @model_validator(mode="after")
@@ -196,9 +189,6 @@ TRANSFORMS: Table = {
     "Resize": (ResizeSpec, "hmsa.datasets.transforms:Resize"),
 }
 
-NORMALIZING = ("Normalize",)
-"""Those, ours and PaddleSeg's, that bring images to the range of numbers that weights want."""
-
 RANDOM = ("ResizeStepScaling", "ResizeRangeScaling")
 """Those that change images at random, beside those whose names start with Random."""
 
@@ -226,14 +216,14 @@ class CityscapesAutolabelingSpec(Component):
 
 
 class ListDatasetSpec(Component):
-    """Images and labels named in lists, under PaddleSeg's name and keys; without `mode`, that of the section."""
+    """Images and labels named in lists, under PaddleSeg's name and keys; reading adds the `mode` of the section."""
 
     dataset_root: Text = "."
     train_path: Optional[str] = None
     val_path: Optional[str] = None
     test_path: Optional[str] = None
-    num_classes: Optional[int] = None
-    mode: Optional[Split] = None
+    num_classes: Optional[ClassCount] = None
+    mode: Split
     separator: Optional[Text] = None
     ignore_index: Label = 255
     transforms: list[AnyTransform] = []
@@ -339,6 +329,14 @@ class SchedulerSpec(Component):
     warmup_iters: Natural = 0
     warmup_start_lr: NonNegative = 0.0
 
+    @model_validator(mode="after")
+    def _check_warmup(self) -> SchedulerSpec:
+        if self.warmup_start_lr and not self.warmup_iters:
+            raise ValueError("given with warmup_iters, without which warmup_start_lr has no effect")
+        if self.warmup_iters and self.warmup_start_lr >= self.learning_rate:
+            raise ValueError("given with a warmup_start_lr below its learning_rate")
+        return self
+
 
 class UncheckedSchedulerSpec(SchedulerSpec, Unchecked):
     """A scheduler of `paddle.optimizer.lr`, by its name there."""
@@ -347,6 +345,12 @@ class UncheckedSchedulerSpec(SchedulerSpec, Unchecked):
 class PolynomialDecaySpec(SchedulerSpec):
     power: Positive = 1.0
     end_lr: NonNegative = 1e-4
+
+    @model_validator(mode="after")
+    def _check_end(self) -> PolynomialDecaySpec:
+        if self.end_lr > self.learning_rate:
+            raise ValueError(f"given with an end_lr, which is {self.end_lr}, of at most its learning_rate")
+        return self
 
 
 AnyScheduler = Annotated[Any, of_kind("scheduler", UncheckedSchedulerSpec)]
@@ -364,12 +368,13 @@ METRICS = {
 }
 
 
-KINDS.update(
-    model=MODELS,
-    backbone=BACKBONES,
-    dataset=DATASETS,
-    transform=TRANSFORMS,
-    loss=LOSSES,
-    optimizer=OPTIMIZERS,
-    scheduler=SCHEDULERS,
-)
+KINDS: dict[str, Table] = {
+    "model": MODELS,
+    "backbone": BACKBONES,
+    "dataset": DATASETS,
+    "transform": TRANSFORMS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "scheduler": SCHEDULERS,
+}
+"""All tables, by what messages call the kind."""

@@ -5,12 +5,13 @@ from functools import partial
 from typing import Any
 
 from hmsa.components import KINDS, imported
-from hmsa.config.fields import defaults
 
 
 def __getattr__(name: str) -> Any:
     for table in KINDS.values():
         if name in table:
             spec, place = table[name]
-            return partial(imported(place), **defaults(spec))
+            given = {key: field for key, field in spec.model_fields.items() if not field.is_required()}
+            defaults = {key: field.get_default() for key, field in given.items() if not field.exclude}
+            return partial(imported(place), **defaults)
     raise AttributeError(name)

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hmsa.components import IMAGENET, KINDS, NORMALIZING, RANDOM, NetworkSpec, PolynomialDecaySpec, checked_specs
+from hmsa.components import IMAGENET, KINDS, RANDOM, NetworkSpec, checked_specs
 from hmsa.config import dialect
-from hmsa.config.fields import MAX_CLASSES, Section
+from hmsa.config.fields import Section
 from hmsa.config.schema import (
     ClassSpec,
     Config,
@@ -80,8 +80,10 @@ def _suggest_key(location: Sequence[Any], tree: dict[str, Any]) -> str:
     *above, name = location
     section = _section_at(above, tree)
     if not difflib.get_close_matches(name.lower(), section.model_fields, cutoff=0.7):
-        this, owners = _types_with(name, section)
+        table = next((t for t in KINDS.values() if section in [spec for spec, _ in t.values()]), {})
+        owners = [known for known, (spec, _) in table.items() if name in spec.model_fields]
         if owners:
+            this = next(known for known, (spec, _) in table.items() if spec is section)
             return f"it is for the type {' or '.join(owners)}, not for {this}: remove it, or change type"
         if name in dialect.REMEDIES:
             return dialect.REMEDIES[name]
@@ -109,15 +111,6 @@ def _section_at(location: Sequence[Any], tree: Any) -> type[Section]:
     return next(iter(KINDS[_KINDS_OF_SECTIONS[location[0]]].values()))[0]
 
 
-def _types_with(name: str, section: type[Section]) -> tuple[str, list[str]]:
-    """The type of a component, and the others of its kind that have the key."""
-    for table in KINDS.values():
-        this = [kind for kind, (spec, _) in table.items() if spec is section]
-        if this:
-            return this[0], [kind for kind, (spec, _) in table.items() if name in spec.model_fields]
-    return "", []
-
-
 # --- Sections that are right by themselves, and wrong together. ---
 
 
@@ -132,8 +125,11 @@ def problems_between_sections(config: Config) -> Iterator[tuple[str, str]]:
     if config.train_dataset:
         yield from _problems_with_labels(config, config.train_dataset)
     yield from _problems_of_weights(config)
-    if config.lr_scheduler:
-        yield from _problems_of_rate(config.lr_scheduler, config.iters)
+    if config.lr_scheduler and config.lr_scheduler.warmup_iters >= config.iters:
+        yield (
+            "lr_scheduler.warmup_iters",
+            f"to be less than iters ({config.iters}), found {config.lr_scheduler.warmup_iters}: shorten the warm-up",
+        )
 
 
 def _problems_of_classes(names: Sequence[str], num_classes: int) -> Iterator[tuple[str, str]]:
@@ -151,44 +147,19 @@ def _problems_of_classes(names: Sequence[str], num_classes: int) -> Iterator[tup
 
 
 def _problems_of_dataset(config: Config, name: str, spec: Any) -> Iterator[Any]:
-    """Class counts, marks of ignored pixels, splits and transforms that this section cannot have."""
+    """Class counts and splits that this section cannot have."""
     classes = getattr(spec, "num_classes", None)
-    ignored = getattr(spec, "ignore_index", 255)
-    if classes is not None and not _within(classes, 2, MAX_CLASSES):
-        yield (
-            f"{name}.num_classes",
-            f"to be a whole number from 2 to {MAX_CLASSES} (the background is a class too), found "
-            f"{shown(classes)}: correct it",
-        )
-    elif classes is not None and classes != config.model.num_classes:
+    if classes not in (None, config.model.num_classes):
         yield (
             "model.num_classes",
-            f"to be the {classes} classes of {name}, found {config.model.num_classes}: set model.num_classes to "
-            f"{classes}",
+            f"to be the {shown(classes)} classes of {name}, found {config.model.num_classes}: set model.num_classes to "
+            f"{shown(classes)}",
         )
-    if not _within(ignored, 0, 255):
-        yield (
-            f"{name}.ignore_index",
-            f"to be a whole number from 0 to 255, which label maps of 8 bits can hold, found {shown(ignored)}: "
-            "correct it",
-        )
-
-    for key, only, why in (
-        ("img_channels", 3, "as images are read as RGB"),
-        ("edge", False, "as nothing here uses it"),
-    ):
-        found = getattr(spec, key, only)
-        if found != only:
-            yield f"{name}.{key}", f"to be {only}, {why}, found {shown(found)}: correct it"
-
-    mode = getattr(spec, "mode", None)
+    mode = str(getattr(spec, "mode", None)).lower()
     training = name == "train_dataset"
-    if isinstance(mode, str) and (mode.lower() in ("val", "test") if training else mode.lower()[:5] == "train"):
-        yield (
-            f"{name}.mode",
-            f"to be {'train' if training else 'val'}, found {shown(mode)}, whose images "
-            f"{'are for evaluation' if training else 'are trained on'}: set it to {'train' if training else 'val'}",
-        )
+    right, use = ("train", "for evaluation") if training else ("val", "trained on")
+    if mode in ("val", "test") if training else mode.startswith("train"):
+        yield f"{name}.mode", f"to be {right}, found {shown(spec.mode)}, whose images are {use}: set it to {right}"
     if not training and getattr(spec, "add_val", False):
         yield f"{name}.add_val", "in train_dataset alone, found it where it has no effect: remove it"
 
@@ -202,13 +173,13 @@ def _problems_of_transforms(name: str, transforms: Sequence[Any]) -> Iterator[An
                 f"to be the same for every run, found {transform.type}, which changes images at random (and not "
                 "their labels): remove it",
             )
-    normalizing = [index for index, transform in enumerate(transforms) if transform.type in NORMALIZING]
+    normalizing = [index for index, transform in enumerate(transforms) if transform.type == "Normalize"]
     for index in normalizing[1:]:
         yield f"{name}.transforms.{index}", "to be no second Normalize, found one: remove it"
     if not normalizing:
         yield (
             f"{name}.transforms",
-            f"to normalise images, which all weights want, found no {' or '.join(NORMALIZING)}: add "
+            "to normalise images, which all weights want, found no Normalize: add "
             f"{{type: Normalize, mean: {IMAGENET.mean}, std: {IMAGENET.std}}}",
         )
 
@@ -262,33 +233,3 @@ def _problems_of_weights(config: Config) -> Iterator[tuple[str, str]]:
                 "together with a loss that takes them (DiceLoss, or one of this project's cross-entropies), found "
                 f"{', '.join(spec.type for _, spec in losses)}: add one, or remove class_weights",
             )
-
-
-def _problems_of_rate(rate: Any, iters: int) -> Iterator[Any]:
-    """A schedule that would not warm up, or not come down."""
-    if rate.warmup_iters >= iters:
-        yield (
-            "lr_scheduler.warmup_iters",
-            f"to be less than iters ({iters}), found {rate.warmup_iters}: shorten the warm-up",
-        )
-    if rate.warmup_iters and rate.warmup_start_lr >= rate.learning_rate:
-        yield (
-            "lr_scheduler.warmup_start_lr",
-            f"to be less than learning_rate ({rate.learning_rate}), found {rate.warmup_start_lr}: lower it",
-        )
-    if rate.warmup_start_lr and not rate.warmup_iters:
-        yield (
-            "lr_scheduler.warmup_start_lr",
-            f"together with warmup_iters, found {rate.warmup_start_lr} without effect: add the first, or remove it",
-        )
-    if isinstance(rate, PolynomialDecaySpec) and rate.end_lr > rate.learning_rate:
-        yield (
-            "lr_scheduler.end_lr",
-            f"to be at most learning_rate ({rate.learning_rate}), found {rate.end_lr}: set end_lr to 0 or another "
-            "rate to end at",
-        )
-
-
-def _within(value: Any, lowest: int, highest: int) -> bool:
-    """Whether this is a whole number in that range."""
-    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest

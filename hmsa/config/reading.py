@@ -8,10 +8,9 @@ arguments here; a `type` this module does not know is taken as it stands and loo
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -23,13 +22,10 @@ from hmsa.config.schema import Config, Origins
 from hmsa.config.text import MAX_CHARACTERS, MAX_LEVELS, _parse
 from hmsa.errors import UsageError, dotted, shown
 
-PathLike = Union[str, "os.PathLike[str]"]
-
-
 # --- Reading. ---
 
 
-def load_config(path: PathLike, opts: Iterable[str] = (), *, opts_name: str = "opts") -> Config:
+def load_config(path: str | os.PathLike[str], opts: Iterable[str] = (), *, opts_name: str = "opts") -> Config:
     """Read a recipe, lay it over its bases, apply `opts` ("dotted.key=YAML value"), and check all of it.
 
     `_base_` names one file or several, relative to the file it stands in; of several the first that has a key wins,
@@ -65,7 +61,7 @@ def load_config(path: PathLike, opts: Iterable[str] = (), *, opts_name: str = "o
     ]
     if problems:
         raise UsageError(*problems)
-    config._path, config._origins = path, origins
+    config._origins = origins
     return config
 
 
@@ -94,13 +90,8 @@ def merge(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
 def _read(path: str, room: list[int]) -> dict[str, Any]:
     """One file's tree; `room[0]`, the bytes that may still be read, becomes smaller."""
     try:
-        mode = Path(path).stat().st_mode
-        if not stat.S_ISREG(mode):  # Reading a pipe or a device might never end.
-            found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-            raise UsageError(f"{path}: expected a readable YAML file, found {found}: check the path")
-        # Some files under /proc look like any other, but wait for more to come.
-        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb", buffering=0) as file:
-            data = file.read(room[0] + 1) or b""
+        with Path(path).open("rb") as file:
+            data = file.read(room[0] + 1)
         room[0] -= len(data)
         if room[0] < 0:
             raise UsageError(
@@ -115,7 +106,7 @@ def _read(path: str, room: list[int]) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path}: expected a readable YAML file, found {error.strerror}: check the path") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"{path}: expected YAML, but found: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path}: expected YAML, but found: {error}") from error
     if not isinstance(tree, dict):
         found = "an empty file" if tree is None else shown(tree)
         raise UsageError(f"{path}: expected `key: value` lines such as `model: ...`, found {found}: check the file")
@@ -130,12 +121,10 @@ def _read_with_bases(path: str, above: tuple[str, ...], room: list[int], origins
     if any(os.path.realpath(path) == os.path.realpath(other) for other in above):
         chain = " -> ".join((*above, path))
         raise UsageError(f"{path}: expected _base_ to end at some file, found a circle ({chain}): remove one _base_")
-    if len(above) > MAX_LEVELS:
-        raise UsageError(f"{path}: expected at most {MAX_LEVELS} files on one another, found more: remove some _base_")
     tree = _read(path, room)
     bases = tree.pop("_base_", [])
     bases = [bases] if isinstance(bases, str) else bases
-    # A text that cannot be printed, such as one with a line break or a zero byte, is no file's name.
+    # A text that cannot be printed, such as one with a zero byte, is no file's name.
     if not isinstance(bases, list) or not all(isinstance(base, str) and base.isprintable() for base in bases):
         raise UsageError(
             f"{path}: expected _base_ to be a file name or a list of them, found {shown(bases)}: correct it"
@@ -172,31 +161,31 @@ def _set_option(tree: dict[str, Any], option: str, opts_name: str) -> tuple[str,
     try:
         value = _parse(text, level=len(parts))
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
         raise UsageError(
-            f"{opts_name}: expected the value of {dotted(parts)} to be YAML, found {shown(text)}: {reason}"
+            f"{opts_name}: expected the value of {dotted(parts)} to be YAML, found {shown(text)}: {error}"
         ) from error
 
     parent: Any = tree
     for depth, part in enumerate(parts):
         above = dotted(parts[:depth])
+        place: Any = part
         if not isinstance(parent, (dict, list)):
             raise UsageError(
                 f"{opts_name}: expected {above} to be a mapping, found {shown(parent)} on the way to {dotted(parts)}: "
                 "correct the key"
             )
-        if isinstance(parent, list) and part not in map(str, range(len(parent))):
-            raise UsageError(
-                f"{opts_name}: expected {above} to be followed by a position below {len(parent)}, found "
-                f"{dotted([part])} in {dotted(parts)}: correct it"
-            )
-        if isinstance(parent, dict) and part not in parent:
-            here = _keys().get(part.lower(), part)
-            part = parts[depth] = here if here in parent else part
-        place: Any = int(part) if isinstance(parent, list) else part
+        if isinstance(parent, list):
+            if part not in map(str, range(len(parent))):
+                raise UsageError(
+                    f"{opts_name}: expected {above} to be followed by a position below {len(parent)}, found "
+                    f"{dotted([part])} in {dotted(parts)}: correct it"
+                )
+            place = int(part)
+        elif part not in parent and _keys().get(part.lower()) in parent:
+            place = parts[depth] = _keys()[part.lower()]
         if depth == len(parts) - 1:
             parent[place] = value
-        elif isinstance(parent, dict) and parent.get(part) is None:
-            parent[part] = {}
+        elif isinstance(parent, dict) and parent.get(place) is None:
+            parent[place] = {}
         parent = parent[place]
     return ".".join(parts), value

