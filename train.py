@@ -168,7 +168,7 @@ def build_trainer(
         scheduler=scheduler,
         dataset=dataset,
         val_dataset=val_dataset,
-        inference=InferenceOptions.from_test_config(**config.test_config.model_dump()),
+        inference=InferenceOptions.from_test_config(config.test_config),
         early_stopping=builder.build_early_stopping(config),
         options=builder.train_options(
             config, save_dir=save_dir, class_weights=weights.values, **{name: getattr(args, name) for name in flags}
@@ -197,10 +197,12 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.system.environment import prepare
 
     prepare()
+    from tqdm import tqdm
+
     from hmsa import builder
     from hmsa.distributed import ranks
     from hmsa.engine import checkpoint
-    from hmsa.engine.log import duration, open_log
+    from hmsa.engine.log import open_log
     from hmsa.report.run import beginning, ending
 
     ranks.init()
@@ -233,7 +235,7 @@ def main(args: argparse.Namespace) -> None:
         f"python val.py {config_and_weights}",
         f"python predict.py {config_and_weights} --image_path FOLDER_OR_IMAGE",
     ]
-    for line in ending(trainer, duration(time.monotonic() - start), next_steps):
+    for line in ending(trainer, tqdm.format_interval(time.monotonic() - start), next_steps):
         trainer.log.line(line)
 
 

@@ -142,13 +142,29 @@ def classes(config: Config, dataset: Optional[Component] = None) -> Classes:
     numbered = Classes.numbered(config.model.num_classes, getattr(spec, "ignore_index", 255))
     _, place = KINDS["dataset"].get(spec.type if spec else "", (None, ""))
     known = getattr(imported(place), "classes", numbered) if place else numbered
-    if config.classes is None:
+    if config.classes is not None:
+        known = replace(
+            known,
+            names=tuple(given.name for given in config.classes),
+            colors=tuple(tuple(given.color or color) for given, color in zip(config.classes, numbered.colors)),
+        )
+    given = [spec.values for spec in config.classes or () if spec.values]
+    if not given and config.ignore is None:
         return known
+
+    values = [[_plain(value) for value in of_class] for of_class in given or ([k] for k in range(len(known)))]
+    first = [of_class[0] for of_class in values]
     return replace(
         known,
-        names=tuple(given.name for given in config.classes),
-        colors=tuple(tuple(given.color or color) for given, color in zip(config.classes, numbered.colors)),
+        values=tuple(map(tuple, values)),
+        ignored=tuple(map(_plain, config.ignore.values)) if config.ignore else (),
+        raw_values=tuple(first) if all(isinstance(value, int) and value < 256 for value in first) else None,
     )
+
+
+def _plain(value: int | list[int]) -> Any:
+    """A value of masks: a number, or a colour as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def build_dataset(config: Config, split: Literal["train", "val"]) -> SegmentationDataset:
@@ -349,13 +365,15 @@ def _look_for_idle_layers(config: Config, backbone: paddle.nn.Layer) -> None:
 
 def build_early_stopping(config: Config) -> Optional[EarlyStopping]:
     """What ends a training before its last iteration, if the recipe says so."""
-    from hmsa.engine.watch import EarlyStopping, metrics_in_training
+    from hmsa.engine.watch import EarlyStopping
+    from hmsa.metrics import build_metrics
 
     spec = config.early_stopping
     if spec is None:
         return None
     with _told_where(config, "early_stopping.metric"):
-        return EarlyStopping.on(spec.metric, spec.patience, metrics_in_training(config.model.num_classes, 255))
+        metrics = build_metrics(config.model.num_classes, 255, lambda logits, labels: logits.sum())
+        return EarlyStopping.on(spec.metric, spec.patience, metrics)
 
 
 def train_options(config: Config, **options: Any) -> TrainOptions:

@@ -366,6 +366,8 @@ METRICS = {
     "boundary": "hmsa.metrics.boundary:BoundaryIoU",
     "calibration": "hmsa.metrics.calibration:Calibration",
 }
+MEAN_LOSS = "hmsa.metrics.loss:MeanLoss"
+"""What evaluations in a training measure too."""
 
 
 KINDS: dict[str, Table] = {

@@ -117,7 +117,7 @@ def test_early_stopping_ends_a_run_and_is_kept_through_resuming(start, tmp_path)
     start(tmp_path / "run", *options, "iters=1")
     start(tmp_path / "run", *options, "iters=2", resume=True)
     said = start(tmp_path / "run", *options, "iters=9", resume=True)
-    assert said[-5].startswith("done: iteration 3 of 9 in 0:00:")
+    assert said[-5].startswith("done: iteration 3 of 9 in 00:")
     assert f", ended early as {why}" in said[-5]
     assert "which it was at iteration 1, in 2 evaluations in a row (early_stopping.patience is 2)" in said[-5]
 
@@ -126,7 +126,7 @@ def test_early_stopping_ends_a_run_and_is_kept_through_resuming(start, tmp_path)
     said = start(tmp_path / "run", *STILL, "early_stopping={patience: 3, metric: loss}", "iters=9", resume=True)
     assert said[-5].startswith("done: iteration 4 of 9")
     said = start(tmp_path / "run", *STILL, "iters=5", resume=True)
-    assert said[-5].startswith("done: iteration 5 of 5 in 0:00:0")
+    assert said[-5].startswith("done: iteration 5 of 5 in 00:")
 
 
 def test_early_stopping_that_could_not_work_is_refused(start, tmp_path):

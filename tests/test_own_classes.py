@@ -85,7 +85,7 @@ def test_table_and_json(folder, tmp_path, capsys):
     assert list(found["iou"]) == list(found["boundary_iou"]) == NAMES
     labels = [cv2.imread(str(folder / f"{name}_label.png"), cv2.IMREAD_UNCHANGED) for name in "ab"]
     assert np.sum(found["confusion_matrix"]) == sum((label != 77).sum() for label in labels)
-    assert found["config"]["classes"][0] == {"name": "Straße", "color": [9, 8, 7]}
+    assert found["config"]["classes"][0] == {"name": "Straße", "color": [9, 8, 7], "values": None}
 
 
 @pytest.mark.parametrize("custom", [[], [1, 2, 3]])

@@ -10,6 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 MAX_CLASSES = 255
 """Of a network: label maps have 8 bits, and one of their values, 255 if nothing else is said, marks ignored pixels."""
 
+MAX_CLASSES_WITH_VALUES = 254
+"""Of a network whose masks hold other values: one number of 8 bits is left for what no class means."""
+
 
 # --- Sections and components. ---
 
@@ -77,6 +80,14 @@ def _check_weights(weights: list[float]) -> list[float]:
     return weights
 
 
+def _check_value(value: Any) -> Any:
+    is_color = isinstance(value, list)
+    numbers = value if is_color and len(value) == 3 else [value]
+    if not all(type(number) is int and 0 <= number <= (255 if is_color else 65535) for number in numbers):
+        raise ValueError("a number from 0 to 65535, or a colour [red, green, blue] of numbers from 0 to 255")
+    return value
+
+
 Size = Annotated[list[Count], Field(min_length=2, max_length=2)]
 """[width, height]"""
 
@@ -84,3 +95,5 @@ CropSize = Annotated[list[Side], Field(min_length=2, max_length=2)]
 Weights = Annotated[list[NonNegative], Field(min_length=1), AfterValidator(_check_weights)]
 Text = Annotated[str, Field(min_length=1)]
 Split = Literal["train", "val", "test"]
+Values = Annotated[list[Annotated[Any, AfterValidator(_check_value)]], Field(min_length=1)]
+"""What masks hold: numbers, or colours [red, green, blue]"""

@@ -10,12 +10,13 @@ from typing import Any
 
 from hmsa.components import IMAGENET, KINDS, RANDOM, NetworkSpec, checked_specs
 from hmsa.config import dialect
-from hmsa.config.fields import Section
+from hmsa.config.fields import MAX_CLASSES_WITH_VALUES, Section
 from hmsa.config.schema import (
     ClassSpec,
     Config,
     EarlyStoppingSpec,
     EMASpec,
+    IgnoreSpec,
     InferenceSpec,
     LossSpec,
     Origins,
@@ -30,6 +31,7 @@ MAX_PROBLEMS = 20
 SECTIONS: dict[str, type[Section]] = {
     "model": NetworkSpec,
     "classes": ClassSpec,
+    "ignore": IgnoreSpec,
     "ema": EMASpec,
     "early_stopping": EarlyStoppingSpec,
     "loss": LossSpec,
@@ -118,6 +120,7 @@ def problems_between_sections(config: Config) -> Iterator[tuple[str, str]]:
     """What is wrong though every section is right by itself: the key at fault, and a sentence about it."""
     if config.classes is not None:
         yield from _problems_of_classes([spec.name for spec in config.classes], config.model.num_classes)
+    yield from _problems_of_values(config)
     for name in ("train_dataset", "val_dataset"):
         if getattr(config, name):
             yield from _problems_of_dataset(config, name, getattr(config, name))
@@ -144,6 +147,44 @@ def _problems_of_classes(names: Sequence[str], num_classes: int) -> Iterator[tup
         first = names.index(name)
         if first < index:
             yield f"classes.{index}.name", f"to differ from classes.{first}.name, found {shown(name)} twice: rename"
+
+
+def _problems_of_values(config: Config) -> Iterator[tuple[str, str]]:
+    """Values of masks that mean two things or nothing."""
+    given = [spec.values for spec in config.classes or ()]
+    ignored = config.ignore.values if config.ignore else []
+    if any(given) and not all(given):
+        index = given.index(None)
+        yield (
+            f"classes.{index}.values",
+            "to be given, as other classes have values, found nothing: say which numbers or colours of the masks mean "
+            f"{config.classes[index].name if config.classes else ''}",
+        )
+        return
+    if (any(given) or ignored) and config.model.num_classes > MAX_CLASSES_WITH_VALUES:
+        yield (
+            "classes",
+            f"to be at most {MAX_CLASSES_WITH_VALUES} where masks hold other values than class numbers, found "
+            f"{config.model.num_classes}: merge some, or convert the masks",
+        )
+    if not any(given):
+        given = [[number] for number in range(config.model.num_classes)]
+
+    places = [(f"classes.{number}.values", value) for number, values in enumerate(given) for value in values or ()]
+    places += [("ignore.values", value) for value in ignored]
+    first: dict[str, str] = {}
+    for key, value in places:
+        if isinstance(value, list) != isinstance(places[0][1], list):
+            yield (
+                key,
+                f"to hold {'colours' if isinstance(places[0][1], list) else 'numbers'}, as {places[0][0]} does, found "
+                f"{value}: masks hold either, write all alike (a colour is [[red, green, blue]])",
+            )
+        elif str(value) in first:
+            also = first[str(value)]
+            twice = "twice" if also == key else f"which {also} holds too"
+            yield key, f"to hold values that mean nothing else, found {value} {twice}: leave it out of one"
+        first.setdefault(str(value), key)
 
 
 def _problems_of_dataset(config: Config, name: str, spec: Any) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Optional, Union
 
 import yaml
-from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from hmsa.components import AnyDataset, AnyLoss, AnyOptimizer, AnyScheduler, MixedLossSpec, NetworkSpec
 from hmsa.config import dialect
@@ -26,6 +26,7 @@ from hmsa.config.fields import (
     Section,
     Size,
     Text,
+    Values,
     Weights,
 )
 from hmsa.config.text import _Dumper
@@ -57,6 +58,17 @@ class ClassSpec(Section):
 
     name: Annotated[str, Field(max_length=100), AfterValidator(_check_class_name)]
     color: Optional[Annotated[list[Label], Field(min_length=3, max_length=3)]] = None
+    values: Optional[Values] = None  # in masks, if others than class numbers
+
+
+class IgnoreSpec(Section):
+    """Pixels that do not count."""
+
+    values: Values  # in masks
+
+
+def _values_alone(section: Any) -> Any:
+    return {"values": section} if isinstance(section, list) else section
 
 
 class LossSpec(Section):
@@ -168,6 +180,7 @@ class Config(Section):
     max_image_pixels: Pixels = 89_478_485
     model: NetworkSpec
     classes: Optional[list[ClassSpec]] = None
+    ignore: Optional[Annotated[IgnoreSpec, BeforeValidator(_values_alone)]] = None
     train_dataset: Optional[AnyDataset] = None
     val_dataset: Optional[AnyDataset] = None
     optimizer: Optional[AnyOptimizer] = None

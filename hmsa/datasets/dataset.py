@@ -12,8 +12,8 @@ from typing import Any, Optional
 
 import numpy as np
 
-from hmsa.datasets.classes import Classes
-from hmsa.datasets.images import read_label, read_upright, strange_values
+from hmsa.datasets.classes import Classes, class_numbers
+from hmsa.datasets.images import read_label, read_mask, read_upright, strange_values
 from hmsa.datasets.transforms import Sample, Transform, fused
 from hmsa.errors import DataError, UsageError, printable
 
@@ -121,10 +121,6 @@ class SegmentationDataset:
             sample["label"] = sample["label"].astype(np.int64)
         return sample
 
-    def label_of(self, pair: Pair) -> np.ndarray:
-        """The label of a pair with one, before all transforms: integers [H, W]. DataError if it cannot be used."""
-        return self._read(pair)["label"]
-
     def _read(self, pair: Pair) -> Sample:
         """Read and check one pair. DataError names the file if it cannot be used."""
         image_path, label_path = pair
@@ -169,7 +165,7 @@ class SegmentationDataset:
 
     def _read_checked_label(self, path: str, image_path: str, image: np.ndarray, orientation: int) -> np.ndarray:
         """The label of an image [H, W, 3], which has been turned from EXIF's `orientation`."""
-        label, size = read_label(path, self.max_image_pixels), image.shape[:2]
+        label, size = self.read_label(path), image.shape[:2]
         stored = size[::-1] if orientation >= 5 else size
         if orientation != 1 and label.shape == stored:
             raise DataError(
@@ -183,13 +179,37 @@ class SegmentationDataset:
                 f"height), but it is {label.shape[1]}x{label.shape[0]}: "
                 "pair it with the right image or make it anew"
             )
-        K, ignored = len(self.classes), self.classes.ignore_index
+        return label
+
+    def read_label(self, path: str) -> np.ndarray:
+        """The class numbers in a label file, [H, W], of a type that OpenCV can resize and pad.
+
+        Raises:
+            DataError: it cannot be read, or holds other numbers or colours.
+        """
+        classes = self.classes
+        if classes.values is not None:
+            mask = read_mask(path, self.max_image_pixels, colors=classes.in_colors)
+            if mask.ndim == 3 and not classes.in_colors:
+                raise DataError(
+                    f"{path} should hold numbers, as values in classes are, but it holds colours: write them as "
+                    "[red, green, blue], or save the mask in grey"
+                )
+            try:
+                return class_numbers(mask, classes)
+            except ValueError as error:
+                raise DataError(
+                    f"{path} should hold the values of classes and ignore, but it holds others: write {error} into the "
+                    "values of a class, or of ignore for pixels that do not count"
+                ) from error
+
+        label = read_label(path, self.max_image_pixels)
+        K, ignored = len(classes), classes.ignore_index
         strange = strange_values(label, {*range(K), ignored})
         if strange:
             raise DataError(
-                f"{path} should hold class numbers 0..{K - 1} and {ignored} for "
-                f"ignored pixels, but it holds {strange}: convert the label (to train "
-                "ids, not label ids) or correct num_classes"
+                f"{path} should hold class numbers 0..{K - 1} and {ignored} for ignored pixels, but it holds "
+                f"{strange}: convert the label (to train ids, not label ids), say by values in classes what means "
+                "which class, or correct num_classes"
             )
-        # What OpenCV can resize and pad, with room for any class number and ignore_index.
         return label.astype(np.uint8 if max(K, ignored) < 256 else np.int32, copy=False)

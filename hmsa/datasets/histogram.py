@@ -33,7 +33,7 @@ def class_histogram(dataset: SegmentationDataset, *, max_labels: int = MAX_LABEL
     data set's seed, if there are more than `max_labels`.
 
     Raises:
-        DataError: a pair cannot be used, unless the data set has a `bad_sample_limit`, and others stand in for such;
+        DataError: a label cannot be used, unless the data set has a `bad_sample_limit`, and others stand in for such;
             or there is no labelled pixel.
     """
     pairs = dataset.epoch(0)
@@ -44,7 +44,7 @@ def class_histogram(dataset: SegmentationDataset, *, max_labels: int = MAX_LABEL
 
     def count(pair: Pair) -> np.ndarray:
         try:
-            label = dataset.label_of(pair)
+            label = dataset.read_label(str(pair[1]))
         except DataError:
             if dataset.bad_sample_limit is None:
                 raise

@@ -17,7 +17,7 @@ import sys
 import zlib
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import cv2
 import numpy as np
@@ -102,18 +102,59 @@ def read_label(path: str | Path, max_pixels: Optional[int] = None) -> np.ndarray
     DataError if it is not a whole PNG, or leaves open which numbers are meant: several channels, an animation, EXIF
     data that ask for a turn.
     """
+    remedy = "save it as a grey or a palette PNG"
+    return _read_mask(path, max_pixels, "a label image with one channel of class numbers", remedy, _numbers)
+
+
+def read_mask(path: str | Path, max_pixels: Optional[int] = None, *, colors: bool = False) -> np.ndarray:
+    """What a mask holds: integers [H, W], also where red, green and blue are the same everywhere; with `colors`, or
+    where they differ, uint8 [H, W, 3] RGB, of a palette its colours.
+
+    DataError as `read_label`'s, and for colours of 16 bits or behind transparency.
+    """
+    decode = _colors if colors else _numbers_or_colors
+    return _read_mask(path, max_pixels, "a mask", "save it as a PNG without transparency", decode)
+
+
+def _read_mask(
+    path: str | Path, max_pixels: Optional[int], expected: str, remedy: str, decode: Callable[[bytes], np.ndarray]
+) -> np.ndarray:
     data = read_bytes(path, max_pixels)
-    with _decoding(path, "a label image with one channel of class numbers", "save it as a grey or a palette PNG"):
+    with _decoding(path, expected, remedy):
         pil, data, extras = _open(data, LABEL_FORMATS, max_pixels)
         if b"acTL" in extras:
             raise ValueError("it is animated")
         if _orientation(pil) != 1:
             raise ValueError("its EXIF data ask for a turn")
-        depth, color = data[24:26]
-        if color not in (_PNG_GREY, _PNG_PALETTE):
-            raise ValueError("it has colours or transparency")
-        label = _decode_png(_as_grey(data), cv2.IMREAD_UNCHANGED)
-        return label // (255 // (2**depth - 1)) if depth < 8 else label  # shades are stretched to 0..255
+        return decode(data)
+
+
+def _numbers(png: bytes) -> np.ndarray:
+    depth, kind = png[24:26]
+    if kind not in (_PNG_GREY, _PNG_PALETTE):
+        raise ValueError("it has colours or transparency")
+    label = _decode_png(_as_grey(png), cv2.IMREAD_UNCHANGED)
+    return label // (255 // (2**depth - 1)) if depth < 8 else label  # shades are stretched to 0..255
+
+
+def _colors(png: bytes) -> np.ndarray:
+    if png[24] == 16:
+        raise ValueError("its colours have 16 bits a channel, where masks have 8")
+    image = _decode_png(png, cv2.IMREAD_UNCHANGED)
+    if image.ndim == 2:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    if image.shape[2] == 4 and image[..., 3].min() < 255:
+        raise ValueError("some of its pixels are transparent, which leaves open what they mean")
+    return cv2.cvtColor(image, cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+
+
+def _numbers_or_colors(png: bytes) -> np.ndarray:
+    _, kind = png[24:26]
+    if kind in (_PNG_GREY, _PNG_PALETTE):
+        return _numbers(png)
+    image = _colors(png)
+    red, green, blue = (image[..., channel] for channel in range(3))
+    return red.copy() if np.array_equal(red, green) and np.array_equal(green, blue) else image
 
 
 def starts_as_image(path: str | Path) -> bool:

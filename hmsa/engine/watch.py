@@ -6,28 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Optional
-
-import hmsa.system.prepared  # noqa: F401
+from typing import Any, Optional
 
 import numpy as np
-from paddle import Tensor
 
 from hmsa.errors import UsageError, shown, suggest
-from hmsa.metrics import Metric, build_metrics
-from hmsa.metrics.loss import MeanLoss
-
-
-def metrics_in_training(
-    num_classes: int, ignore_index: int, loss: Callable[[Tensor, Tensor], Tensor] = lambda logits, labels: logits.sum()
-) -> list[Metric]:
-    """What evaluations in a training measure, with nothing counted yet: all metrics, and the loss of the joint output.
-
-    Args:
-        loss: (logits [1, K, H, W], labels [1, H, W] int64) -> scalar.
-    """
-    return [*build_metrics(num_classes, ignore_index), MeanLoss(num_classes, ignore_index, loss)]
-
+from hmsa.metrics import Metric
 
 SAME_ANSWERS = 3
 """Evaluations in a row with one class everywhere, after which a person is told."""

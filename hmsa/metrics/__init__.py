@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Optional, Union
+from typing import TYPE_CHECKING, Callable, ClassVar, Optional, Union
 
 import numpy as np
 
-from hmsa.components import METRICS, imported
+from hmsa.components import MEAN_LOSS, METRICS, imported
 from hmsa.former import names_of
 
 if TYPE_CHECKING:
@@ -62,9 +62,16 @@ class Metric(ABC):
         """
 
 
-def build_metrics(num_classes: int, ignore_index: int) -> list[Metric]:
-    """One of each of `METRICS`, with nothing counted yet."""
-    return [imported(place)(num_classes, ignore_index) for place in METRICS.values()]
+def build_metrics(
+    num_classes: int, ignore_index: int, loss: Optional[Callable[[Tensor, Tensor], Tensor]] = None
+) -> list[Metric]:
+    """One of each of `METRICS`, with nothing counted yet, and the mean of a loss where one is given.
+
+    Args:
+        loss: (logits [1, K, H, W] float32, labels [1, H, W] int64) -> scalar.
+    """
+    metrics = [imported(place)(num_classes, ignore_index) for place in METRICS.values()]
+    return [*metrics, imported(MEAN_LOSS)(num_classes, ignore_index, loss)] if loss else metrics
 
 
 def divide(numerator: Union[np.ndarray, float], denominator: Union[np.ndarray, float]) -> np.ndarray:

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Callable, Optional, Union
 
@@ -108,6 +109,15 @@ def write_atomically(
         with contextlib.suppress(OSError):
             partial.unlink()
     return kept
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | Path, advice: str = "choose another place") -> Iterator[None]:
+    """A DataError in place of an OSError, as `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); {advice}") from error
 
 
 def flush_to_disk(path: Path) -> None:
