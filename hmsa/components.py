@@ -277,6 +277,7 @@ class CrossEntropyLossSpec(Component):
 class OhemCrossEntropyLossSpec(Component):
     thresh: Probability = 0.7
     min_kept: Natural = 10000
+    weight: Optional[Weights] = None
     ignore_index: Label = 255
 
 
@@ -375,6 +376,8 @@ METRICS = {
     "image_iou": "hmsa.metrics.image_iou:ImageIoU",
     "calibration": "hmsa.metrics.calibration:Calibration",
 }
+MEAN_LOSS = "hmsa.metrics.loss:MeanLoss"
+"""What evaluations in a training measure too."""
 
 
 KINDS: dict[str, Table] = {
