@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import hmsa
 from hmsa.builder import build_model, build_transforms, inference_transforms
 from hmsa.config.reading import load_config
 from hmsa.datasets.bands import read_bands
@@ -143,6 +144,24 @@ def test_the_export_answers_as_the_network(run: Path, tmp_path: Path) -> None:
 
     logits = model(paddle.to_tensor(given))["joint"].numpy()
     np.testing.assert_allclose(load_predictor(tmp_path / "model")(given), logits, atol=1e-4 * np.ptp(logits))
+
+
+def test_a_segmenter_takes_files_and_arrays(run: Path, tmp_path: Path) -> None:
+    segmenter = hmsa.Segmenter(run / "run/best_model", engine="eager")
+    result = segmenter(run / "0.tif")
+    image = read_bands(run / "0.tif", C)[0]
+    for given in (image, (run / "0.tif").read_bytes()):
+        np.testing.assert_array_equal(segmenter(given).confidence, result.confidence)
+    assert np.asarray(result.overlay()).shape == (H, W, 3)
+    with pytest.raises(
+        UsageError, match=r"to be uint8, uint16 or float32 \[H, W, 4\], as .* found uint8 \[72, 100, 3\]"
+    ):
+        segmenter(np.zeros((H, W, 3), np.uint8))
+
+    weights = run / "run/best_model"
+    command(export, run, "--model_path", weights, "--save_dir", tmp_path / "model", "--output_op", "softmax")
+    exported = hmsa.Segmenter(tmp_path / "model")(run / "0.tif")
+    np.testing.assert_allclose(exported.probabilities, result.probabilities, atol=1e-3)
 
 
 def test_a_file_of_other_bands_is_named(run: Path, tmp_path: Path) -> None:

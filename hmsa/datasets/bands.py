@@ -58,6 +58,15 @@ def read_bands(path: str | Path, in_channels: int, max_pixels: Optional[int] = N
     if in_channels == 3:
         return read_upright(path, max_pixels)
     data = images.read_bytes(path, max_pixels, bytes_per_pixel=max(16, 8 * in_channels))
+    return decoded_bands(data, path, in_channels, max_pixels)
+
+
+def decoded_bands(
+    data: bytes, path: str | Path, in_channels: int, max_pixels: Optional[int] = None
+) -> tuple[np.ndarray, int]:
+    """`read_bands` of a file's content; `path` is what messages call it."""
+    if in_channels == 3:
+        return images.decoded(data, path, max_pixels)
     with decoding(path, f"a readable image of {in_channels} channel{'s' * (in_channels > 1)}", "replace or remove it"):
         if data.startswith(_NUMPY_START):
             image, orientation = _numpy(data, in_channels, max_pixels), 1
