@@ -9,6 +9,7 @@ the channels of the recipe, or it is a DataError.
 from __future__ import annotations
 
 import io
+import logging
 from math import prod
 from pathlib import Path
 from typing import Any, Optional
@@ -129,6 +130,7 @@ def _tiff(data: bytes, in_channels: int, max_pixels: Optional[int]) -> tuple[np.
             "pip install .[tiff]",
         ) from None
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # else it tells of every odd tag, file after file
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         series: Any = file.series[0]  # the first image, or pages of one size and kind
         page = series.keyframe
