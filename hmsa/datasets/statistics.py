@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
+from itertools import product
 from math import sqrt
 from pathlib import Path
 from typing import Optional
@@ -60,20 +61,24 @@ def sums_of(image: np.ndarray) -> ChannelSums:
     """The sums of an image [H, W, C]: uint8, uint16 or float32."""
     H, W, C = image.shape
     divisor = divisor_of(image)
-    sums, squares = [], []
-    for channel in range(C):
-        total, square = _sums(image[..., channel])
-        sums.append(Fraction(total) / divisor)
-        squares.append(Fraction(square) / divisor**2)
+    sums, squares = [Fraction()] * C, [Fraction()] * C
+    rows = max(1, _PIXELS_AT_ONCE // W)
+    for channel, top in product(range(C), range(0, H, rows)):
+        total, square = _sums(image[top : top + rows, :, channel])
+        sums[channel] += Fraction(total) / divisor
+        squares[channel] += Fraction(square) / divisor**2
     return ChannelSums(1, H * W, sums, squares)
 
 
-def _sums(plane: np.ndarray) -> tuple[float, float]:
-    """The sum of a channel [H, W], and that of its squares; ints of whole numbers."""
-    if plane.dtype.kind != "u":
-        plane = plane.astype(np.float64)
-        return float(plane.sum()), float(np.square(plane).sum())
-    counts = np.bincount(plane.ravel())  # of every value: at most 65536, whose sums int64 holds up to 2**31 pixels
+_PIXELS_AT_ONCE = 2**20  # of which there are 8 bytes each in memory beside the image
+
+
+def _sums(part: np.ndarray) -> tuple[float, float]:
+    """The sum of a part of a channel, and that of its squares; ints of whole numbers."""
+    if part.dtype.kind != "u":
+        part = part.astype(np.float64)
+        return float(part.sum()), float(np.square(part).sum())
+    counts = np.bincount(part.ravel())  # of every value, at most 65536
     values = np.arange(len(counts))
     return int(counts @ values), int(counts @ values**2)
 

@@ -59,3 +59,13 @@ def test_a_file_of_other_channels(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((8, 8, 2), np.float32))
     with pytest.raises(DataError, match="it has 2 channels"):
         channel_statistics([tmp_path / "a.npy"] * 100, in_channels=5, num_workers=2)
+
+
+def test_a_large_image_is_counted_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(0).integers(0, 65536, (50, 33, 2), np.uint16)
+    whole = ChannelSums()
+    whole.add(image)
+    monkeypatch.setattr("hmsa.datasets.statistics._PIXELS_AT_ONCE", 70)
+    parts = ChannelSums()
+    parts.add(image)
+    assert parts == whole
