@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from hmsa import cli
 
@@ -36,15 +37,15 @@ def main(args: argparse.Namespace) -> None:
 
     prepare()
     from hmsa import builder
-    from hmsa.datasets.find import LeftOut
+    from hmsa.datasets.find import LeftOut, find_images
     from hmsa.distributed import ranks
-    from hmsa.engine.predict import find_images, notices, predict
+    from hmsa.engine.predict import Results, notices, predict
     from hmsa.errors import DataError, UsageError
     from hmsa.inference.averaging import InferenceOptions
     from hmsa.system.files import writable_folder
     from hmsa.visualize import color_palette
 
-    options = InferenceOptions.from_test_config(**config.test_config.model_dump())
+    options = InferenceOptions.from_test_config(config.test_config)
     classes = builder.classes(config)
     colors = color_palette(args.custom_color, classes.colors if config.classes else ())
     if args.label_ids and classes.raw_values is None:
@@ -64,11 +65,9 @@ def main(args: argparse.Namespace) -> None:
     failed = predict(
         network,
         images,
+        Results(Path(args.save_dir), colors, classes.raw_values if args.label_ids else None),
         transforms=transforms,
         options=options,
-        save_dir=args.save_dir,
-        colors=colors,
-        raw_values=classes.raw_values if args.label_ids else None,
         max_image_pixels=config.max_image_pixels,
     )
     if ranks.is_main():

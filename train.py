@@ -16,7 +16,9 @@ from hmsa.errors import DataError, UsageError, printable
 if TYPE_CHECKING:
     from hmsa.config.schema import Config
     from hmsa.engine.checkpoint import TrainingState
+    from hmsa.engine.log import SilentLog
     from hmsa.engine.train import Trainer
+    from hmsa.models import MscaleOCRNet
 
 
 def make_parser() -> cli.Parser:
@@ -99,9 +101,17 @@ def evaluates(args: argparse.Namespace, config: Config) -> bool:
     return args.do_eval or (args.plan_memory and config.val_dataset is not None)
 
 
+def training_options(args: argparse.Namespace) -> list[str]:
+    """Flags that stand for something in the YAML, as `--opts` entries; flags not given set nothing."""
+    keys = {name: name for name in ("iters", "batch_size", "precision", "seed")}
+    keys["learning_rate"] = "lr_scheduler.learning_rate"
+    options = [f"{key}={getattr(args, flag)}" for flag, key in keys.items() if getattr(args, flag) is not None]
+    return [*options, "deterministic=true"] if args.deterministic else options
+
+
 def load(args: argparse.Namespace) -> Config:
     """The recipe, with the flags in it. UsageError for a section that is missing, or a flag without effect."""
-    config = cli.read_recipe(args, cli.training_options(args))
+    config = cli.read_recipe(args, training_options(args))
     with_val = evaluates(args, config)
     config.require("train_dataset", "optimizer", "lr_scheduler", "loss", *(["val_dataset"] if with_val else []))
     if not with_val:
@@ -119,7 +129,6 @@ def build_trainer(
     from hmsa.engine.log import open_log
     from hmsa.engine.train import Trainer
     from hmsa.inference.averaging import InferenceOptions
-    from hmsa.weights.loading import load_pretrained
 
     # Data and network first: if they are refused, the curves of an earlier run have not been touched.
     save_dir, with_val = Path(args.save_dir), evaluates(args, config)
@@ -139,15 +148,8 @@ def build_trainer(
     for remark in config.remarks() if with_val else ():
         log.line(f"warning: {remark}")
 
-    pretrained = {"model.backbone.pretrained": model.backbone, "model.pretrained": model}
-    for key, part in {} if resume_from else pretrained.items():
-        path = attrgetter(key)(config)
-        if path:
-            try:
-                log.line(load_pretrained(part, path))
-            except DataError as error:
-                raise DataError(f"{config.where(key)}: {error} (null trains without it)") from error
-
+    if not resume_from:
+        start_from_pretrained(model, config, log)
     scheduler = builder.build_lr_scheduler(config)
     flags = ("engine", "num_workers", "log_iters", "save_interval", "keep_checkpoint_max")
     return Trainer(
@@ -157,10 +159,23 @@ def build_trainer(
         scheduler=scheduler,
         dataset=dataset,
         val_dataset=val_dataset,
-        inference=InferenceOptions.from_test_config(**config.test_config.model_dump()),
+        inference=InferenceOptions.from_test_config(config.test_config),
         options=builder.train_options(config, save_dir=save_dir, **{name: getattr(args, name) for name in flags}),
         log=log,
     )
+
+
+def start_from_pretrained(model: MscaleOCRNet, config: Config, log: SilentLog) -> None:
+    """Load what `pretrained` of the network and of its backbone name, if anything, and log what that was."""
+    from hmsa.weights.loading import load_pretrained
+
+    for key, part in (("model.backbone.pretrained", model.backbone), ("model.pretrained", model)):
+        path = attrgetter(key)(config)
+        if path:
+            try:
+                log.line(load_pretrained(part, path))
+            except DataError as error:
+                raise DataError(f"{config.where(key)}: {error} (null trains without it)") from error
 
 
 def main(args: argparse.Namespace) -> None:

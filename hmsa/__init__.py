@@ -8,6 +8,7 @@ cannot all be made up for later.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from hmsa import former
@@ -38,4 +39,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
-former.install()
+sys.meta_path.append(former.Finder())

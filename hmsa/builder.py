@@ -96,15 +96,11 @@ def _build_backbone(config: Config) -> paddle.nn.Layer:
     found = _find("backbone", spec.type, where)
     options = arguments(spec)
     del options["pretrained"]
-    if found.spec:
+    if found.ours:
         options = {"align_corners": config.model.align_corners, "recompute": config.model.recompute, **options}
     backbone = _construct(found, options, where)
 
-    channels = getattr(backbone, "feat_channels", None)
-    if channels is None:
-        raise UsageError(
-            f"{where}: expected a backbone with feat_channels, found {spec.type} without: choose another backbone"
-        )
+    channels = getattr(backbone, "feat_channels", ())
     if any(not -len(channels) <= index < len(channels) for index in config.model.backbone_indices):
         raise UsageError(
             f"{config.source('model.backbone_indices')}: expected model.backbone_indices to be below {len(channels)}, "
@@ -122,15 +118,13 @@ def build_transforms(specs: Sequence[Component], *, where: str = "transforms") -
     for index, spec in enumerate(specs):
         found = _find("transform", spec.type, f"{where}.{index}")
         transform = _construct(found, arguments(spec), f"{where}.{index}")
-        transforms.append(transform if found.spec else PaddleSegTransform(transform))
+        transforms.append(transform if found.ours else PaddleSegTransform(transform))
     return transforms
 
 
 def inference_transforms(config: Config) -> list[Any]:
     """What prepares an image for the network: `val_dataset.transforms`, or ImageNet's `Normalize` without them."""
-    if config.val_dataset is not None:
-        return list(config.val_dataset.transforms)
-    return [IMAGENET]
+    return list(config.val_dataset.transforms) if config.val_dataset else [IMAGENET]
 
 
 def classes(config: Config, dataset: Optional[Component] = None) -> Classes:
@@ -171,14 +165,13 @@ def _plain(value: int | list[int]) -> Any:
 def build_dataset(config: Config, split: Literal["train", "val"]) -> SegmentationDataset:
     """`train_dataset` (shuffled, labels transformed along) or `val_dataset` (in order, labels as they are)."""
     section = f"{split}_dataset"
-    config.require(section)
-    spec, where = getattr(config, section), config.where(section)
+    (spec,), where = config.require(section), config.where(section)
     found = _find("dataset", spec.type, where)
     training = split == "train"
 
     options = arguments(spec)
-    if options.get("mode", split) is None:
-        options["mode"] = split
+    if options.get("num_classes", 0) is None:
+        options["num_classes"] = config.model.num_classes
     common = {
         "transforms": build_transforms(spec.transforms, where=config.where(f"{section}.transforms")),
         "seed": config.seed,
@@ -187,7 +180,7 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
         "max_image_pixels": config.max_image_pixels,
         "classes": classes(config, spec),
     }
-    if found.spec:
+    if found.ours:
         told = {"num_classes", "ignore_index"}  # by `classes`
         dataset = _construct(found, {**{key: options[key] for key in options.keys() - told}, **common}, where)
     else:
@@ -215,13 +208,9 @@ def build_loss(config: Config) -> WeightedLoss:
 
     A loss of PaddleSeg's that cannot be trained with is a UsageError.
     """
-    config.require("loss")
-    assert config.loss is not None
-    terms = {
-        spec.type: _build_loss(spec, config, f"{config.path}: loss.types.{index}")
-        for index, spec in enumerate(config.loss.types)
-    }
-    return WeightedLoss(terms=terms, weights=config.loss.coef)
+    (spec,), where = config.require("loss"), config.where("loss.types")
+    terms = {part.type: _build_loss(part, config, f"{where}.{index}") for index, part in enumerate(spec.types)}
+    return WeightedLoss(terms=terms, weights=spec.coef)
 
 
 def _build_loss(spec: Any, config: Config, where: str) -> Callable[..., paddle.Tensor]:
@@ -231,7 +220,7 @@ def _build_loss(spec: Any, config: Config, where: str) -> Callable[..., paddle.T
         parts = [_build_loss(part, config, f"{where}.losses.{index}") for index, part in enumerate(spec.losses)]
         return _construct(found, {**arguments(spec), "losses": parts}, where)
     loss = _construct(found, arguments(spec), where)
-    if found.spec:
+    if found.ours:
         return loss
 
     foreign = ForeignLoss(loss, ignore_index=getattr(config.train_dataset, "ignore_index", 255))
@@ -251,13 +240,11 @@ def _build_loss(spec: Any, config: Config, where: str) -> Callable[..., paddle.T
 
 def build_lr_scheduler(config: Config) -> lr.LRScheduler:
     """The rate of iteration i after i calls of `step()`: a linear warm-up, then the decay over the iterations left."""
-    config.require("lr_scheduler")
-    assert config.lr_scheduler is not None
-    spec, where = config.lr_scheduler, config.where("lr_scheduler")
+    (spec,), where = config.require("lr_scheduler"), config.where("lr_scheduler")
     found = _find("scheduler", spec.type, where)
     options = arguments(spec)
     warmup, start = options.pop("warmup_iters"), options.pop("warmup_start_lr")
-    if found.spec:
+    if found.ours:
         options["decay_steps"] = config.iters - warmup
     scheduler = _construct(found, options, where)
     return lr.LinearWarmup(scheduler, warmup, start, spec.learning_rate) if warmup else scheduler
@@ -265,14 +252,12 @@ def build_lr_scheduler(config: Config) -> lr.LRScheduler:
 
 def build_optimizer(config: Config, scheduler: lr.LRScheduler, model: paddle.nn.Layer) -> paddle.optimizer.Optimizer:
     """The optimizer over all parameters of `model`."""
-    config.require("optimizer")
-    assert config.optimizer is not None
+    (spec,), where = config.require("optimizer"), config.where("optimizer")
     _look_for_idle_layers(config, getattr(model, "backbone", model))
 
-    spec, where = config.optimizer, config.where("optimizer")
     found = _find("optimizer", spec.type, where)
     options = arguments(spec)
-    if found.spec or (inspect.isclass(found.make) and issubclass(found.make, paddle.optimizer.Optimizer)):
+    if found.ours or (inspect.isclass(found.make) and issubclass(found.make, paddle.optimizer.Optimizer)):
         ours = {"learning_rate": scheduler, "parameters": model.parameters()}
         twice = sorted(set(ours) & set(options))
         if twice:
@@ -286,18 +271,17 @@ def _look_for_idle_layers(config: Config, backbone: paddle.nn.Layer) -> None:
     """A warning if a backbone of PaddleSeg's has layers behind the chosen feature maps, which would stay random; on
     several GPUs, where training would wait for their gradients, a UsageError."""
     spec = config.model
-    if _find("backbone", spec.backbone.type, config.where("model.backbone")).spec:
+    if _find("backbone", spec.backbone.type, config.where("model.backbone")).ours:
         return
-    was_training = backbone.training
-    backbone.eval()  # a trial that leaves running statistics alone
+    backbone.eval()  # for a trial that leaves running statistics alone
     features = backbone(paddle.ones([1, 3, 128, 128]))
     paddle.add_n([features[index].sum() for index in spec.backbone_indices]).backward()
     parameters = [(name, p) for name, p in backbone.named_parameters() if not p.stop_gradient]
     idle = [name for name, parameter in parameters if parameter.grad is None]
     for _, parameter in parameters:
         parameter.clear_gradient(set_to_zero=False)
-    if was_training:
-        backbone.train()
+    backbone.train()
+
     if idle:
         problem = (
             f"{config.source('model.backbone_indices')}: expected model.backbone_indices to reach all of "
@@ -332,11 +316,11 @@ def train_options(config: Config, **options: Any) -> TrainOptions:
 
 
 class _Found(NamedTuple):
-    """A component: its name as it is spelled, what makes it, and of ours the Spec."""
+    """A component: its name as it is spelled, what makes it, and whether it is in our tables."""
 
     name: str
     make: Callable[..., Any]
-    spec: Optional[type[Component]] = None
+    ours: bool = False
 
 
 def _find(kind: str, name: str, where: str) -> _Found:
@@ -344,8 +328,7 @@ def _find(kind: str, name: str, where: str) -> _Found:
     ours = KINDS[kind]
     known = _spelled(name, ours)
     if known:
-        spec, place = ours[known]
-        return _Found(known, imported(place), spec)
+        return _Found(known, imported(ours[known][1]), ours=True)
 
     theirs = _foreign(kind)
     known = _spelled(name, theirs)

@@ -16,7 +16,6 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from hmsa.components import IMAGENET
-from hmsa.config.fields import MIN_SIDE
 from hmsa.config.text import _Dumper
 from hmsa.datasets.dataset import Pair
 from hmsa.datasets.find import search
@@ -27,6 +26,9 @@ from hmsa.errors import DataError
 
 MAX_MASKS = 500
 """Masks that are read; of more, a sample."""
+
+MIN_SIDE = 64
+"""Pixels of a crop's shorter side at least, see `hmsa.config.fields`."""
 
 _PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 """Folders that people divide their images into themselves."""

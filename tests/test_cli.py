@@ -196,7 +196,9 @@ def test_they_are_refused_before_paddle_is_loaded(command: str, sentence: str, t
 
 def test_what_a_deprecated_flag_of_the_export_stands_for() -> None:
     def chosen(*line: str) -> str:
-        return cli.output_op(PARSERS["export"].parse_args(["--config", "c", "--model_path", "w", *line]))
+        return sys.modules["script_export"].chosen_output(
+            PARSERS["export"].parse_args(["--config", "c", "--model_path", "w", *line])
+        )
 
     assert [chosen(), chosen("--output_op", "softmax"), chosen("--without_argmax")] == ["argmax", "softmax", "none"]
     assert [chosen("--with_softmax"), chosen("--with_softmax", "--without_argmax")] == ["softmax", "softmax"]
@@ -258,7 +260,7 @@ def test_how_to_go_on_after_a_signal() -> None:
 def test_a_value_that_cannot_be_is_told_of_the_flag_that_gave_it():
     args = PARSERS["train"].parse_args(["--config", str(TOY), "--iters", "0", "--opts", "seed=-1"])
     with pytest.raises(UsageError) as caught:
-        cli.read_recipe(args, cli.training_options(args))
+        cli.read_recipe(args, sys.modules["script_train"].training_options(args))
     assert sorted(line.partition(" to be ")[0] for line in str(caught.value).splitlines()) == [
         "--iters: expected iters",
         "--opts: expected seed",

@@ -101,7 +101,7 @@ def _check_recipe_words(args: argparse.Namespace) -> None:
 
     from hmsa.components import ListDatasetSpec, SplitSpec
 
-    section = {"type": "Dataset", "image_dir": args.images, "label_dir": args.images}
+    section = {"type": "Dataset", "mode": "train", "image_dir": args.images, "label_dir": args.images}
     patterns = {"image_pattern": args.image_pattern or "*", "label_pattern": args.label_pattern or "*"}
     try:
         SplitSpec(val=args.val, seed=args.seed, group_by=args.group_by)
@@ -197,9 +197,9 @@ def _given_names(args: argparse.Namespace) -> Optional[list[str]]:
         return None
     if not is_file(Path(given)):
         return [name.strip() for name in given.split(",")]
-    lines = read_list(Path(given), Path(given).parent)
+    lines = [line.strip() for _, line in read_list(Path(given), Path(given).parent)]
     _say(f"names of classes: {given}")
-    return [re.sub(r"([,;\s]+\d{1,3}){3}$", "", line.text) for line in lines]
+    return [re.sub(r"([,;\s]+\d{1,3}){3}$", "", line) for line in lines]
 
 
 def _answer(of: Class, found: Survey) -> str:

@@ -112,11 +112,7 @@ class SegmentationDataset:
 
     def __getitem__(self, index: int) -> Sample:
         epoch, position = divmod(index, len(self))
-        pairs = self._recent_epoch(epoch)
-        if self.bad_sample_limit is None:
-            sample = self._read(pairs[position])
-        else:
-            sample = self._read_or_replace(pairs, epoch, position, self.bad_sample_limit)
+        sample = self._read_or_replace(self._recent_epoch(epoch), epoch, position)
         rng = np.random.default_rng((self.seed, epoch, position))
         for transform in self.transforms:
             sample = transform(sample, rng)
@@ -136,19 +132,22 @@ class SegmentationDataset:
                 sample["gt_fields"].append("label")
         return sample
 
-    def _read_or_replace(self, pairs: Sequence[Pair], epoch: int, position: int, limit: int) -> Sample:
+    def _read_or_replace(self, pairs: Sequence[Pair], epoch: int, position: int) -> Sample:
         """The pair at `position`, or the first usable one of the epoch's in an order drawn for this position."""
         # What was found bad before is tried again: what stands in must not depend on what this process has seen.
         for pair in self._candidates(pairs, epoch, position):
             try:
                 return self._read(pair)
             except DataError as error:
-                if self._skip(pair[0], str(error)) > limit:
+                if self.bad_sample_limit is None:
+                    raise
+                if self._skip(pair[0], str(error)) > self.bad_sample_limit:
                     break
         reasons = list(self.skipped.values())
         raise DataError(
-            f"expected at most {limit} images that cannot be used (bad_sample_limit), and others to stand in for "
-            f"them, found {len(reasons)}: correct them, or raise the limit; the first are: {'; '.join(reasons[:3])}"
+            f"expected at most {self.bad_sample_limit} images that cannot be used (bad_sample_limit), and others to "
+            f"stand in for them, found {len(reasons)}: correct them, or raise the limit; the first are: "
+            f"{'; '.join(reasons[:3])}"
         )
 
     def _candidates(self, pairs: Sequence[Pair], epoch: int, position: int) -> Iterator[Pair]:

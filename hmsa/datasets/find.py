@@ -137,10 +137,9 @@ def leads_nowhere(path: Path) -> bool:
 def _with_skipped(places: Iterable[int], parts: tuple[str, ...]) -> frozenset[int]:
     """Positions in a pattern, and those behind every `**` at them, as it may stand for nothing."""
     reached = set(places)
-    for place in list(reached):
-        while place < len(parts) and parts[place] == "**":
-            place += 1
-            reached.add(place)
+    for place, part in enumerate(parts):
+        if place in reached and part == "**":
+            reached.add(place + 1)
     return frozenset(reached)
 
 
@@ -175,18 +174,15 @@ def find_images(image_path: str, left_out: Optional[LeftOut] = None) -> list[Ima
     """
     noted = LeftOut() if left_out is None else left_out
     try:
-        if not glob.has_magic(image_path) and not os.path.lexists(image_path):
-            raise DataError(
-                f"{image_path}: expected an image, a folder of images, a list or a glob pattern, found nothing of this "
-                "name; correct the path"
-            )
         folder, paths = _found(Path(image_path), noted)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise DataError(f"{image_path}: expected a path or a pattern, but: {error}; correct it") from error
     if not paths:
+        is_there = glob.has_magic(image_path) or os.path.lexists(image_path)
+        found = f"no image ({', '.join(IMAGE_SUFFIXES)})" if is_there else "nothing of this name"
         raise DataError(
-            f"{image_path}: expected an image, a folder of images, a list or a glob pattern, found no image "
-            f"({', '.join(IMAGE_SUFFIXES)}){'; ' if str(noted) else ''}{noted}; correct the path"
+            f"{image_path}: expected an image, a folder of images, a list or a glob pattern, found {found}"
+            f"{'; ' if str(noted) else ''}{noted}; correct the path"
         )
     return _named(paths, folder)
 

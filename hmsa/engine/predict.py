@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -14,10 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hmsa.datasets.classes import Classes
-from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.find import COLOR_MAPS, LABEL_IDS, OVERLAYS, ImageFile, LeftOut, search
-from hmsa.datasets.find import find_images as find_images
 from hmsa.datasets.images import read_image
 from hmsa.datasets.transforms import Transform
 from hmsa.distributed import ranks
@@ -54,84 +52,31 @@ def _counted(number: int, what: str = "image") -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def predict(
-    network: Network,
-    files: Sequence[ImageFile],
-    *,
-    transforms: Sequence[Transform],
-    options: InferenceOptions,
-    save_dir: str | Path,
-    colors: Sequence[int],
-    raw_values: Optional[Sequence[int]] = None,
-    max_image_pixels: int | None = None,
-    progress: bool = True,
-) -> list[Path]:
-    """Predict images and write `added_prediction/` (overlays) and `pseudo_color_prediction/` below `save_dir`.
+@dataclass(frozen=True)
+class Results:
+    """Where the results of a prediction go, and what is written there.
 
-    Every rank takes the images rank, rank + world size, ...; all ranks must call this. An image that fails is
-    reported on stderr and does not stop the others.
-
-    Args:
-        network: images [N, 3, H, W] -> logits [N, K, H, W].
-        transforms: what turns an image, uint8 RGB, into the network's input.
+    Attributes:
+        save_dir: gets `added_prediction/` (overlays) and `pseudo_color_prediction/`.
         colors: 256 colours, see `hmsa.visualize`.
         raw_values: for each class, what stands for it in label maps to write to `label_ids/` as well; None: none.
-        max_image_pixels: above which an image is refused; None is Pillow's limit.
-        progress: whether rank 0 shows a bar.
-
-    Returns:
-        The images that failed on any rank.
     """
-    # Only its way of loading an image is used.
-    loader = SegmentationDataset(
-        pairs=[(str(file.path), None) for file in files],
-        classes=Classes.numbered(256),
-        training=False,
-        transforms=transforms,
-        max_image_pixels=max_image_pixels,
-    )
-    mine = range(ranks.rank(), len(files), ranks.world_size())
-    failed = np.zeros(len(files), np.int64)
-    for index in tqdm(mine, unit="image", disable=not (progress and ranks.is_main())):
-        file = files[index]
-        try:
-            sample = loader[index]
-            scores = class_scores(network, as_tensor(sample["img"][np.newaxis]), options)
-            scores = undo_transforms(scores, sample["trans_info"])
-            label = best_classes(scores)
-            del scores
-            image = read_image(file.path, max_image_pixels)
-            _write(file, image, label, Path(save_dir), colors, raw_values)
-        # Whatever is wrong with this image (too small, too large for the memory), the others can still be done.
-        except Exception as error:
-            failed[index] = 1
-            reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-            tqdm.write(printable(f"failed: {file.path}: {reason}"), file=sys.stderr)
-    failed = ranks.all_reduce_sum(failed)
-    return [file.path for file, count in zip(files, failed) if count]
 
+    save_dir: Path
+    colors: Sequence[int]
+    raw_values: Optional[Sequence[int]] = None
 
-def _write(
-    file: ImageFile,
-    image: np.ndarray,
-    label: np.ndarray,
-    save_dir: Path,
-    colors: Sequence[int],
-    raw_values: Optional[Sequence[int]],
-) -> None:
-    if image.shape[:2] != label.shape:
-        raise DataError(
-            f"the prediction is {label.shape[1]}x{label.shape[0]}, the image {image.shape[1]}x{image.shape[0]}; "
-            "the transforms of val_dataset may resize and pad, but not cut"
-        )
-    colored = _png(pseudo_color(label, colors))
-    write_atomically(save_dir / COLOR_MAPS / file.label_name, colored)
-    if raw_values is not None:
-        raw = Image.fromarray(np.array(raw_values, np.uint8)[label])
-        write_atomically(save_dir / LABEL_IDS / file.label_name, _png(raw))
-    # Last, as not every format takes every size.
-    encoded = _encoded(overlay(image, label, colors), file.overlay_name.suffix)
-    write_atomically(save_dir / OVERLAYS / file.overlay_name, encoded)
+    def write(self, file: ImageFile, image: np.ndarray, label: np.ndarray) -> None:
+        """Write what was predicted for an image, uint8 [H, W, 3] RGB: the class of every pixel, uint8 [H, W]."""
+        maps = {COLOR_MAPS: pseudo_color(label, self.colors)}
+        if self.raw_values is not None:
+            maps[LABEL_IDS] = Image.fromarray(np.array(self.raw_values, np.uint8)[label])
+        for folder, made in maps.items():
+            write_atomically(self.save_dir / folder / file.label_name, partial(made.save, format="PNG"))
+
+        # Last, as not every format takes every size.
+        encoded = _encoded(overlay(image, label, self.colors), file.overlay_name.suffix)
+        write_atomically(self.save_dir / OVERLAYS / file.overlay_name, encoded)
 
 
 def _encoded(image: np.ndarray, suffix: str) -> bytes:
@@ -146,7 +91,49 @@ def _encoded(image: np.ndarray, suffix: str) -> bytes:
     return content.tobytes()
 
 
-def _png(file: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    file.save(buffer, "PNG")
-    return buffer.getvalue()
+def predict(
+    network: Network,
+    files: Sequence[ImageFile],
+    results: Results,
+    *,
+    transforms: Sequence[Transform],
+    options: InferenceOptions,
+    max_image_pixels: int | None = None,
+    progress: bool = True,
+) -> list[Path]:
+    """Predict images and write the results.
+
+    Every rank takes the images rank, rank + world size, ...; all ranks must call this. An image that fails is
+    reported on stderr and does not stop the others.
+
+    Args:
+        network: images [N, 3, H, W] -> logits [N, K, H, W].
+        transforms: what turns an image, uint8 RGB, into the network's input.
+        max_image_pixels: above which an image is refused; None is Pillow's limit.
+        progress: whether rank 0 shows a bar.
+
+    Returns:
+        The images that failed on any rank.
+    """
+    mine = range(ranks.rank(), len(files), ranks.world_size())
+    failed = np.zeros(len(files), np.int64)
+    for index in tqdm(mine, unit="image", disable=not (progress and ranks.is_main())):
+        file = files[index]
+        try:
+            image = read_image(file.path, max_image_pixels)
+            sample = {"img": image.copy(), "trans_info": [], "gt_fields": [], "image_path": str(file.path)}
+            for transform in transforms:
+                sample = transform(sample, np.random.default_rng(0))
+            given = np.ascontiguousarray(sample["img"].transpose(2, 0, 1)[np.newaxis], np.float32)
+            scores = class_scores(network, as_tensor(given), options)
+            scores = undo_transforms(scores, sample["trans_info"], image.shape[:2])
+            label = best_classes(scores)
+            del scores
+            results.write(file, image, label)
+        # Whatever is wrong with this image (too small, too large for the memory), the others can still be done.
+        except Exception as error:
+            failed[index] = 1
+            reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+            tqdm.write(printable(f"failed: {file.path}: {reason}"), file=sys.stderr)
+    failed = ranks.all_reduce_sum(failed)
+    return [file.path for file, count in zip(files, failed) if count]

@@ -7,13 +7,14 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Optional, cast
 
 import numpy as np
 import paddle
 from paddle import nn
+from tqdm import tqdm
 
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches, training_indices
@@ -21,7 +22,7 @@ from hmsa.distributed import ranks
 from hmsa.engine import checkpoint
 from hmsa.engine.checkpoint import TrainingState
 from hmsa.engine.evaluate import evaluate
-from hmsa.engine.log import SilentLog, duration
+from hmsa.engine.log import SilentLog
 from hmsa.engine.progress import Failures, Meter, timed
 from hmsa.engine.step import Step, prepare_gpu, statistics, step_seeds
 from hmsa.errors import DataError, Interrupted
@@ -189,7 +190,7 @@ class Trainer:
                 meter.add(outcome.terms)
                 failures = Failures()
             if failed:
-                failures.add(outcome, iteration, self.scheduler, self.log)
+                failures.add(outcome, iteration, self.log)
                 if len(failures) == options.nonfinite_limit:
                     self._give_up(failures)
             self.scheduler.step()
@@ -219,7 +220,6 @@ class Trainer:
             self.ema.update()
 
     def _folder(self, iteration: int) -> Path:
-        """Where the checkpoint of an iteration is."""
         return self.options.save_dir / f"iter_{iteration}"
 
     def _report(self, meter: Meter, rate: float) -> None:
@@ -241,7 +241,7 @@ class Trainer:
         self.log.line(
             f"[TRAIN] epoch {samples / len(self.dataset):.2f}, iter {iteration}/{options.iters}, loss {total:.4f}, "
             f"grad norm {norm:.4f}, {skipped}lr {rate:.6f}, data {data_seconds:.3f} s, step {seconds:.3f} s, "
-            f"memory {memory / 2**30:.2f} GiB, ETA {duration(seconds * (options.iters - iteration))} | "
+            f"memory {memory / 2**30:.2f} GiB, ETA {tqdm.format_interval(seconds * (options.iters - iteration))} | "
             + " ".join(f"{name} {value:.4f}" for name, value in terms.items())
         )
         if total == norm == 0:
@@ -320,13 +320,13 @@ class Trainer:
 
     def _give_up(self, failures: Failures) -> NoReturn:
         """Save the run as it stood before `failures`, and raise DataError."""
-        iteration = failures.iterations_before
+        iteration = min(failures)
         if iteration:
-            self.scheduler.set_state_dict(failures.schedule_before)
-            self.state = replace(self.state, iteration=iteration, to_evaluate=False)
+            self.scheduler.step(iteration)
+            self.state = self.state.model_copy(update={"iteration": iteration, "to_evaluate": False})
             self._save()
 
-        files = [path for paths in failures.files for path in paths]
+        files = [path for paths in failures.values() for path in paths]
         more = f" and {len(files) - 8} more" if len(files) > 8 else ""
         again = f"resume from {self._folder(iteration)}, which is from before them," if iteration else "start again"
         raise DataError(

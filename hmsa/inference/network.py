@@ -30,7 +30,7 @@ from hmsa.distributed import ranks
 from hmsa.errors import DataError
 from hmsa.inference import cache
 from hmsa.inference.backends import BACKENDS, choose, packages_of
-from hmsa.inference.programs import Programs, write_checked_programs, write_programs
+from hmsa.inference.programs import open_programs, write_checked_programs, write_programs
 from hmsa.inference.tracing import replaced
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import FLOAT32_OPS, Network, ScaleNetwork, fuse_scales, joint_logits
@@ -60,17 +60,16 @@ def open_network(
         DataError: the backend does not answer as the network does ("auto" says so and goes on eagerly).
     """
     chosen = choose(backend, precision)
-    folder = None
-    if BACKENDS[chosen].forms:
-        folder = _cached_programs(build, identity, chosen, fall_back=backend == "auto")
+    has_programs, fall_back = BACKENDS[chosen].forms, backend == "auto"
+    folder = _cached_programs(build, identity, chosen, fall_back=fall_back) if has_programs else None
     if folder is None:
         model = build()
         model.eval()
         in_precision = {"fp32": model.at_scale, "bf16": _in_bf16(model.at_scale)}
 
     def network(precision: str) -> Network:
-        at_scale = in_precision[precision] if folder is None else Programs(folder, chosen, precision)
-        return lambda image: fuse_scales(at_scale, image, scales, align_corners=align_corners)["joint"]
+        at_scale = in_precision[precision] if folder is None else open_programs(folder, chosen, precision)
+        return _fused(at_scale, scales, align_corners)
 
     exact = network("fp32")
     return exact if precision == "fp32" else _with_agreement(network(precision), exact, precision)
@@ -81,12 +80,14 @@ class NetworkInTraining:
 
     With an engine, its programs are written anew each time. Paddle never gives back all of the memory that this takes:
     for a small W18 it was 3 MiB an evaluation with Paddle 2.6.2 and 3.2.2, whatever the size of the weights.
+
+    Raises:
+        UsageError: see `choose`; a call raises DataError where the engine does not answer as the network does.
     """
 
     def __init__(self, model: nn.Layer, engine: str = "auto") -> None:
         self._model = model
-        self._chosen = choose(engine)
-        self._fall_back = engine == "auto"
+        self._backend = choose(engine)
         self._written: Optional[MscaleOCRNet] = None
 
     @contextlib.contextmanager
@@ -96,29 +97,15 @@ class NetworkInTraining:
         was_training = model.training
         model.eval()
         try:
+            if self._backend == "eager" or not isinstance(model, MscaleOCRNet):
+                yield joint_logits(model)
+                return
             with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
-                at_scale = self._programs(Path(folder))
-                if at_scale is None:
-                    yield joint_logits(model)
-                else:
-                    programs, options = at_scale, {"scales": model.scales, "align_corners": model.align_corners}
-                    yield lambda image: fuse_scales(programs, image, **options)["joint"]
+                programs = write_checked_programs(model, Path(folder), self._backend, self._write)
+                yield _fused(programs, model.scales, model.align_corners)
         finally:
             if was_training:
                 model.train()
-
-    def _programs(self, folder: Path) -> Optional[Programs]:
-        """The engine's programs; None where the network runs eagerly."""
-        if self._chosen == "eager" or not isinstance(self._model, MscaleOCRNet):
-            return None
-        try:
-            return write_checked_programs(self._model, folder, self._chosen, self._write)
-        except DataError as error:
-            if not self._fall_back:
-                raise
-            self._chosen = "eager"
-            _warn_of_eager_mode(error)
-            return None
 
     def _write(self, model: MscaleOCRNet, folder: Path, form: str) -> None:
         # Paddle 2.6 never frees the tensors of a network that it has written: it is the first one, with new values.
@@ -130,41 +117,30 @@ class NetworkInTraining:
             write_programs(self._written, folder, form)
 
 
+def _fused(at_scale: ScaleNetwork, scales: Sequence[float], align_corners: bool) -> Network:
+    return lambda image: fuse_scales(at_scale, image, scales, align_corners=align_corners)["joint"]
+
+
 def _cached_programs(
     build: Callable[[], MscaleOCRNet], identity: Any, backend: str, *, fall_back: bool
 ) -> Optional[Path]:
     """The folder of the network's programs, written and checked if need be; None where eager mode has to do."""
-    depends_on = {"network": identity, "backend": backend, "versions": _versions(backend), "code": code_hash()}
-    built = False
-
-    def write(folder: Path) -> None:
-        nonlocal built
-        model = build()
-        built = True
-        write_checked_programs(model, folder, backend)
-
+    # All that has a part in making and running a program.
+    versions = [PADDLE_VERSION, *map(version, ("paddleseg", *packages_of(backend)))]
+    depends_on = {"network": identity, "backend": backend, "versions": versions, "code": code_hash()}
+    if not ranks.is_main():
+        ranks.barrier()  # The first rank fills the cache, the others find it full.
     try:
-        if not ranks.is_main():
-            ranks.barrier()  # The first rank fills the cache, the others find it full.
-            return cache.entry(depends_on, write)
-        try:
-            return cache.entry(depends_on, write)
-        finally:
-            ranks.barrier()
+        return cache.entry(depends_on, lambda folder: write_checked_programs(build(), folder, backend))
     except DataError as error:
-        if not (fall_back and built):  # Weights that do not fit do not fit in eager mode either.
+        # Weights that do not fit do not fit in eager mode either.
+        if not (fall_back and "backend" in error.settings):
             raise
-        _warn_of_eager_mode(error)
+        print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
         return None
-
-
-def _warn_of_eager_mode(error: DataError) -> None:
-    print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
-
-
-def _versions(backend: str) -> list[str]:
-    """Of all that has a part in making and running a program."""
-    return [PADDLE_VERSION, *map(version, ("paddleseg", *packages_of(backend)))]
+    finally:
+        if ranks.is_main():
+            ranks.barrier()
 
 
 def code_hash(package: Path = Path(__file__).parents[1]) -> str:

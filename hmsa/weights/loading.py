@@ -44,10 +44,10 @@ def as_float32(array: np.ndarray) -> np.ndarray:
     return converted
 
 
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """The first names of a list, short enough for a message."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    shown = (name if len(name) <= 120 else f"{name[:117]}..." for name in names[:most])
+def listed(names: Sequence[str]) -> str:
+    """The first four names of a list, short enough for a message."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    shown = (name if len(name) <= 120 else f"{name[:117]}..." for name in names[:4])
     return printable(", ".join(shown)) + more
 
 
