@@ -221,6 +221,8 @@ def test_all_checkpoints_may_be_kept() -> None:
 PACKAGE = ROOT / "hmsa"
 NAMED_ELSEWHERE = {
     "datasets/cityscapes.py": "commands of tools, whole, to be copied",
+    "datasets/kinds.py": "a command, whole, to be copied",
+    "draft.py": "in the text of a recipe",
     "distributed/ranks.py": "a flag of Paddle's launcher, in a comment",
 }
 
@@ -228,6 +230,7 @@ NAMED_ELSEWHERE = {
 def test_no_module_below_the_command_lines_names_a_flag() -> None:
     files = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
     naming = {name for name, text in files.items() if re.search(r"(?<![\w-])--[a-z]", text)}
+    naming = {name for name in naming if not name.startswith("commands/")}
     assert naming == {"cli.py", *NAMED_ELSEWHERE}
 
 

@@ -86,12 +86,16 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _share(text: str) -> float:
+    """A share, or per cent."""
     try:
-        value = float(text)
+        value = float(text.removesuffix("%"))
     except ValueError:
         value = 0
+    value = value / 100 if value >= 1 else value
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, such as 0.2, found {text!r}: correct it")
+        raise argparse.ArgumentTypeError(
+            f"expected a share such as 0.2, or 20 for 20 per cent, found {text!r}: correct it"
+        )
     return value
 
 

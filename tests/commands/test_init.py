@@ -222,7 +222,7 @@ def test_wrong_turns_are_a_sentence(shapes, tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "masks/a.png")
     with pytest.raises(DataError, match=r"a\.jpg should be a readable image, but: cannot identify"):
         run(tmp_path)
-    for word in ("0", "1", "x", "-1"):
+    for word in ("0", "100", "x", "-1", "nan"):
         with pytest.raises(SystemExit):
             init.make_parser().parse_args(["--images", "x", "--val", word])
 
