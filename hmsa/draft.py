@@ -22,6 +22,7 @@ from hmsa.datasets.find import search
 from hmsa.datasets.folders import Split, folder_pairs, parts
 from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, check_size
 from hmsa.datasets.kinds import Class, Found, Kind, look
+from hmsa.datasets.lists import MAX_PROBLEMS
 from hmsa.errors import DataError
 
 MAX_MASKS = 500
@@ -72,6 +73,7 @@ def survey(image_dir: str, label_dir: str, patterns: tuple[Optional[str], Option
     pairs = folder_pairs(*folders, *guessed)
     sizes = [_size(image) for image, _ in tqdm(pairs.values(), unit="image", disable=None)]
     labels = [label for _, label in pairs.values() if label]
+    _check_sizes(pairs.values(), sizes, list(map(_size, labels)))
     some = labels if len(labels) <= MAX_MASKS else sorted(random.Random(seed).sample(labels, MAX_MASKS))
     return Survey(image_dir, label_dir, guessed, pairs, sizes, look(some), sampled=len(some) < len(labels))
 
@@ -86,6 +88,21 @@ def _size(path: str) -> tuple[int, int]:
     except Exception as error:  # on damaged files Pillow raises almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} should be a readable image, but: {reason}; replace or remove it") from error
+
+
+def _check_sizes(pairs: Iterable[Pair], sizes: Sequence[Any], of_labels: Sequence[Any]) -> None:
+    """DataError naming masks (at most 20) of another size than their image's."""
+    wrong = [
+        "{} is {}x{}, its image {}x{}".format(label, *found, *size)
+        for (_, label), size, found in zip(pairs, sizes, of_labels)
+        if found != size
+    ]
+    if wrong:
+        more = f" and {len(wrong) - MAX_PROBLEMS} more" if len(wrong) > MAX_PROBLEMS else ""
+        raise DataError(
+            f"every mask should be as large as its image (turned as its EXIF data say), but {len(wrong)} are not: "
+            f"{', '.join(wrong[:MAX_PROBLEMS])}{more}; pair them with the right images, or make them anew in their size"
+        )
 
 
 def labelme_files(folder: Path) -> list[Path]:
@@ -265,6 +282,8 @@ def recipe(survey: Survey, kind: Kind, naming: Naming, plan: Plan, *, split: Spl
             _dataset("train", survey, split, _augmented(plan)),
             _dataset("val", survey, split, [*_resized(plan), _normalized()]),
             _optimizer(plan, weights),
+            f"ema:  # the weights that are evaluated and kept: averages over about the last tenth of the iterations\n"
+            f"  decay: {max(1 - 10 / plan.iters, 0.9):.4f}",
             _loss(plan),
             "test_config:  # of evaluation and prediction\n"
             "  aug_eval: false  # true averages over scales and flips: slower, and often a bit better\n"

@@ -218,9 +218,16 @@ def test_wrong_turns_are_a_sentence(shapes, tmp_path):
     (tmp_path / "masks").mkdir()
     with pytest.raises(DataError, match=r"images should hold images whose names fit '\*', but it holds none"):
         run(tmp_path)
+    Image.new("RGB", (9, 8)).save(tmp_path / "images/a.jpg")
+    Image.new("L", (8, 8)).save(tmp_path / "masks/a.png")
+    with pytest.raises(DataError, match=r"but 1 are not: \S+a\.png is 8x8, its image 9x8; pair them"):
+        run(tmp_path)
     (tmp_path / "images/a.jpg").write_text("no image")
     Image.new("L", (8, 8)).save(tmp_path / "masks/a.png")
     with pytest.raises(DataError, match=r"a\.jpg should be a readable image, but: cannot identify"):
+        run(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "images/a.jpg")
+    with pytest.raises(DataError, match=r"the masks should tell two classes apart at least, but all 1 hold 0 alone"):
         run(tmp_path)
     for word in ("0", "100", "x", "-1", "nan"):
         with pytest.raises(SystemExit):
