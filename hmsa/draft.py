@@ -131,9 +131,10 @@ def guess_patterns(
         beside = [stem for there, stem in images if there == folder and not (in_one and stem == label)]
         votes.update({_around(stem, label) for stem in _nearest(label, beside)})
     candidates = {(given[0] or image, given[1] or label) for (image, label), _ in votes.most_common(12)}
-    return max(
-        sorted(candidates), key=lambda pair: (_paired(images, labels, pair), *_likely(pair[1])), default=("*", "*")
-    )
+    plain = given[0] or "*", given[1] or "*"
+    best = max(sorted(candidates), key=lambda pair: (_paired(images, labels, pair), *_likely(pair[1])), default=plain)
+    found = _paired(images, labels, best)
+    return best if 2 * found >= min(len(images), len(labels)) / (1 + in_one) else plain
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -348,8 +349,8 @@ def _dataset(part: str, survey: Survey, split: Split, transforms: Sequence[str])
     if own:
         folders = {key: str(Path(folder) / own[part]) for key, folder in folders.items()}
     lines = [f"{part}_dataset:", "  type: Dataset", *(f"  {key}: {_yaml(value)}" for key, value in folders.items())]
-    if survey.patterns != ("*", "*"):
-        lines += [f"  {side}_pattern: {_yaml(text)}" for side, text in zip(("image", "label"), survey.patterns)]
+    patterns = zip(("image_pattern", "label_pattern"), survey.patterns)
+    lines += [f"  {key}: {_yaml(pattern)}" for key, pattern in patterns if pattern != "*"]
     if not own:
         values = {key: value for key, value in split._asdict().items() if value or key in ("val", "seed")}
         note = "  # the same in both data sets: where an image belongs is drawn from its name and the seed"
