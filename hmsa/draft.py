@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from hmsa.components import IMAGENET
+from hmsa.config.reading import load_config
 from hmsa.config.text import _Dumper
 from hmsa.datasets.dataset import Pair
 from hmsa.datasets.find import search
@@ -199,6 +200,30 @@ class Machine(NamedTuple):
     memory: int  # bytes; 0 if unknown
 
 
+class Network(NamedTuple):
+    """The parts of a network, in the words of a recipe."""
+
+    backbone: str
+    ocr_mid_channels: int
+    ocr_key_channels: int
+    attention_mid_channels: int
+    scales: tuple[float, ...]
+
+
+SMALL = Network("HRNet_W18_NV_Small_V1", 64, 32, 32, (0.5, 1.0))
+LARGE = Network("HRNet_W48_NV", 512, 256, 256, (0.5, 1.0, 2.0))
+
+
+def network_of(weights: str) -> Optional[Network]:
+    """The network that weights belong to, where a checkpoint's recipe lies beside them."""
+    folder = Path(weights) if Path(weights).is_dir() else Path(weights).parent
+    if not (folder / "config.yml").is_file():
+        return None
+    spec = load_config(folder / "config.yml").model
+    channels = spec.ocr_mid_channels, spec.ocr_key_channels, spec.attention_mid_channels
+    return Network(spec.backbone.type, *channels, tuple(spec.scales))
+
+
 @dataclass
 class Plan:
     """The numbers of a recipe."""
@@ -210,12 +235,14 @@ class Plan:
     batch: int
     iters: int
     rate: float
-    small: bool  # network
+    small: bool  # machine
+    network: Network
     interval: int  # iterations between evaluations
 
 
-def planned(survey: Survey, counts: tuple[int, int], machine: Machine, *, pretrained: bool) -> Plan:
+def planned(survey: Survey, counts: tuple[int, int], machine: Machine, *, weights: Optional[str]) -> Plan:
     """What so many images of these sizes take; `counts` are those to train and to evaluate on."""
+    pretrained = weights is not None
     width, height = (round(statistics.median(sides)) for sides in zip(*survey.sizes))
     limit = 2048 if machine.gpu else 1024
     longest = limit if max(width, height) > limit else None
@@ -236,6 +263,7 @@ def planned(survey: Survey, counts: tuple[int, int], machine: Machine, *, pretra
         iters=iters,
         rate=large_rate if machine.gpu else small_rate,
         small=not machine.gpu,
+        network=(weights and network_of(weights)) or (LARGE if machine.gpu else SMALL),
         interval=max(iters // 8 // 50, 1) * 50,
     )
 
@@ -308,20 +336,25 @@ def _head(survey: Survey, kind: Kind, plan: Plan) -> str:
 
 
 def _model(plan: Plan, classes: int, weights: Optional[str]) -> str:
-    sizes = (
-        "  # The smallest HRNet and a narrow head: what a CPU trains in minutes. HRNet_W48_NV with the sizes 512, 256\n"
-        "  # and 256 is better, and wants a GPU.\n"
-        "  backbone: {type: HRNet_W18_NV_Small_V1}\n"
-        "  ocr_mid_channels: 64\n  ocr_key_channels: 32\n  attention_mid_channels: 32\n"
-        "  scales: [0.5, 1.0]  # that the network weighs against each other; 2.0 beside them finds smaller things\n"
-        if plan.small
-        else "  backbone: {type: HRNet_W48_NV}\n"
-        "  scales: [0.5, 1.0, 2.0]  # that the network weighs against each other\n"
-        "  recompute: true  # a third of the memory for a third more time\n"
-    )
+    network = plan.network
+    lines = ["model:", "  type: MscaleOCRNet", f"  num_classes: {classes}"]
+    if network == SMALL:
+        lines += [
+            "  # The smallest HRNet and a narrow head, for a CPU. HRNet_W48_NV with the sizes 512, 256",
+            "  # and 256 is better, and wants a GPU.",
+        ]
+    lines += [f"  backbone: {{type: {network.backbone}}}"]
+    sizes = ("ocr_mid_channels", "ocr_key_channels", "attention_mid_channels")
+    lines += [f"  {key}: {getattr(network, key)}" for key in sizes]
+    more = "" if 2.0 in network.scales else "; 2.0 beside them finds smaller things"
+    lines.append(f"  scales: {list(network.scales)}  # that the network weighs against each other{more}")
+    if not plan.small:
+        lines.append("  recompute: true  # a third of the memory for a third more time")
     start = "weights to start from; what does not fit, such as other classes, starts at random"
-    pretrained = f"{_yaml(weights)}  # {start}" if weights else "null  # a file of " + start
-    return f"model:\n  type: MscaleOCRNet\n  num_classes: {classes}\n{sizes}  pretrained: {pretrained}"
+    lines.append(
+        f"  pretrained: {_yaml(weights)}  # {start}" if weights else f"  pretrained: null  # a file of {start}"
+    )
+    return "\n".join(lines)
 
 
 def _classes(naming: Naming) -> str:

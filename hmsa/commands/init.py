@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -62,7 +63,6 @@ def main(args: argparse.Namespace) -> None:
     _check_recipe_words(args)
 
     from hmsa import draft
-    from hmsa.config.reading import load_config
     from hmsa.datasets.folders import Split
     from hmsa.datasets.kinds import kind_of
     from hmsa.system.files import output_file, write_atomically
@@ -78,10 +78,10 @@ def main(args: argparse.Namespace) -> None:
 
     naming = _named(args, kind, found)
     _say_what_is_missing(found, naming, split)
-    plan = draft.planned(found, counts, machine(args.device), pretrained=bool(args.weights))
+    plan = draft.planned(found, counts, machine(args.device), weights=args.weights)
     text = draft.recipe(found, kind, naming, plan, split=split, weights=args.weights) + "\n"
+    _try_out(text, args.weights)
     write_atomically(output, text.encode())
-    load_config(output)
     _say_what_is_next(output, plan)
 
 
@@ -118,7 +118,7 @@ def _check_recipe_words(args: argparse.Namespace) -> None:
     for flag, text in (("--images", args.images), ("--masks", args.masks or "")):
         if not text.isprintable():
             raise UsageError(f"{flag}: expected a name that a recipe can hold, found {text!r}: rename the folder")
-    if args.weights and not Path(args.weights).exists():
+    if args.weights and "://" not in args.weights and not Path(args.weights).exists():
         raise UsageError(f"--weights: expected a file of weights, found none at {args.weights}: correct the path")
 
 
@@ -151,6 +151,20 @@ def machine(device: str) -> Machine:
     here = "gpu" if on_gpu() else "cpu"
     known = device in ("auto", here)
     return Machine(gpu=(here if device == "auto" else device) == "gpu", memory=total_memory_bytes() if known else 0)
+
+
+def _try_out(text: str, weights: Optional[str]) -> None:
+    """Read the recipe, and say how far the weights fit its network."""
+    from hmsa.builder import build_model
+    from hmsa.config.reading import load_config
+    from hmsa.weights.loading import load_pretrained
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yml"
+        path.write_text(text, encoding="utf-8")
+        config = load_config(path)
+    if weights:
+        _say(load_pretrained(build_model(config), weights))
 
 
 # --- Names ---

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 import yaml
 from PIL import Image
@@ -94,6 +95,25 @@ def test_a_few_iterations_of_what_it_writes(shapes, tmp_path):
     ]
     train.main(train.make_parser().parse_args([*flags, "--save_interval", "30", *small]))
     assert (tmp_path / "run/best_model/model.pdparams").is_file()
+
+
+def test_weights_bring_their_network_and_are_tried_out(shapes, tmp_path, capsys):
+    path = run(shapes / "values")
+    opts = ["model.ocr_mid_channels=16", "model.scales=[0.5,1.0,2.0]", "model.num_classes=5", "classes=null"]
+    config = hmsa.load_config(path, [*opts, "train_dataset=null", "val_dataset=null"])
+    folder = tmp_path / "best model"
+    folder.mkdir()
+    (folder / "config.yml").write_text(config.dump(), encoding="utf-8")
+    paddle.save(build_model(config).state_dict(), str(folder / "model.pdparams"))
+    capsys.readouterr()
+    started = hmsa.load_config(run(shapes / "values", "--weights", folder))
+    assert (started.model.ocr_mid_channels, started.model.scales) == (16, [0.5, 1.0, 2.0])
+    assert started.model.pretrained == str(folder) and "tensors; not fitting: " in capsys.readouterr().out
+    (tmp_path / "other.pdparams").write_bytes(b"no weights")
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"other\.pdparams"):
+        run(shapes / "values", "--weights", tmp_path / "other.pdparams")
+    assert path.read_bytes() == before
 
 
 def test_the_script_says_what_comes_next_and_replaces_nothing(shapes, tmp_path):
@@ -234,21 +254,20 @@ def test_wrong_turns_are_a_sentence(shapes, tmp_path):
             init.make_parser().parse_args(["--images", "x", "--val", word])
 
 
-@pytest.mark.parametrize("pretrained", [False, True])
+@pytest.mark.parametrize("weights", [None, "my weights.pdparams"])
 @pytest.mark.parametrize("machine", [draft.Machine(False, 0), draft.Machine(True, 0), draft.Machine(True, 80 * 2**30)])
 @pytest.mark.parametrize("sizes", [[(28, 28)], [(300, 200), (140, 320)], [(4000, 3000)], [(2048, 1024)]])
-def test_plans_fit_images_and_machine(tmp_path, machine, sizes, pretrained):
+def test_plans_fit_images_and_machine(tmp_path, machine, sizes, weights):
     write_shapes(tmp_path, masks="binary", count=5)
     found = draft.survey(str(tmp_path / "images"), str(tmp_path / "masks"), (None, None), 0)
     found.sizes = sizes * 5
     for train in (4, 100, 30000):
-        plan = draft.planned(found, (train, 1), machine, pretrained=pretrained)
+        plan = draft.planned(found, (train, 1), machine, weights=weights)
         assert plan.small is not machine.gpu and all(side % 32 == 0 and side >= 64 for side in plan.crop)
         assert 1 <= plan.batch <= 8 and plan.interval <= plan.iters
         kind = init_kind(found)
         naming = draft.Naming(kind.classes, kind.ignored, kind.numbered)
         split = draft.Split(0.2, 0, 0, None)
-        weights = "my weights.pdparams" if pretrained else None
         text = draft.recipe(found, kind, naming, plan, split=split, weights=weights)
         path = tmp_path / "recipe.yml"
         path.write_text(text)
