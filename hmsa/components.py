@@ -308,6 +308,14 @@ class DiceLossSpec(Component):
     ignore_index: Label = 255
 
 
+class TverskyLossSpec(Component):
+    weight: Optional[Weights] = None
+    alpha: NonNegative = 0.3
+    beta: NonNegative = 0.7
+    smooth: NonNegative = 1.0
+    ignore_index: Label = 255
+
+
 class BootstrappedCrossEntropyLossSpec(Component):
     min_K: Count
     loss_th: NonNegative
@@ -325,6 +333,7 @@ class CrossEntropyLossSpec(Component):
 class OhemCrossEntropyLossSpec(Component):
     thresh: Probability = 0.7
     min_kept: Natural = 10000
+    weight: Optional[Weights] = None
     ignore_index: Label = 255
 
 
@@ -341,6 +350,7 @@ class MixedLossSpec(Component):
 
 LOSSES: Table = {
     "DiceLoss": (DiceLossSpec, "hmsa.losses.dice:DiceLoss"),
+    "TverskyLoss": (TverskyLossSpec, "hmsa.losses.tversky:TverskyLoss"),
     "BootstrappedCrossEntropyLoss": (
         BootstrappedCrossEntropyLossSpec,
         "hmsa.losses.bootstrapped_cross_entropy:BootstrappedCrossEntropyLoss",
@@ -419,8 +429,11 @@ SCHEDULERS: Table = {"PolynomialDecay": (PolynomialDecaySpec, "paddle.optimizer.
 METRICS = {
     "confusion": "hmsa.metrics.confusion:Confusion",
     "boundary": "hmsa.metrics.boundary:BoundaryIoU",
+    "image_iou": "hmsa.metrics.image_iou:ImageIoU",
     "calibration": "hmsa.metrics.calibration:Calibration",
 }
+MEAN_LOSS = "hmsa.metrics.loss:MeanLoss"
+"""What evaluations in a training measure too."""
 
 
 KINDS: dict[str, Table] = {

@@ -270,24 +270,14 @@ def _say_what_is_next(output: Path, plan: Plan) -> None:
     from hmsa.system.device import on_gpu
     from hmsa.system.environment import cores
 
+    hmsa = "hmsa" if shutil.which("hmsa") else "python -m hmsa"
     config = f"--config {shlex.quote(str(output))}"
-    folder = shlex.quote(f"output/{output.stem}")
-    train = f"{config} --do_eval --save_interval {plan.interval} --num_workers 2 --save_dir {folder}"
+    train = (
+        f"--do_eval --save_interval {plan.interval} --num_workers 2 --save_dir {shlex.quote(f'output/{output.stem}')}"
+    )
     processes = max(n for n in (1, 2, 4) if n == 1 or (n <= cores() and plan.batch % n == 0 and not on_gpu()))
     if processes > 1:
-        train += f" --batch_size {plan.batch // processes}"
+        train += f" --nproc_per_node {processes} --batch_size {plan.batch // processes}"
     _say(f"written to {output}. Next:")
-    _say(f"  {_command('check-data')} {config}")
-    _say(f"  {_command('train', processes, folder)} {train}")
-
-
-def _command(name: str, processes: int = 1, folder: str = "") -> str:
-    """How to run a command: of the package as it is installed, else of its sources."""
-    installed = shutil.which("hmsa")
-    root = Path(cli.__file__).parents[1]
-    script = root / ("train.py" if name == "train" else f"tools/{name.replace('-', '_')}.py")
-    program = f"{shlex.quote(installed)} {name}" if installed else shlex.quote(str(script))
-    python = "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
-    if processes > 1:
-        return f"{python} -m paddle.distributed.launch --nproc_per_node {processes} --log_dir {folder}/log {program}"
-    return f"hmsa {name}" if installed else f"{python} {program}"
+    _say(f"  {hmsa} check-data {config}")
+    _say(f"  {hmsa} train {config} {train}")

@@ -165,7 +165,7 @@ class SegmentationDataset:
 
     def _read_checked_label(self, path: str, image_path: str, image: np.ndarray, orientation: int) -> np.ndarray:
         """The label of an image [H, W, 3], which has been turned from EXIF's `orientation`."""
-        label, size = self._read_label(path), image.shape[:2]
+        label, size = self.read_label(path), image.shape[:2]
         stored = size[::-1] if orientation >= 5 else size
         if orientation != 1 and label.shape == stored:
             raise DataError(
@@ -181,8 +181,12 @@ class SegmentationDataset:
             )
         return label
 
-    def _read_label(self, path: str) -> np.ndarray:
-        """The class numbers in a label file, [H, W], of a type that OpenCV can resize and pad."""
+    def read_label(self, path: str) -> np.ndarray:
+        """The class numbers in a label file, [H, W], of a type that OpenCV can resize and pad.
+
+        Raises:
+            DataError: it cannot be read, or holds other numbers or colours.
+        """
         classes = self.classes
         if classes.values is not None:
             mask = read_mask(path, self.max_image_pixels, colors=classes.in_colors)

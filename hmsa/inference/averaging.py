@@ -156,6 +156,12 @@ def best_classes(scores: paddle.Tensor) -> np.ndarray:
     return paddle.argmax(scores[0], axis=0, dtype="int32").numpy().astype(np.uint8)
 
 
+def logits_of(scores: paddle.Tensor, options: InferenceOptions) -> paddle.Tensor:
+    """Logits whose softmax is that of what `class_scores` made with these `options`: [N, K, H, W]."""
+    with paddle.no_grad():
+        return paddle.log(scores.clip(min=1e-12)) if options.averages_probabilities else scores
+
+
 def confidences(scores: paddle.Tensor, options: InferenceOptions) -> np.ndarray:
     """The probability of every pixel's best class, float32 [H, W], from what `class_scores` made with these `options`.
 

@@ -68,7 +68,7 @@ def test_a_recipe_for_every_form_of_masks_trains(shapes, tmp_path, masks, values
     assert set(np.unique(labels)) - {255} == set(range(len(values)))
     assert build_model(config).num_classes == len(values)
     out = capsys.readouterr().out
-    assert f"check{'-' if 'hmsa check' in out else '_'}data" in out and str(path) in out and "--do_eval" in out
+    assert f"hmsa check-data --config {path}\n" in out and f"hmsa train --config {path} --do_eval " in out
 
 
 def test_a_few_iterations_of_what_it_writes(shapes, tmp_path):
