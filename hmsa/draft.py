@@ -314,6 +314,9 @@ def recipe(survey: Survey, kind: Kind, naming: Naming, plan: Plan, *, split: Spl
             f"ema:  # the weights that are evaluated and kept: averages over about the last tenth of the iterations\n"
             f"  decay: {max(1 - 10 / plan.iters, 0.9):.4f}",
             _loss(plan),
+            "# Two more for little data, without their # where needed:\n"
+            "# class_weights: auto  # in the losses, rare classes weigh more\n"
+            "# early_stopping: {patience: 5}  # end after so many evaluations without a better score",
             "test_config:  # of evaluation and prediction\n"
             "  aug_eval: false  # true averages over scales and flips: slower, and often a bit better\n"
             "  scales: [1.0]\n"

@@ -17,7 +17,7 @@ from PIL import Image
 import hmsa
 from hmsa import draft
 from hmsa.builder import build_dataset, build_model
-from hmsa.commands import init
+from hmsa.commands import convert, init
 from hmsa.datasets.classes import Classes
 from hmsa.errors import DataError, UsageError
 from hmsa.toy.shapes import KINDS, write_shapes
@@ -71,30 +71,32 @@ def test_a_recipe_for_every_form_of_masks_trains(shapes, tmp_path, masks, values
     assert f"hmsa check-data --config {path}\n" in out and f"hmsa train --config {path} --do_eval " in out
 
 
-def test_a_few_iterations_of_what_it_writes(shapes, tmp_path):
+def labelme_masks(folder: Path) -> None:
+    """What the message about polygons says to do."""
+    with pytest.raises(UsageError, match=r"found 10 files of labelme's polygons, such as shapes_000\.json") as error:
+        run(folder, masks=None)
+    command = str(error.value).split("run hmsa convert ")[1].split(", and then")[0]
+    assert command == f"labelme --annotations {folder}/images --output {folder}/images_masks"
+    args = convert.make_parser().parse_args(command.split())
+    convert.main(args)
+
+
+@pytest.mark.parametrize("masks", ["values", "colors", "binary", "labelme"])
+def test_a_few_iterations_of_what_it_writes(shapes, tmp_path, masks):
     sys.path.insert(0, str(ROOT))
     import train
 
-    path = run(shapes / "values")
-    small = [
-        "--opts",
-        "model.ocr_mid_channels=16",
-        "model.ocr_key_channels=8",
-        "train_dataset.transforms.1.crop_size=[64, 64]",
-    ]
-    flags = [
-        "--config",
-        str(path),
-        "--iters",
-        "30",
-        "--batch_size",
-        "2",
-        "--save_dir",
-        str(tmp_path / "run"),
-        "--do_eval",
-    ]
-    train.main(train.make_parser().parse_args([*flags, "--save_interval", "30", *small]))
-    assert (tmp_path / "run/best_model/model.pdparams").is_file()
+    if masks == "labelme":
+        labelme_masks(shapes / masks)
+    path = run(shapes / masks, masks="images_masks/masks" if masks == "labelme" else "masks")
+    if masks == "labelme":
+        names = {of.name for of in hmsa.load_config(path).classes or ()}
+        assert names == {"background", *(kind.name for kind in KINDS)}
+    small = ["model.ocr_mid_channels=16", "model.ocr_key_channels=8", "lr_scheduler.warmup_iters=0"]
+    flags = ["--config", str(path), "--iters", "3", "--batch_size", "2", "--save_dir", str(tmp_path / "run")]
+    crop = "train_dataset.transforms.1.crop_size=[64, 64]"
+    train.main(train.make_parser().parse_args([*flags, "--do_eval", "--opts", crop, *small]))
+    assert (tmp_path / "run/best_model/ema.pdparams").is_file()
 
 
 def test_weights_bring_their_network_and_are_tried_out(shapes, tmp_path, capsys):
@@ -126,13 +128,6 @@ def test_the_script_says_what_comes_next_and_replaces_nothing(shapes, tmp_path):
     assert first.returncode == 0, first.stderr
     assert "10 images with masks" in first.stdout and f"--config '{tmp_path}/my recipe.yml'" in first.stdout
     assert second.returncode == 2 and "replace it by --force" in second.stderr
-
-
-def test_polygons_are_converted_first(shapes):
-    folder = shapes / "labelme"
-    with pytest.raises(UsageError, match=r"found 10 files of labelme's polygons, such as shapes_000\.json") as error:
-        run(folder, masks=None)
-    assert f"hmsa convert labelme --annotations {folder}/images --output {folder}/images_masks, " in str(error.value)
 
 
 def test_names_come_from_the_table_beside_the_masks(shapes, tmp_path):
@@ -275,6 +270,9 @@ def test_plans_fit_images_and_machine(tmp_path, machine, sizes, weights):
         assert config.model.pretrained == weights and config.iters == plan.iters
         assert yaml.safe_load(text)["train_dataset"]["split"] == {"val": 0.2, "seed": 0}
         assert max(map(len, text.splitlines())) <= 120
+        path.write_text(text.replace("# class_w", "class_w").replace("# early_s", "early_s"))
+        more = hmsa.load_config(path)
+        assert more.class_weights == "auto" and more.early_stopping
     assert isinstance(init_classes(config), Classes)
 
 
