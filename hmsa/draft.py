@@ -210,7 +210,7 @@ class Network(NamedTuple):
     scales: tuple[float, ...]
 
 
-SMALL = Network("HRNet_W18_NV_Small_V1", 64, 32, 32, (0.5, 1.0))
+SMALL = Network("HRNet_W18_NV_Small_V1", 64, 32, 32, (0.5, 1.0, 2.0))
 LARGE = Network("HRNet_W48_NV", 512, 256, 256, (0.5, 1.0, 2.0))
 
 
@@ -234,6 +234,7 @@ class Plan:
     crop: tuple[int, int]  # width, height
     batch: int
     iters: int
+    scaling: tuple[float, float]  # by which images become smaller and larger at random
     rate: float
     small: bool  # machine
     network: Network
@@ -253,8 +254,14 @@ def planned(survey: Survey, counts: tuple[int, int], machine: Machine, *, weight
     epochs, least, most = (60, 3000, 65000) if machine.gpu else (40, 300, 6000)
     iters = min(max(epochs * counts[0] // batch, least), most) // (2 if pretrained else 1)
     iters = max(iters // 50, 1) * 50
-    small_rate = 0.006 if pretrained or iters > 1500 else 0.018
+    small_rate = 0.006 if pretrained or iters > 1500 else 0.012
     large_rate = 0.005 if pretrained else 0.001
+    # The scale 2.0 shows a network the borders in small images, if it is trained on enlarged ones; of large images it
+    # takes long.
+    is_small = max(width, height) < 400
+    network = LARGE if machine.gpu else SMALL
+    if not machine.gpu and max(width, height) > 640:
+        network = network._replace(scales=(0.5, 1.0))
     return Plan(
         *counts,
         longest=longest,
@@ -263,7 +270,8 @@ def planned(survey: Survey, counts: tuple[int, int], machine: Machine, *, weight
         iters=iters,
         rate=large_rate if machine.gpu else small_rate,
         small=not machine.gpu,
-        network=(weights and network_of(weights)) or (LARGE if machine.gpu else SMALL),
+        scaling=(0.75, 2.25) if is_small else (0.5, 2.0) if machine.gpu else (0.5, 1.5),
+        network=(weights and network_of(weights)) or network,
         interval=max(iters // 8 // 50, 1) * 50,
     )
 
@@ -341,7 +349,7 @@ def _head(survey: Survey, kind: Kind, plan: Plan) -> str:
 def _model(plan: Plan, classes: int, weights: Optional[str]) -> str:
     network = plan.network
     lines = ["model:", "  type: MscaleOCRNet", f"  num_classes: {classes}"]
-    if network == SMALL:
+    if network.backbone == SMALL.backbone:
         lines += [
             "  # The smallest HRNet and a narrow head, for a CPU. HRNet_W48_NV with the sizes 512, 256",
             "  # and 256 is better, and wants a GPU.",
@@ -395,7 +403,7 @@ def _dataset(part: str, survey: Survey, split: Split, transforms: Sequence[str])
 
 
 def _augmented(plan: Plan) -> list[str]:
-    low, high = (0.75, 1.5) if plan.small else (0.5, 2.0)
+    low, high = plan.scaling
     return [
         *_resized(plan),
         "- type: ResizeStepScaling  # things nearer and farther away",
