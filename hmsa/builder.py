@@ -35,7 +35,6 @@ from hmsa.errors import DataError, HmsaError, UsageError, dotted, printable, sho
 from hmsa.losses.foreign import ForeignLoss
 from hmsa.losses.weighted import WeightedLoss
 from hmsa.models import MscaleOCRNet
-from hmsa.models.hierarchical import Network
 from hmsa.system.device import on_gpu
 from hmsa.system.files import sha256
 from hmsa.weights.loading import listed, load_weights, weight_file
@@ -43,6 +42,7 @@ from hmsa.weights.loading import listed, load_weights, weight_file
 if TYPE_CHECKING:
     from hmsa.engine.train import TrainOptions
     from hmsa.engine.watch import EarlyStopping
+    from hmsa.inference.network import FusedNetwork
 
 # --- The network. ---
 
@@ -63,7 +63,7 @@ def build_model(config: Config) -> MscaleOCRNet:
     return network
 
 
-def open_network(config: Config, weights: str, *, backend: str, precision: str) -> tuple[Network, str]:
+def open_network(config: Config, weights: str, *, backend: str, precision: str) -> tuple[FusedNetwork, str]:
     """The network of a recipe with its weights, run by a backend (see `hmsa.inference.network`).
 
     Where the backend's programs are in the cache, neither the network nor its weights need to be loaded.

@@ -23,6 +23,16 @@ Pair = tuple[str, Optional[str]]
 _FINE_ORDER, _COARSE_ORDER, _REPLACEMENT = 1, 2, 3
 
 
+def transformed(sample: Sample, transforms: Sequence[Transform], rng: np.random.Generator) -> Sample:
+    """What the network takes of a sample that was read: `img` float32 [3, H, W], `label` int64 [H, W]."""
+    for transform in transforms:
+        sample = transform(sample, rng)
+    sample["img"] = np.ascontiguousarray(sample["img"].transpose(2, 0, 1), np.float32)
+    if "label" in sample:
+        sample["label"] = sample["label"].astype(np.int64)
+    return sample
+
+
 @dataclass(eq=False)
 class SegmentationDataset:
     """An endless stream of samples over pairs of image and label.
@@ -113,13 +123,7 @@ class SegmentationDataset:
     def __getitem__(self, index: int) -> Sample:
         epoch, position = divmod(index, len(self))
         sample = self._read_or_replace(self._recent_epoch(epoch), epoch, position)
-        rng = np.random.default_rng((self.seed, epoch, position))
-        for transform in self.transforms:
-            sample = transform(sample, rng)
-        sample["img"] = np.ascontiguousarray(sample["img"].transpose(2, 0, 1), np.float32)
-        if "label" in sample:
-            sample["label"] = sample["label"].astype(np.int64)
-        return sample
+        return transformed(sample, self.transforms, np.random.default_rng((self.seed, epoch, position)))
 
     def _read(self, pair: Pair) -> Sample:
         """Read and check one pair. DataError names the file if it cannot be used."""

@@ -185,6 +185,26 @@ def confidences(scores: paddle.Tensor, options: InferenceOptions) -> np.ndarray:
     return best
 
 
+def probabilities(scores: paddle.Tensor, options: InferenceOptions) -> np.ndarray:
+    """The probability of every class, float32 [K, H, W], from what `class_scores` made with these `options`.
+
+    Args:
+        scores: [1, K, H, W].
+    """
+    if options.averages_probabilities:
+        return scores[0].numpy()
+    if on_gpu():
+        return F.softmax(scores, axis=1)[0].numpy()
+
+    powers = scores[0].numpy()  # turned into probabilities in place, a few rows at a time, as in `confidences`
+    with np.errstate(invalid="ignore"):
+        for top in range(0, powers.shape[1], 16):
+            rows = powers[:, top : top + 16]
+            np.exp(rows - rows.max(axis=0), out=rows)
+            rows /= rows.sum(axis=0)
+    return powers
+
+
 def _in_tiles(network: Network, image: paddle.Tensor, options: InferenceOptions) -> paddle.Tensor:
     """Run the network tile by tile and average where tiles overlap. An image within a tile runs whole."""
     if options.tile is None:
