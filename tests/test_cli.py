@@ -221,6 +221,8 @@ def test_all_checkpoints_may_be_kept() -> None:
 PACKAGE = ROOT / "hmsa"
 NAMED_ELSEWHERE = {
     "datasets/cityscapes.py": "commands of tools, whole, to be copied",
+    "datasets/kinds.py": "a command, whole, to be copied",
+    "draft.py": "in the text of a recipe",
     "distributed/ranks.py": "a flag of Paddle's launcher, in a comment",
 }
 

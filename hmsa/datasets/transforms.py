@@ -95,7 +95,7 @@ def _pad(sample: Sample, size: tuple[int, int], image_value: Any, label_value: i
     return _apply(sample, pad, values, label_value)
 
 
-def divisor_of(image: np.ndarray) -> float:
+def divisor_of(image: np.ndarray) -> int:
     """By which its numbers are divided, see `Normalize`."""
     return 255 if image.shape[2] == 3 else DIVISORS.get(image.dtype.name, 1)
 

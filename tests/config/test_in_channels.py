@@ -135,6 +135,19 @@ def test_no_transforms_of_imagenet_for_other_channels(tmp_path: Path) -> None:
     assert "expected val_dataset, whose transforms prepare images of 4 channels, found none" in line
 
 
+def test_arrays_in_folders(tmp_path: Path) -> None:
+    np.save(tmp_path / "a_image.npy", np.zeros((64, 64, 4), np.uint8))
+    cv2.imwrite(str(tmp_path / "a_mask.png"), np.zeros((64, 64), np.uint8))
+    for pattern in ("*_image", "*_image.npy"):
+        (tmp_path / "a.yml").write_text(
+            f"in_channels: 4\n{MODEL % ''}train_dataset:\n  type: Dataset\n  dataset_root: {tmp_path}\n"
+            f"  image_dir: .\n  label_dir: .\n  image_pattern: '{pattern}'\n  label_pattern: '*_mask.png'\n"
+            "  transforms: [{type: Normalize, mean: [0, 0, 0, 0], std: [1, 1, 1, 1]}]\n"
+        )
+        dataset = builder.build_dataset(load_config(tmp_path / "a.yml"), "train")
+        assert dataset[0]["img"].shape == (4, 64, 64)
+
+
 def test_images_of_the_recipes_channels(read: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.full((64, 64, 4), 51, np.uint8))
 
