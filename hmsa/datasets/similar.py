@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that show nearly the same: saved again, made smaller, or taken a moment later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+SIDE = 9
+"""Of the small picture of an image, [SIDE, SIDE] of grey, by which images are compared."""
+
+_BANDS = 8
+_MAX_DIFFERENT = 6  # bits of 128: two hashes as near as that agree in at least two bands
+_LEAST_CORRELATION = 0.98
+_LEAST_CONTRAST = 2.0  # grey levels; flatter images have no structure to compare
+_MAX_BUCKET = 4000  # hashes that are compared with each other
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """The small picture, uint8 [SIDE, SIDE], of an image uint8 [H, W, 3]."""
+    return cv2.cvtColor(cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+
+
+def near_pairs(thumbnails: np.ndarray) -> np.ndarray:
+    """Pairs of images that show nearly the same, int64 [M, 2], the earlier first, each later one in one pair or more.
+
+    Images are hashed by whether each cell of the small picture is lighter than the next one to the right, and below
+    (Krawetz's difference hash, 128 bits). Hashes are compared where one of 8 bands is the same, so that the time grows
+    with the images and not with their square; what is left is compared by correlation.
+
+    Args:
+        thumbnails: uint8 [N, SIDE, SIDE].
+    """
+    small = thumbnails.astype(np.int16)
+    differences = [small[:, :8, 1:] > small[:, :8, :-1], small[:, 1:, :8] > small[:, :-1, :8]]
+    bits = np.stack(differences, axis=1).reshape(len(small), 128)
+    bands = np.packbits(bits, axis=1).view(np.uint16)  # [N, 8]
+
+    flat = small.reshape(len(small), SIDE * SIDE).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    contrast = np.sqrt((flat**2).mean(axis=1, keepdims=True))
+    flat /= np.maximum(contrast, 1e-6)
+    told_apart = np.flatnonzero(contrast[:, 0] >= _LEAST_CONTRAST)
+    if not len(told_apart):
+        return np.empty((0, 2), np.int64)
+
+    # Equal hashes stand for one, the first.
+    _, first, group = np.unique(bands[told_apart], axis=0, return_index=True, return_inverse=True)
+    firsts = told_apart[first]
+    found = [np.stack([firsts[group.ravel()], told_apart], axis=1), *_near_hashes(bands, np.sort(firsts))]
+    pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+    correlation = np.einsum("ij,ij->i", flat[pairs[:, 0]], flat[pairs[:, 1]]) / flat.shape[1]
+    return pairs[correlation >= _LEAST_CORRELATION]
+
+
+def _near_hashes(bands: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs of the `chosen` with few different bits, [M, 2] each."""
+    ones = np.array([bin(number).count("1") for number in range(2**16)], np.uint8)
+    for band in range(_BANDS):
+        order = chosen[np.argsort(bands[chosen, band], kind="stable")]
+        ends = np.flatnonzero(np.diff(bands[order, band].astype(np.int32))) + 1
+        for bucket in np.split(order, ends):
+            if len(bucket) > _MAX_BUCKET:  # such as of dark skies; other bands tell them apart
+                continue
+            hashes = bands[bucket]
+            for place in range(len(bucket) - 1):
+                different = ones[hashes[place + 1 :] ^ hashes[place]].sum(axis=1, dtype=np.int32)
+                near = bucket[place + 1 :][different <= _MAX_DIFFERENT]
+                if len(near):
+                    yield np.stack([np.full(len(near), bucket[place]), near], axis=1)
