@@ -8,6 +8,7 @@ here imports what it names, so that a recipe is read without Paddle; `imported` 
 # ruff: noqa: RUF012 (pydantic copies defaults)
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, Optional
 
@@ -29,6 +30,7 @@ from hmsa.config.fields import (
     Positive,
     Probability,
     Scale,
+    Section,
     Size,
     Split,
     Text,
@@ -223,13 +225,54 @@ class CityscapesAutolabelingSpec(Component):
     transforms: list[AnyTransform] = []
 
 
+def _check_pattern(pattern: str) -> str:
+    if pattern.count("*") != 1 or set(pattern) & set("/\\?[]"):
+        raise ValueError('a file\'s name with one * in it and no folder, such as "*_mask.png"')
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
+
+
+class SplitSpec(Section):
+    """Which share of the images of a folder is for evaluation and for a test, drawn by a seed."""
+
+    val: Fraction = 0.2
+    test: Fraction = 0.0
+    seed: Natural = 0
+    group_by: Optional[Text] = None  # "folder", or a regular expression with one group
+
+    @field_validator("group_by")
+    @classmethod
+    def _check_group(cls, group_by: Optional[str]) -> Optional[str]:
+        try:
+            groups = 1 if group_by in (None, "folder") else re.compile(group_by).groups
+        except re.error:
+            groups = 0
+        if groups != 1:
+            raise ValueError('folder, null, or a regular expression with one (group), such as "^([^_]+)_"')
+        return group_by
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> SplitSpec:
+        if self.val + self.test >= 1:
+            raise ValueError("given with val and test that leave a share to train on (val + test below 1)")
+        return self
+
+
 class ListDatasetSpec(Component):
-    """Images and labels named in lists, under PaddleSeg's name and keys; without `mode`, that of the section."""
+    """Images and labels named in lists, under PaddleSeg's name and keys, or found in folders; without `mode`, that of
+    the section."""
 
     dataset_root: Text = "."
     train_path: Optional[str] = None
     val_path: Optional[str] = None
     test_path: Optional[str] = None
+    image_dir: Optional[Text] = None
+    label_dir: Optional[Text] = None
+    image_pattern: Pattern = "*"
+    label_pattern: Pattern = "*"
+    split: Optional[SplitSpec] = None
     num_classes: Optional[ClassCount] = None
     mode: Optional[Split] = None
     separator: Optional[Text] = None
@@ -239,12 +282,25 @@ class ListDatasetSpec(Component):
     img_channels: Literal[3] = Field(default=3, exclude=True)
     edge: Literal[False] = Field(default=False, exclude=True)
 
+    @model_validator(mode="after")
+    def _check_folders(self) -> ListDatasetSpec:
+        if (self.image_dir is None) != (self.label_dir is None):
+            raise ValueError("given with both image_dir and label_dir")
+        lists = (self.train_path, self.val_path, self.test_path, self.separator)
+        if self.image_dir and lists != (None,) * 4:
+            raise ValueError("given with lists (train_path, ...) or with folders (image_dir, ...), not with both")
+        if not self.image_dir and (self.split or self.image_pattern != "*" or self.label_pattern != "*"):
+            raise ValueError("given with image_dir and label_dir, without which split and patterns have no effect")
+        if self.split and self.mode in ("val", "test") and not getattr(self.split, self.mode):
+            raise ValueError(f"given with a split.{self.mode} above 0, as mode is {self.mode}")
+        return self
+
 
 AnyDataset = Annotated[Any, of_kind("dataset", UncheckedDatasetSpec)]
 
 DATASETS: Table = {
     "CityscapesAutolabeling": (CityscapesAutolabelingSpec, "hmsa.datasets.cityscapes:CityscapesAutolabeling"),
-    "Dataset": (ListDatasetSpec, "hmsa.datasets.lists:ListDataset"),
+    "Dataset": (ListDatasetSpec, "hmsa.datasets.folders:own_dataset"),
 }
 
 
