@@ -1,0 +1,478 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person should know of a data set before it is trained on: a sentence each, with what to do."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Optional
+
+import numpy as np
+import yaml
+
+from hmsa.datasets import cityscapes
+from hmsa.datasets.classes import Classes, Value, named
+from hmsa.datasets.dataset import SegmentationDataset
+from hmsa.datasets.kinds import Kind, SmoothedError, kind_of, look
+from hmsa.datasets.similar import near_pairs
+from hmsa.datasets.survey import MAX_NAMES, MOSTLY, Survey, survey
+from hmsa.errors import DataError
+
+OF_SINGLE_FILES = (
+    *("missing_files", "unreadable_images", "unreadable_masks", "masks_of_another_format", "different_sizes"),
+    *("masks_of_turned_images", "masks_stored_in_colors", "color_masks", "label_ids", "smoothed_masks"),
+    *("too_few_classes", "unknown_values"),
+)
+ERRORS = ("unusable_dataset", *OF_SINGLE_FILES, "binary_masks", "nothing_labelled", "one_class")
+"""Kinds of findings with which a training fails or learns nothing."""
+
+WARNINGS = (
+    *("absent_classes", "much_ignored", "ignored_masks", "mostly_ignored_masks", "background_masks"),
+    *("small_images", "large_images", "several_kinds_of_images", "alpha", "dark_images"),
+    *("equal_images", "different_masks_of_equal_images", "near_images", "leaks", "near_leaks"),
+)
+"""Kinds with which it learns less than it could, or its scores say less than they seem to."""
+
+NOTES = ("turned_images", "sixteen_bits", "some_background_masks")
+"""Kinds that are as well meant so."""
+
+QUICK_MASKS = 200
+"""That `quick_findings` reads."""
+
+_BACKGROUND = {"background", "class 0", "unlabeled", "unlabelled", "other", "others", "void", "nothing", "none"}
+_SAMPLE = 100  # masks by which the kind of masks is told
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found in one data set, or between both."""
+
+    kind: str
+    dataset: str  # "train", "val", or "" for both
+    sentence: str  # what is so, and what to do
+    count: int = 0  # files, or classes
+    names: tuple[str, ...] = ()  # of the first files, or of classes
+    lines: tuple[str, ...] = ()  # of YAML, for the recipe
+    tolerated: bool = False  # whether other images stand in for these (on_bad_sample: skip)
+
+    @property
+    def severity(self) -> str:
+        """One of "error", "warning", "note"."""
+        if self.kind in ERRORS and not self.tolerated:
+            return "error"
+        return "note" if self.kind in NOTES else "warning"
+
+
+def all_findings(
+    surveys: Mapping[str, Survey],
+    *,
+    crop_size: Optional[Sequence[int]] = None,
+    max_pixels: Optional[int] = None,
+    bad_sample_limit: int = 0,
+) -> list[Finding]:
+    """Everything that two surveys, "train" and "val", or one of them show; what is worse comes first.
+
+    Args:
+        crop_size: width and height of what is cut out of images as they are in their files, if anything is.
+        max_pixels: see `read_mask`.
+        bad_sample_limit: images to train on that others may stand in for.
+    """
+    found: list[Finding] = []
+    for name, of in surveys.items():
+        unusable = [*_unusable(name, of), *mask_findings(name, of, max_pixels)]
+        bad = sum(finding.count for finding in unusable if finding.kind in OF_SINGLE_FILES)
+        if name == "train" and bad <= min(bad_sample_limit, len(of.pairs) - 1):
+            unusable = [replace(f, tolerated=f.kind in OF_SINGLE_FILES) for f in unusable]
+        found += [*unusable, *_strange_masks(name, of), *_images(name, of)]
+        if crop_size and name == "train":
+            found += _crop(of, *crop_size)
+    found += _equal_images(surveys)
+    order = [*ERRORS, *WARNINGS, *NOTES]
+    return sorted(found, key=lambda finding: order.index(finding.kind))
+
+
+def quick_findings(dataset: SegmentationDataset, name: str) -> list[Finding]:
+    """What some masks, at most `QUICK_MASKS` spread over a data set, say of classes and ignored pixels, in seconds."""
+    found = survey(dataset, max_pairs=QUICK_MASKS, masks_only=True)
+    return list(mask_findings(name, found, dataset.max_image_pixels))
+
+
+# --- Files ---
+
+_UNUSABLE = {  # kind -> of one, of several, what to do
+    "missing_files": (
+        "file that the data set names is missing",
+        "files that the data set names are missing",
+        "correct the list, or dataset_root",
+    ),
+    "unreadable_images": ("image cannot be read", "images cannot be read", "replace or remove them"),
+    "unreadable_masks": ("mask cannot be read", "masks cannot be read", "replace them, or remove their images too"),
+    "masks_of_another_format": (
+        "mask is no PNG",
+        "masks are no PNGs",
+        "export them anew as PNG, which keeps numbers as they are (JPEG has changed them: converting is too late)",
+    ),
+    "different_sizes": (
+        "mask is not as large as its image",
+        "masks are not as large as their images",
+        "pair them with the right images, or make them anew in the images' sizes",
+    ),
+    "masks_of_turned_images": (
+        "mask lies on an image as it is stored, which EXIF turns",
+        "masks lie on images as they are stored, which EXIF turns",
+        "save these images upright and without the tag (mogrify -auto-orient), and the masks to match",
+    ),
+}
+
+
+def _unusable(name: str, of: Survey) -> Iterator[Finding]:
+    for kind, (one, several, remedy) in _UNUSABLE.items():
+        if of.count(kind):
+            count = of.count(kind)
+            yield Finding(kind, name, f"{count} {one if count == 1 else several}: {remedy}", *_named(of, kind))
+
+
+def _named(of: Survey, kind: str) -> tuple[int, tuple[str, ...]]:
+    return of.named[kind].count, tuple(of.named[kind].first)
+
+
+# --- Masks ---
+
+
+def mask_findings(name: str, of: Survey, max_pixels: Optional[int] = None) -> Iterator[Finding]:
+    """What the values of masks say: some that mean nothing, classes that do not occur, pixels that are ignored."""
+    classes = of.classes
+    if not of.masks:
+        return
+    looked_at = f"the {of.masks} masks" + " looked at" * of.sampled
+    labelled = int(of.class_pixels.sum())
+
+    if of.count("strange_masks") or of.count("masks_stored_in_colors") or _is_binary(of):
+        yield _recognised(name, of, max_pixels)
+    if of.strange_pixels == 0 and not _is_binary(of):
+        there = np.flatnonzero(of.class_pixels)
+        if labelled == 0:
+            yield Finding("nothing_labelled", name, f"{looked_at} hold ignored pixels alone: {_CHECK_VALUES}", of.masks)
+        elif len(there) == 1 and name == "train" and not of.sampled:
+            only = classes.names[there[0]]
+            yield Finding(
+                "one_class",
+                name,
+                f"{looked_at} hold the class {only} alone, so that nothing is learnt: {_CHECK_VALUES}",
+            )
+
+    absent = [classes.names[number] for number in np.flatnonzero(of.class_images == 0)]
+    if absent and labelled and not _is_binary(of):
+        yield Finding(
+            "absent_classes", name, f"{looked_at} lack {_listed(absent)}: {_ABSENT[name]}", len(absent), tuple(absent)
+        )
+    if labelled and of.ignored_pixels > MOSTLY * of.pixels and not _is_binary(of):
+        share = of.ignored_pixels / of.pixels
+        yield Finding(
+            "much_ignored", name, f"{share:.1%} of the pixels of {looked_at} are ignored: {_CHECK_VALUES}", of.masks
+        )
+
+
+_ABSENT = {
+    "train": "what is not seen is not learnt, so add images that show it, or take it out of the classes",
+    "val": "what does not occur has no IoU, and counts as 0 in the mean over all classes, so add images that show it, "
+    "or divide them otherwise (such as by another split.seed)",
+}
+_CHECK_VALUES = "check what the masks hold against values in classes and ignore (or ignore_index)"
+
+
+def _is_binary(of: Survey) -> bool:
+    """Whether masks hold 0 and 255 alone, and the recipe takes 255 for ignored pixels."""
+    return of.classes.values is None and of.classes.ignore_index == 255 and set(of.values) == {0, 255}
+
+
+def _recognised(name: str, of: Survey, max_pixels: Optional[int]) -> Finding:
+    """What masks are whose values the recipe does not name, and the lines that make it name them."""
+    classes, strange = of.classes, of.strange
+    bad = of.count("strange_masks") or of.count("masks_stored_in_colors") or of.masks
+    kinds = "strange_masks" if strange else "masks_stored_in_colors"
+    names = _named(of, kinds) if kinds in of.named else (of.masks, tuple(str(pair[1]) for pair in of.pairs[:MAX_NAMES]))
+    shown = named(strange[:10], len(strange)) if strange else ""
+    those = f"{bad} of {of.masks} masks"
+    holding = f"{those} hold values that the recipe does not name, {shown}" if strange else those
+    readable = [str(mask) for (_, mask), (_, digest) in zip(of.pairs, of.digests) if mask and digest]
+    sample = [readable[place] for place in sorted({*np.linspace(0, len(readable) - 1, _SAMPLE).astype(int)})]
+    try:
+        kind = kind_of(look(sample, max_pixels))
+    except SmoothedError as error:
+        return Finding("smoothed_masks", name, f"{holding}: {error}", *names)
+    except DataError:  # of few values: those that are there
+        kind = Kind("values of no known kind", [])
+
+    if classes.values is not None and len(strange) <= 50 and kind.classes and _alike(strange, classes):
+        added = [*classes.ignored, *strange]
+        return Finding(
+            "unknown_values",
+            name,
+            f"{holding}: write them into the values of a class, or paste this for pixels that do not count",
+            *names,
+            lines=(f"ignore: {_flow([_plain(value) for value in added])}",),
+        )
+    if not kind.classes:
+        return Finding("unknown_values", name, f"{holding}: {_CHECK_VALUES}", *names)
+    if kind.numbered and not of.count("masks_stored_in_colors"):
+        highest = max(value for of_kind in kind.classes for value in of_kind.values if isinstance(value, int))
+        return Finding(
+            "too_few_classes",
+            name,
+            f"{holding}, as the masks hold {kind.words}: set model.num_classes to {highest + 1} (with as many classes, "
+            f"if they are named), or paste this for pixels that do not count, beside values of the classes",
+            *names,
+            lines=(f"ignore: {_flow([_plain(value) for value in strange])}",),
+        )
+    return _with_values(name, of, kind, holding, names)
+
+
+def _with_values(name: str, of: Survey, kind: Kind, holding: str, names: tuple[int, tuple[str, ...]]) -> Finding:
+    """The finding for masks of a known kind: the classes with their values."""
+    known = _classes_of(kind, of.classes)
+    if _is_binary(of):
+        sentence = (
+            f"{holding} hold 0 and 255 alone, of which 255 is taken for ignored pixels, so that nothing is learnt but "
+            f"{of.classes.names[0]}"
+        )
+        label = "binary_masks"
+    elif any(isinstance(value, tuple) for of_class in kind.classes for value in of_class.values):
+        label, sentence = "color_masks", f"{holding}, as the masks are in colours"
+    elif kind.named:
+        label, sentence = "label_ids", f"{holding}, as they are {kind.words}, not train ids"
+    elif {value for of_class in kind.classes for value in of_class.values} == {0, 255}:
+        label, sentence = "binary_masks", f"{holding}, as the masks hold 0 and 255"
+    elif not of.strange:
+        label = "masks_stored_in_colors"
+        sentence = f"{holding} are stored with red, green and blue though they are grey"
+    else:
+        label, sentence = "unknown_values", f"{holding}, as the masks hold {kind.words}"
+    remedy = f"paste these lines {'in place of its classes' if _has_names(of.classes) else 'into the recipe'}"
+    if len(known) != len(of.classes):
+        remedy += f", and set model.num_classes (and num_classes of the data sets) to {len(known)}"
+    if len(known) > 2 and not kind.named:
+        remedy += ", after a look at which value is which class"
+    return Finding(label, name, f"{sentence}: {remedy}", *names, lines=tuple(recipe_lines(known)))
+
+
+def _alike(strange: Sequence[Value], classes: Classes) -> bool:
+    """Whether values are of the sort, numbers or colours, that the recipe has."""
+    return all(isinstance(value, tuple) == classes.in_colors for value in strange)
+
+
+def _has_names(classes: Classes) -> bool:
+    return classes.names != Classes.numbered(len(classes)).names
+
+
+def _classes_of(kind: Kind, classes: Classes) -> Classes:
+    """The classes of masks of a known kind, under the recipe's names where there are as many."""
+    if kind.named and len(classes) == len(cityscapes.CLASSES) and all(isinstance(v, int) for v in kind.ignored):
+        known = cityscapes.CLASSES
+        raw = known.raw_values or ()
+        return replace(
+            known, values=tuple((value,) for value in raw), ignored=tuple(sorted(cityscapes.LABEL_IDS - set(raw)))
+        )
+    count = len(kind.classes)
+    own = classes if _has_names(classes) and len(classes) == count else None
+    palette = Classes.numbered(count).colors
+    return Classes(
+        names=own.names if own else tuple(of_class.name for of_class in kind.classes),
+        colors=own.colors if own else tuple(c.color or color for c, color in zip(kind.classes, palette)),
+        values=tuple(tuple(of_class.values) for of_class in kind.classes),
+        ignored=tuple(kind.ignored),
+    )
+
+
+def recipe_lines(classes: Classes) -> list[str]:
+    """`classes:` and `ignore:` of a recipe, with the values of masks."""
+    lines = ["classes:"]
+    for name, color, values in zip(classes.names, classes.colors, classes.values or ()):
+        entry = {"name": name, "color": list(color), "values": [_plain(value) for value in values]}
+        lines.append(f"  - {_flow(entry)}")
+    if classes.ignored:
+        lines.append(f"ignore: {_flow([_plain(value) for value in classes.ignored])}")
+    return lines
+
+
+def _plain(value: Value) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _flow(value: Any) -> str:
+    """YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6).strip()
+
+
+def _strange_masks(name: str, of: Survey) -> Iterator[Finding]:
+    """Masks of which little can be learnt."""
+    if _is_binary(of) or not of.class_pixels.any():
+        return
+    if of.count("ignored_masks"):
+        count, names = _named(of, "ignored_masks")
+        text = f"{count} of {of.masks} masks hold ignored pixels alone: remove them and their images, or label them"
+        yield Finding("ignored_masks", name, text, count, names)
+    if of.count("mostly_ignored_masks"):
+        count, names = _named(of, "mostly_ignored_masks")
+        text = f"{count} of {of.masks} masks are ignored but for less than a tenth: look whether that is meant so"
+        yield Finding("mostly_ignored_masks", name, text, count, names)
+
+    first = of.classes.names[0]
+    count = of.count("background_masks")
+    if count and count < of.masks and (len(of.classes) == 2 or first.lower() in _BACKGROUND):
+        kind = "background_masks" if 2 * count > of.masks else "some_background_masks"
+        remedy = "fine, if nothing else is to be seen in their images"
+        if kind == "background_masks":
+            remedy += "; leave some out, so that the other classes are seen more often"
+        text = f"{count} of {of.masks} masks hold no class but {first}: {remedy}"
+        yield Finding(kind, name, text, *_named(of, "background_masks"))
+
+
+# --- Images ---
+
+
+def _images(name: str, of: Survey) -> Iterator[Finding]:
+    stored = of.stored
+    sorts = {sort: sum(n for text, n in stored.items() if sort in text) for sort in ("grey", "RGB", "palette", "CMYK")}
+    there = {sort: count for sort, count in sorts.items() if count}
+    if len(there) > 1:
+        listed = ", ".join(f"{count} {sort}" for sort, count in there.items())
+        yield Finding(
+            "several_kinds_of_images",
+            name,
+            f"images are of several kinds ({listed}), which all become RGB: fine, if predictions are made on the same "
+            "mixture, else save them alike",
+            sum(there.values()),
+        )
+    alpha = sum(n for text, n in stored.items() if "alpha" in text)
+    if alpha:
+        yield Finding(
+            "alpha",
+            name,
+            f"{alpha} images have an alpha channel, which is left out, so that what it hides is seen: "
+            "save them without, on the background that is meant",
+            alpha,
+        )
+    sixteen = sum(n for text, n in stored.items() if text.startswith("16 bit"))
+    if sixteen:
+        yield Finding(
+            "sixteen_bits",
+            name,
+            f"{sixteen} images have 16 bits, which become 8 by value / 257: scale them to the "
+            "whole range where they hold 10 to 14 bits",
+            sixteen,
+        )
+    mean = of.mean_and_std()[0].mean()
+    if mean < 0.02:
+        yield Finding(
+            "dark_images",
+            name,
+            f"images are nearly black (their mean is {255 * mean:.1f} of 255): check that they are "
+            "the images and no masks, and scale those of 10 to 14 bits to the whole range",
+            len(of.pairs),
+        )
+    turned = sum(count for orientation, count in of.orientations.items() if orientation != 1)
+    if turned:
+        yield Finding(
+            "turned_images",
+            name,
+            f"{turned} images are turned upright as their EXIF data say, and so are those that "
+            "are predicted on: look in the sheet of samples whether their masks fit",
+            turned,
+        )
+
+
+def _crop(of: Survey, width: int, height: int) -> Iterator[Finding]:
+    """How the sizes of images fit what is cut out of them."""
+    if not of.sizes:
+        return
+    total = sum(of.sizes.values())
+    filled = {size: min(size[0], width) * min(size[1], height) / (width * height) for size in of.sizes}
+    small = sum(count for size, count in of.sizes.items() if filled[size] < 0.5)
+    middle = [int(statistics.median_low([s[side] for s, n in of.sizes.items() for _ in range(n)])) for side in (0, 1)]
+    shown = f"{width}x{height}"
+    if small > 0.2 * total:
+        fitting = [max(side // 32 * 32, 64) for side in middle]
+        yield Finding(
+            "small_images",
+            "train",
+            f"{small} of {total} images fill less than half of crop_size {shown}, the rest is padding: set crop_size "
+            f"to {fitting} or so, which is the middle size",
+            small,
+        )
+    share = width * height / (middle[0] * middle[1])
+    if share < 0.02:
+        yield Finding(
+            "large_images",
+            "train",
+            f"crop_size {shown} shows {share:.1%} of an image of {middle[0]}x{middle[1]} (the middle size): make the "
+            "images smaller first (a Resize among the transforms), or crop_size larger",
+            total,
+        )
+
+
+# --- Images that are the same ---
+
+
+def _equal_images(surveys: Mapping[str, Survey]) -> Iterator[Finding]:
+    """Images that are there twice in a data set, or in both."""
+    names = list(surveys)
+    digests = np.concatenate([of.digests for of in surveys.values()]) if names else np.zeros((0, 2), np.uint64)
+    part = np.repeat(np.arange(len(names)), [len(of.pairs) for of in surveys.values()])
+    paths = [pair[0] for of in surveys.values() for pair in of.pairs]
+
+    def told(kind: str, pairs: np.ndarray, text: Any) -> Iterator[Finding]:
+        """A finding for each data set, or `kind` in place of it for those between both."""
+        for number, name in enumerate(names):
+            inside = pairs[(part[pairs] == number).all(axis=1)]
+            if len(inside):
+                yield _pairs_finding(kind, name, inside, paths, text)
+
+    equal = _equal(digests[:, 0])
+    yield from told("equal_images", equal, _EQUAL)
+    same = digests[equal[:, 0], 1] == digests[equal[:, 1], 1]
+    labelled = (digests[equal, 1] != 0).all(axis=1)
+    yield from told("different_masks_of_equal_images", equal[~same & labelled], _CONTRADICTION)
+    crossing = equal[part[equal[:, 0]] != part[equal[:, 1]]]
+    if len(crossing):
+        yield _pairs_finding("leaks", "", crossing, paths, _LEAK)
+
+    thumbnails = np.concatenate([of.thumbnails for of in surveys.values()]) if names else None
+    near = near_pairs(thumbnails) if thumbnails is not None else np.empty((0, 2), int)
+    near = near[digests[near[:, 0], 0] != digests[near[:, 1], 0]]
+    yield from told("near_images", near, _NEAR)
+    # What is equal to an image of the other part is told above.
+    crossing = near[part[near[:, 0]] != part[near[:, 1]]]
+    if len(crossing):
+        yield _pairs_finding("near_leaks", "", crossing, paths, _NEAR_LEAK)
+
+
+_EQUAL = "{} images are there more than once, byte for byte: remove what is too much, or let coarse_multiple repeat"
+_CONTRADICTION = "{} images are there more than once, with different masks: remove the wrong ones"
+_LEAK = (
+    "{} images to evaluate on are images that are trained on, byte for byte, so that the scores are too good: take "
+    "them out of one of the two"
+)
+_NEAR = "{} images look nearly as another one does (saved again, or a moment later): fine, if that is meant so"
+_NEAR_LEAK = (
+    "{} images to evaluate on look nearly as one that is trained on, so that the scores are too good: keep such groups "
+    "on one side (split.group_by, or the lists)"
+)
+
+
+def _equal(digests: np.ndarray) -> np.ndarray:
+    """Pairs of equal numbers but 0, int64 [M, 2], each later place with the first one."""
+    _, first, group = np.unique(digests, return_index=True, return_inverse=True)
+    pairs = np.stack([first[group.ravel()], np.arange(len(digests))], axis=1)
+    return pairs[(pairs[:, 0] != pairs[:, 1]) & (digests != 0)]
+
+
+def _pairs_finding(kind: str, dataset: str, pairs: np.ndarray, paths: Sequence[str], text: str) -> Finding:
+    count = len(np.unique(pairs[:, 1]))
+    shown = tuple(f"{paths[later]} = {paths[first]}" for first, later in pairs[:MAX_NAMES].tolist())
+    return Finding(kind, dataset, text.format(count), count, shown)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
