@@ -16,7 +16,7 @@ FLOORS = [
     {"weights", "datasets", "losses", "metrics", "optim"},
     {"inference"},
     {"builder", "engine", "deploy", "report"},
-    {"commands", "hmsa", "cli", "toy"},
+    {"hmsa", "cli", "toy"},
 ]
 """Rooms, the lowest first. A room may import those below it, and those beside it as long as that is no circle. `former`
 imports nothing itself: it looks names up, in any room, when somebody asks for one by its place of before."""

@@ -24,7 +24,7 @@ FACTS, SHEET = "data.json", "samples.png"
 
 
 def make_parser() -> cli.Parser:
-    parser = cli.config_parser(__doc__)
+    parser = cli.config_parser(__doc__ or "")
     add = parser.add_argument
     add("--output", type=Path, metavar="FOLDER", help=f"where to write {FACTS} (all numbers) and {SHEET} (to look at)")
     add("--num_workers", type=cli.count, default=os.cpu_count(), help="threads (default: %(default)s)")
