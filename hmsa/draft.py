@@ -102,17 +102,19 @@ def guess_patterns(
     images, labels = _stems(image_dir), _stems(label_dir)
     if None not in given or not images or not labels:
         return given[0] or "*", given[1] or "*"
-    if image_dir.samefile(label_dir):
-        suffixes = {path.suffix.lower() for path in images_below(image_dir)}
-        if ".png" in suffixes and len(suffixes) > 1 and set(Counter(images).values()) == {2}:
-            return given[0] or "*", given[1] or "*"
+    in_one = image_dir.samefile(label_dir)
+    twice = sum(count == 2 for count in Counter(images).values())
+    if in_one and 2 * twice > len(images) - 2 * twice:  # told apart by their suffixes
+        return given[0] or "*", given[1] or "*"
 
-    votes: Counter[tuple[str, str]] = Counter({("*", "*"): 1})
+    votes: Counter[tuple[str, str]] = Counter() if in_one else Counter({("*", "*"): 1})
     for folder, label in random.Random(0).sample(labels, min(len(labels), 30)):
-        beside = [stem for there, stem in images if there == folder]
-        votes.update({_around(stem, label) for stem in _nearest(label, beside)} - {("", "")})
+        beside = [stem for there, stem in images if there == folder and not (in_one and stem == label)]
+        votes.update({_around(stem, label) for stem in _nearest(label, beside)})
     candidates = {(given[0] or image, given[1] or label) for (image, label), _ in votes.most_common(12)}
-    return max(sorted(candidates), key=lambda pair: (_paired(images, labels, pair), -_likely(pair[1]), -len(pair[1])))
+    return max(
+        sorted(candidates), key=lambda pair: (_paired(images, labels, pair), *_likely(pair[1])), default=("*", "*")
+    )
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -138,6 +140,7 @@ def _around(image: str, label: str) -> tuple[str, str]:
         return "*", "*"
     before, after = _common(image, label), _common(image[::-1], label[::-1])
     if after > before:
+        after -= label[len(label) - after] in "_-. "  # which belongs to the word before
         return f"{image[: len(image) - after]}*", f"{label[: len(label) - after]}*"
     if before < min(len(image), len(label)):  # both go on: from the last sign that parts words
         before = max((place for place, letter in enumerate(label[:before]) if letter in "_-. "), default=before)
@@ -157,11 +160,13 @@ def _paired(images: Iterable[Any], labels: Iterable[Any], patterns: tuple[str, s
         names.append(
             {(f, s[len(start) : len(s) - len(end)]) for f, s in stems if s.startswith(start) and s.endswith(end)}
         )
-    return len(names[0] & names[1]) if patterns[0] != patterns[1] or names[0] != names[1] else len(names[0])
+    return len(names[0] & names[1])
 
 
-def _likely(pattern: str) -> int:
-    return next((place for place, word in enumerate(_LIKELY) if word in pattern.lower()), len(_LIKELY))
+def _likely(pattern: str) -> tuple[int, bool, int]:
+    """More for a pattern of masks that is rather meant: by a word, by a sign that parts words, as it is short."""
+    word = next((place for place, word in enumerate(_LIKELY) if word in pattern.lower()), len(_LIKELY))
+    return -word, any(sign in pattern for sign in "_-. "), -len(pattern)
 
 
 # --- Settings that suit it ---
@@ -198,7 +203,7 @@ def planned(survey: Survey, counts: tuple[int, int], machine: Machine, *, pretra
         width, height = (side * longest // max(width, height) for side in (width, height))
 
     crop, batch = _crop_and_batch(width, height, machine)
-    epochs, least, most = (60, 3000, 65000) if machine.gpu else (50, 400, 6000)
+    epochs, least, most = (60, 3000, 65000) if machine.gpu else (40, 300, 6000)
     iters = min(max(epochs * counts[0] // batch, least), most) // (2 if pretrained else 1)
     iters = max(iters // 50, 1) * 50
     small_rate = 0.006 if pretrained or iters > 1500 else 0.018

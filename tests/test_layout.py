@@ -15,8 +15,8 @@ FLOORS = [
     {"distributed", "visualize"},
     {"weights", "datasets", "losses", "metrics", "optim"},
     {"inference"},
-    {"builder", "engine", "deploy", "report"},
-    {"hmsa", "cli", "toy"},
+    {"builder", "draft", "engine", "deploy", "report"},
+    {"commands", "hmsa", "cli", "toy"},
 ]
 """Rooms, the lowest first. A room may import those below it, and those beside it as long as that is no circle. `former`
 imports nothing itself: it looks names up, in any room, when somebody asks for one by its place of before."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from hmsa.errors import UsageError, printable
 if TYPE_CHECKING:
     from hmsa.datasets.folders import Split
     from hmsa.datasets.kinds import Class, Kind
-    from hmsa.draft import Machine, Naming, Survey
+    from hmsa.draft import Machine, Naming, Plan, Survey
 
 IGNORE = "ignore"
 """In place of a class's name: its pixels do not count."""
@@ -81,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
     text = draft.recipe(found, kind, naming, plan, split=split, weights=args.weights) + "\n"
     write_atomically(output, text.encode())
     load_config(output)
-    _say_what_is_next(output, plan.interval)
+    _say_what_is_next(output, plan)
 
 
 def _share(text: str) -> float:
@@ -100,10 +101,11 @@ def _check_recipe_words(args: argparse.Namespace) -> None:
 
     from hmsa.components import ListDatasetSpec, SplitSpec
 
+    section = {"type": "Dataset", "image_dir": args.images, "label_dir": args.images}
+    patterns = {"image_pattern": args.image_pattern or "*", "label_pattern": args.label_pattern or "*"}
     try:
         SplitSpec(val=args.val, seed=args.seed, group_by=args.group_by)
-        patterns = {"image_pattern": args.image_pattern or "*", "label_pattern": args.label_pattern or "*"}
-        ListDatasetSpec(type="Dataset", image_dir=args.images, label_dir=args.images, **patterns)
+        ListDatasetSpec.model_validate({**section, **patterns})
     except ValidationError as error:
         details = error.errors()[0]
         flag = "--" + str(details["loc"][-1]).replace("_", "-")
@@ -228,6 +230,8 @@ def _say_what_was_found(found: Survey, kind: Kind, counts: Sequence[int]) -> Non
     _say(f"{read} hold {kind.words}")
     for remark in kind.remarks:
         _say(remark)
+    if found.own_parts:
+        _say(f"they are divided as their folders are: {', '.join(found.own_parts.values())}")
 
 
 def _say_what_is_missing(found: Survey, naming: Naming, split: Split) -> None:
@@ -243,9 +247,29 @@ def _say_what_is_missing(found: Survey, naming: Naming, split: Split) -> None:
             _say(f"warning: no image to {what} on has {', '.join(missing)}: try another --seed, or more images")
 
 
-def _say_what_is_next(output: Path, interval: int) -> None:
-    config = shlex.quote(str(output))
+def _say_what_is_next(output: Path, plan: Plan) -> None:
+    """The commands that follow; on a CPU of several cores, training takes two processes or four."""
+    from hmsa.system.device import on_gpu
+    from hmsa.system.environment import cores
+
+    config = f"--config {shlex.quote(str(output))}"
     folder = shlex.quote(f"output/{output.stem}")
+    train = f"{config} --do_eval --save_interval {plan.interval} --num_workers 2 --save_dir {folder}"
+    processes = max(n for n in (1, 2, 4) if n == 1 or (n <= cores() and plan.batch % n == 0 and not on_gpu()))
+    if processes > 1:
+        train += f" --batch_size {plan.batch // processes}"
     _say(f"written to {output}. Next:")
-    print(f"  hmsa check-data --config {config}")
-    print(f"  hmsa train --config {config} --do_eval --save_interval {interval} --num_workers 2 --save_dir {folder}")
+    _say(f"  {_command('check-data')} {config}")
+    _say(f"  {_command('train', processes, folder)} {train}")
+
+
+def _command(name: str, processes: int = 1, folder: str = "") -> str:
+    """How to run a command: of the package as it is installed, else of its sources."""
+    installed = shutil.which("hmsa")
+    root = Path(cli.__file__).parents[1]
+    script = root / ("train.py" if name == "train" else f"tools/{name.replace('-', '_')}.py")
+    program = f"{shlex.quote(installed)} {name}" if installed else shlex.quote(str(script))
+    python = "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
+    if processes > 1:
+        return f"{python} -m paddle.distributed.launch --nproc_per_node {processes} --log_dir {folder}/log {program}"
+    return f"hmsa {name}" if installed else f"{python} {program}"

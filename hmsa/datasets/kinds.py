@@ -26,7 +26,7 @@ _CREAM = (224, 224, 192)  # between things in Pascal VOC's masks
 _FEW_PIXELS = 0.002  # share of a value that may be one of smoothed edges
 _MANY_VALUES = 8  # from which on edges are looked for
 _THIN, _EDGE = 11, 5  # pixels across, below which a region is a border, or an edge
-_NAMES = {tuple(ImageColor.getrgb(name)): name for name in sorted(ImageColor.colormap, reverse=True)}
+_NAMES = {tuple(ImageColor.getrgb(name)): name for name in sorted(ImageColor.colormap)}
 
 
 class SmoothedError(DataError):
@@ -188,7 +188,7 @@ def kind_of(found: Found) -> Kind:
 
 
 def _of_numbers(found: Found, values: Sequence[Value]) -> Kind:
-    colors = found.palette or {}
+    colors: dict[Value, tuple[int, int, int]] = found.palette or {}
     if len({colors.get(value) for value in values}) < len(values):
         colors = {}  # which would not tell them apart
     classes = [Class(f"class {value}", (value,), colors.get(value)) for value in values]
@@ -214,12 +214,11 @@ def _cityscapes(found: Found, values: Sequence[Value]) -> Optional[Kind]:
     """Cityscapes' label ids, or its colours."""
     labels = cityscapes.CLASSES
     ids = labels.raw_values or ()
+    known: dict[Value, int] = {number: index for index, number in enumerate(ids)}
+    others: set[Value] = set(cityscapes.LABEL_IDS)
     if found.in_colors:
         known = {color: index for index, color in enumerate(labels.colors)}
         others = set(cityscapes.COLORS)
-    else:
-        known = {number: index for index, number in enumerate(ids)}
-        others = set(cityscapes.LABEL_IDS)
     present = [value for value in values if value in known]
     in_name = "labelids" in next(iter(found.of_mask)).lower()
     gaps = list(values) != list(range(len(values))) and len(present) >= 8 and found.share(7) > 0
