@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Optional
 
 import numpy as np
 import yaml
 
 from hmsa.datasets import cityscapes
-from hmsa.datasets.classes import Classes, Value, named
+from hmsa.datasets.classes import Classes, named
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.kinds import Kind, SmoothedError, kind_of, look
 from hmsa.datasets.similar import near_pairs
-from hmsa.datasets.survey import MAX_NAMES, MOSTLY, Survey, survey
+from hmsa.datasets.survey import MAX_NAMES, MOSTLY, Survey, spread, survey
 from hmsa.errors import DataError
 
 OF_SINGLE_FILES = (
@@ -42,6 +44,7 @@ QUICK_MASKS = 200
 
 _BACKGROUND = {"background", "class 0", "unlabeled", "unlabelled", "other", "others", "void", "nothing", "none"}
 _SAMPLE = 100  # masks by which the kind of masks is told
+_MAX_IGNORED = 50  # values that are offered as ones to ignore
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,14 @@ def all_findings(
     """
     found: list[Finding] = []
     for name, of in surveys.items():
-        unusable = [*_unusable(name, of), *mask_findings(name, of, max_pixels)]
-        bad = sum(finding.count for finding in unusable if finding.kind in OF_SINGLE_FILES)
-        if name == "train" and bad <= min(bad_sample_limit, len(of.pairs) - 1):
-            unusable = [replace(f, tolerated=f.kind in OF_SINGLE_FILES) for f in unusable]
-        found += [*unusable, *_strange_masks(name, of), *_images(name, of)]
+        found += [*_unusable(name, of), *_strange_masks(name, of), *_images(name, of)]
         if crop_size and name == "train":
             found += _crop(of, *crop_size)
-    found += _equal_images(surveys)
+    found += [*mask_findings(surveys, max_pixels), *_equal_images(surveys)]
+    bad = [finding for finding in found if finding.kind in OF_SINGLE_FILES]
+    if {finding.dataset for finding in bad} == {"train"}:
+        tolerated = sum(finding.count for finding in bad) <= min(bad_sample_limit, len(surveys["train"].pairs) - 1)
+        found = [replace(finding, tolerated=tolerated and finding in bad) for finding in found]
     order = [*ERRORS, *WARNINGS, *NOTES]
     return sorted(found, key=lambda finding: order.index(finding.kind))
 
@@ -95,7 +98,7 @@ def all_findings(
 def quick_findings(dataset: SegmentationDataset, name: str) -> list[Finding]:
     """What some masks, at most `QUICK_MASKS` spread over a data set, say of classes and ignored pixels, in seconds."""
     found = survey(dataset, max_pairs=QUICK_MASKS, masks_only=True)
-    return list(mask_findings(name, found, dataset.max_image_pixels))
+    return list(mask_findings({name: found}, dataset.max_image_pixels))
 
 
 # --- Files ---
@@ -140,40 +143,41 @@ def _named(of: Survey, kind: str) -> tuple[int, tuple[str, ...]]:
 # --- Masks ---
 
 
-def mask_findings(name: str, of: Survey, max_pixels: Optional[int] = None) -> Iterator[Finding]:
+def mask_findings(surveys: Mapping[str, Survey], max_pixels: Optional[int] = None) -> Iterator[Finding]:
     """What the values of masks say: some that mean nothing, classes that do not occur, pixels that are ignored."""
-    classes = of.classes
-    if not of.masks:
-        return
+    binary = _are_binary(surveys.values())
+    troubled = {name: of for name, of in surveys.items() if binary or any(map(of.count, _MEANINGLESS))}
+    if troubled:
+        yield _recognised(troubled, max_pixels)
+    for name, of in surveys.items():
+        if of.masks and name not in troubled:
+            yield from _of_classes(name, of)
+
+
+def _of_classes(name: str, of: Survey) -> Iterator[Finding]:
+    """What masks lack in which every value means something."""
+    names = of.classes.names
     looked_at = f"the {of.masks} masks" + " looked at" * of.sampled
-    labelled = int(of.class_pixels.sum())
+    there = np.flatnonzero(of.class_pixels)
+    if not len(there):
+        text = f"{looked_at} hold ignored pixels alone, so that nothing is learnt: {_CHECK_VALUES}"
+        yield Finding("nothing_labelled", name, text, of.masks)
+        return
+    if len(there) == 1 and name == "train" and not of.sampled:
+        text = f"{looked_at} hold no class but {names[there[0]]}, so that nothing is learnt: {_CHECK_VALUES}"
+        yield Finding("one_class", name, text, of.masks)
+        return
 
-    if of.count("strange_masks") or of.count("masks_stored_in_colors") or _is_binary(of):
-        yield _recognised(name, of, max_pixels)
-    if of.strange_pixels == 0 and not _is_binary(of):
-        there = np.flatnonzero(of.class_pixels)
-        if labelled == 0:
-            yield Finding("nothing_labelled", name, f"{looked_at} hold ignored pixels alone: {_CHECK_VALUES}", of.masks)
-        elif len(there) == 1 and name == "train" and not of.sampled:
-            only = classes.names[there[0]]
-            yield Finding(
-                "one_class",
-                name,
-                f"{looked_at} hold the class {only} alone, so that nothing is learnt: {_CHECK_VALUES}",
-            )
-
-    absent = [classes.names[number] for number in np.flatnonzero(of.class_images == 0)]
-    if absent and labelled and not _is_binary(of):
-        yield Finding(
-            "absent_classes", name, f"{looked_at} lack {_listed(absent)}: {_ABSENT[name]}", len(absent), tuple(absent)
-        )
-    if labelled and of.ignored_pixels > MOSTLY * of.pixels and not _is_binary(of):
-        share = of.ignored_pixels / of.pixels
-        yield Finding(
-            "much_ignored", name, f"{share:.1%} of the pixels of {looked_at} are ignored: {_CHECK_VALUES}", of.masks
-        )
+    absent = tuple(names[number] for number in np.flatnonzero(of.class_images == 0))
+    if absent:
+        text = f"{looked_at} lack {_listed(absent)}: {_ABSENT[name]}"
+        yield Finding("absent_classes", name, text, len(absent), absent)
+    if of.ignored_pixels > MOSTLY * of.pixels:
+        share = f"{of.ignored_pixels / of.pixels:.1%}"
+        yield Finding("much_ignored", name, f"{share} of the pixels of {looked_at} are ignored: {_CHECK_VALUES}")
 
 
+_MEANINGLESS = ("strange_masks", "masks_stored_in_colors")
 _ABSENT = {
     "train": "what is not seen is not learnt, so add images that show it, or take it out of the classes",
     "val": "what does not occur has no IoU, and counts as 0 in the mean over all classes, so add images that show it, "
@@ -182,132 +186,119 @@ _ABSENT = {
 _CHECK_VALUES = "check what the masks hold against values in classes and ignore (or ignore_index)"
 
 
-def _is_binary(of: Survey) -> bool:
+def _are_binary(surveys: Collection[Survey]) -> bool:
     """Whether masks hold 0 and 255 alone, and the recipe takes 255 for ignored pixels."""
-    return of.classes.values is None and of.classes.ignore_index == 255 and set(of.values) == {0, 255}
+    takes = all(of.classes.values is None and of.classes.ignore_index == 255 for of in surveys)
+    return takes and {value for of in surveys for value in of.values} == {0, 255}
 
 
-def _recognised(name: str, of: Survey, max_pixels: Optional[int]) -> Finding:
-    """What masks are whose values the recipe does not name, and the lines that make it name them."""
-    classes, strange = of.classes, of.strange
-    bad = of.count("strange_masks") or of.count("masks_stored_in_colors") or of.masks
-    kinds = "strange_masks" if strange else "masks_stored_in_colors"
-    names = _named(of, kinds) if kinds in of.named else (of.masks, tuple(str(pair[1]) for pair in of.pairs[:MAX_NAMES]))
-    shown = named(strange[:10], len(strange)) if strange else ""
-    those = f"{bad} of {of.masks} masks"
-    holding = f"{those} hold values that the recipe does not name, {shown}" if strange else those
-    readable = [str(mask) for (_, mask), (_, digest) in zip(of.pairs, of.digests) if mask and digest]
-    sample = [readable[place] for place in sorted({*np.linspace(0, len(readable) - 1, _SAMPLE).astype(int)})]
+def _recognised(surveys: Mapping[str, Survey], max_pixels: Optional[int]) -> Finding:
+    """What masks are of which the recipe does not name the values, and the lines that make it name them."""
+    every = list(surveys.values())
+    classes = every[0].classes
+    strange = list(dict.fromkeys(value for of in every for value in of.strange))
+    binary = _are_binary(every)
+    kinds = _MEANINGLESS if strange else _MEANINGLESS[1:]
+    bad = sum(of.masks if binary else max(map(of.count, kinds)) for of in every)
+    holding = f"{bad} of {sum(of.masks for of in every)} masks"
+    if strange:
+        holding += f" hold values that the recipe does not name, {named(strange[:10], len(strange))}"
+
+    readable = [str(pair[1]) for of in every for pair, digests in zip(of.pairs, of.digests) if digests[1]]
+    paths = [path for of in every for kind in kinds if kind in of.named for path in of.named[kind].first]
+    found = partial(Finding, dataset=" and ".join(surveys), count=bad, names=tuple(paths or readable)[:MAX_NAMES])
+    sample = sorted({*paths, *spread(readable, _SAMPLE)})
     try:
         kind = kind_of(look(sample, max_pixels))
     except SmoothedError as error:
-        return Finding("smoothed_masks", name, f"{holding}: {error}", *names)
-    except DataError:  # of few values: those that are there
-        kind = Kind("values of no known kind", [])
+        return found("smoothed_masks", sentence=f"{holding}: {error}")
+    except DataError as error:  # of one value alone, or of too many
+        return found("unknown_values", sentence=f"{holding}: {error}")
 
-    if classes.values is not None and len(strange) <= 50 and kind.classes and _alike(strange, classes):
-        added = [*classes.ignored, *strange]
-        return Finding(
-            "unknown_values",
-            name,
-            f"{holding}: write them into the values of a class, or paste this for pixels that do not count",
-            *names,
-            lines=(f"ignore: {_flow([_plain(value) for value in added])}",),
+    in_colors = any(isinstance(value, tuple) for of in kind.classes for value in of.values)
+    if strange and classes.values is not None and in_colors == classes.in_colors and len(strange) <= _MAX_IGNORED:
+        text = f"{holding}: write them into the values of a class, or paste this for pixels that do not count"
+        lines = f"ignore: {_flow([*classes.ignored, *strange])}"
+        return found("unknown_values", sentence=text, lines=(lines,))
+    if strange and kind.numbered and not in_colors:
+        highest = max(value for of in kind.classes for value in of.values if isinstance(value, int))
+        text = (
+            f"{holding}, as they hold {kind.words}: set model.num_classes (and num_classes of the data sets) to "
+            f"{highest + 1}, and name as many classes where they are named"
         )
-    if not kind.classes:
-        return Finding("unknown_values", name, f"{holding}: {_CHECK_VALUES}", *names)
-    if kind.numbered and not of.count("masks_stored_in_colors"):
-        highest = max(value for of_kind in kind.classes for value in of_kind.values if isinstance(value, int))
-        return Finding(
-            "too_few_classes",
-            name,
-            f"{holding}, as the masks hold {kind.words}: set model.num_classes to {highest + 1} (with as many classes, "
-            f"if they are named), or paste this for pixels that do not count, beside values of the classes",
-            *names,
-            lines=(f"ignore: {_flow([_plain(value) for value in strange])}",),
-        )
-    return _with_values(name, of, kind, holding, names)
+        return found("too_few_classes", sentence=text)
 
-
-def _with_values(name: str, of: Survey, kind: Kind, holding: str, names: tuple[int, tuple[str, ...]]) -> Finding:
-    """The finding for masks of a known kind: the classes with their values."""
-    known = _classes_of(kind, of.classes)
-    if _is_binary(of):
-        sentence = (
-            f"{holding} hold 0 and 255 alone, of which 255 is taken for ignored pixels, so that nothing is learnt but "
-            f"{of.classes.names[0]}"
-        )
-        label = "binary_masks"
-    elif any(isinstance(value, tuple) for of_class in kind.classes for value in of_class.values):
-        label, sentence = "color_masks", f"{holding}, as the masks are in colours"
-    elif kind.named:
-        label, sentence = "label_ids", f"{holding}, as they are {kind.words}, not train ids"
-    elif {value for of_class in kind.classes for value in of_class.values} == {0, 255}:
-        label, sentence = "binary_masks", f"{holding}, as the masks hold 0 and 255"
-    elif not of.strange:
-        label = "masks_stored_in_colors"
-        sentence = f"{holding} are stored with red, green and blue though they are grey"
-    else:
-        label, sentence = "unknown_values", f"{holding}, as the masks hold {kind.words}"
-    remedy = f"paste these lines {'in place of its classes' if _has_names(of.classes) else 'into the recipe'}"
-    if len(known) != len(of.classes):
+    kinds_of = {
+        "binary_masks": binary or {value for of in kind.classes for value in of.values} == {0, 255},
+        "color_masks": in_colors,
+        "label_ids": kind.named,
+        "masks_stored_in_colors": not strange,
+        "unknown_values": True,
+    }
+    label = next(label for label, fits in kinds_of.items() if fits)
+    said = {
+        "binary_masks": " hold 0 and 255 alone, of which 255 is taken for ignored pixels, so that nothing is learnt"
+        if binary
+        else ", as they hold 0 and 255",
+        "color_masks": ", as they are in colours",
+        "label_ids": f", as they are {kind.words}, not train ids",
+        "masks_stored_in_colors": " are stored with red, green and blue, though they are grey",
+        "unknown_values": f", as they hold {kind.words}",
+    }[label]
+    known = _classes_of(kind, classes, in_colors=in_colors)
+    remedy = "paste these lines into the recipe (in place of its classes, if it has any)"
+    if len(known) != len(classes):
         remedy += f", and set model.num_classes (and num_classes of the data sets) to {len(known)}"
-    if len(known) > 2 and not kind.named:
+    if len(known) > 2 and not kind.named and known.names != classes.names:
+        remedy += ", and give the classes their names"
+    elif len(known) > 2 and not kind.named and not in_colors:
         remedy += ", after a look at which value is which class"
-    return Finding(label, name, f"{sentence}: {remedy}", *names, lines=tuple(recipe_lines(known)))
+    return found(label, sentence=f"{holding}{said}: {remedy}", lines=tuple(recipe_lines(known)))
 
 
-def _alike(strange: Sequence[Value], classes: Classes) -> bool:
-    """Whether values are of the sort, numbers or colours, that the recipe has."""
-    return all(isinstance(value, tuple) == classes.in_colors for value in strange)
+def _classes_of(kind: Kind, classes: Classes, *, in_colors: bool) -> Classes:
+    """The classes of masks of a known kind, under the recipe's names where it is clear which is which."""
+    found: dict[str, Any] = {
+        "values": tuple(tuple(of.values) for of in kind.classes),
+        "ignored": tuple(kind.ignored),
+    }
+    cityscapes_ = cityscapes.CLASSES
+    if kind.named and not in_colors and len(classes) == len(cityscapes_):
+        raw = cityscapes_.raw_values or ()
+        others = tuple(sorted(cityscapes.LABEL_IDS - set(raw)))
+        return replace(cityscapes_, values=tuple((value,) for value in raw), ignored=others)
+    if in_colors and {value for of in kind.classes for value in of.values} <= set(classes.colors):
+        return replace(classes, **{**found, "values": tuple((color,) for color in classes.colors)})
+    if not in_colors and _has_names(classes) and len(classes) == len(kind.classes):
+        return replace(classes, **found)
+    palette = Classes.numbered(len(kind.classes)).colors
+    colors = tuple(of.color or color for of, color in zip(kind.classes, palette))
+    return Classes(names=tuple(of.name for of in kind.classes), colors=colors, **found)
 
 
 def _has_names(classes: Classes) -> bool:
     return classes.names != Classes.numbered(len(classes)).names
 
 
-def _classes_of(kind: Kind, classes: Classes) -> Classes:
-    """The classes of masks of a known kind, under the recipe's names where there are as many."""
-    if kind.named and len(classes) == len(cityscapes.CLASSES) and all(isinstance(v, int) for v in kind.ignored):
-        known = cityscapes.CLASSES
-        raw = known.raw_values or ()
-        return replace(
-            known, values=tuple((value,) for value in raw), ignored=tuple(sorted(cityscapes.LABEL_IDS - set(raw)))
-        )
-    count = len(kind.classes)
-    own = classes if _has_names(classes) and len(classes) == count else None
-    palette = Classes.numbered(count).colors
-    return Classes(
-        names=own.names if own else tuple(of_class.name for of_class in kind.classes),
-        colors=own.colors if own else tuple(c.color or color for c, color in zip(kind.classes, palette)),
-        values=tuple(tuple(of_class.values) for of_class in kind.classes),
-        ignored=tuple(kind.ignored),
-    )
-
-
 def recipe_lines(classes: Classes) -> list[str]:
     """`classes:` and `ignore:` of a recipe, with the values of masks."""
     lines = ["classes:"]
     for name, color, values in zip(classes.names, classes.colors, classes.values or ()):
-        entry = {"name": name, "color": list(color), "values": [_plain(value) for value in values]}
-        lines.append(f"  - {_flow(entry)}")
+        lines.append(f"  - {_flow({'name': name, 'color': color, 'values': values})}")
     if classes.ignored:
-        lines.append(f"ignore: {_flow([_plain(value) for value in classes.ignored])}")
+        lines.append(f"ignore: {_flow(classes.ignored)}")
     return lines
-
-
-def _plain(value: Value) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _flow(value: Any) -> str:
     """YAML on one line."""
+    value = json.loads(json.dumps(value))  # tuples become lists
     return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6).strip()
 
 
 def _strange_masks(name: str, of: Survey) -> Iterator[Finding]:
     """Masks of which little can be learnt."""
-    if _is_binary(of) or not of.class_pixels.any():
+    if not of.class_pixels[1:].any():  # which is told of them all
         return
     if of.count("ignored_masks"):
         count, names = _named(of, "ignored_masks")

@@ -24,8 +24,8 @@ from hmsa.errors import DataError
 
 _CREAM = (224, 224, 192)  # between things in Pascal VOC's masks
 _FEW_PIXELS = 0.002  # share of a value that may be one of smoothed edges
-_MANY_VALUES = 8  # from which on edges are looked for
-_THIN, _EDGE = 11, 5  # pixels across, below which a region is a border, or an edge
+_MANY_VALUES, _MANY_NUMBERS = 8, 40  # from which on edges are looked for, and where they are 0, 1, 2, ...
+_THIN, _EDGE, _WIDE_EDGE = 11, 5, 9  # pixels across, below which a region is a border, or an edge
 _NAMES = {tuple(ImageColor.getrgb(name)): name for name in sorted(ImageColor.colormap)}
 
 
@@ -235,11 +235,12 @@ def _cityscapes(found: Found, values: Sequence[Value]) -> Optional[Kind]:
 def _check_edges(found: Found, values: Sequence[Value]) -> None:
     """SmoothedError if most of the values are those of smoothed edges."""
     rare = [value for value in values if found.share(value) < _FEW_PIXELS]
-    if len(values) <= _MANY_VALUES or len(rare) < len(values) / 2 or list(values) == list(range(len(values))):
+    few = len(values) <= _MANY_VALUES or (len(values) <= _MANY_NUMBERS and list(values) == list(range(len(values))))
+    if few or len(rare) < len(values) / 2:
         return
     paths = found.holding(*rare)[:5]
     masks = list(_read(paths, None, colors=found.in_colors))
-    inside = _inside(masks, rare, _EDGE)
+    inside = _inside(masks, rare, _EDGE if len(values) <= MAX_CLASSES_WITH_VALUES else _WIDE_EDGE)
     pixels = sum(count for mask in masks for value, count in counts_of(mask).items() if value in set(rare))
     if inside > 0.05 * pixels:
         return

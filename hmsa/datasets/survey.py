@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -93,7 +93,7 @@ def facts_of(pair: Pair, classes: Classes, max_pixels: Optional[int] = None, *, 
             mask = _mask(mask_path, classes, max_pixels)
         except DataError as error:
             kind = "unreadable_masks" if _is_png(mask_path) else "masks_of_another_format"
-            problems.append((kind, str(error)))
+            problems.append((kind, str(error) if kind == "unreadable_masks" else mask_path))
     if image and mask:
         problems += _misfit(image, mask, pair)
     return Facts(image, mask, problems)
@@ -330,8 +330,8 @@ def survey(
     return found
 
 
-def spread(pairs: Sequence[Pair], count: Optional[int]) -> Sequence[Pair]:
-    """So many of the pairs, the first and the last among them, at equal distances; all where there are no more."""
+def spread(pairs: Sequence[Any], count: Optional[int]) -> Sequence[Any]:
+    """So many of them, the first and the last among them, at equal distances; all where there are no more."""
     if count is None or len(pairs) <= count:
         return pairs
     return [pairs[place] for place in np.linspace(0, len(pairs) - 1, count).round().astype(int)]
