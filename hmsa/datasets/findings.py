@@ -95,10 +95,31 @@ def all_findings(
     return sorted(found, key=lambda finding: order.index(finding.kind))
 
 
-def quick_findings(dataset: SegmentationDataset, name: str) -> list[Finding]:
-    """What some masks, at most `QUICK_MASKS` spread over a data set, say of classes and ignored pixels, in seconds."""
-    found = survey(dataset, max_pairs=QUICK_MASKS, masks_only=True)
-    return list(mask_findings({name: found}, dataset.max_image_pixels))
+def quick_findings(datasets: Mapping[str, SegmentationDataset]) -> list[Finding]:
+    """What some masks, at most `QUICK_MASKS` of each data set, say of classes and ignored pixels, in seconds.
+
+    Args:
+        datasets: "train", "val", or both.
+    """
+    surveys = {name: survey(of, max_pairs=QUICK_MASKS, masks_only=True) for name, of in datasets.items()}
+    limits = [of.max_image_pixels for of in datasets.values()]
+    return list(mask_findings(surveys, limits[0] if limits else None))
+
+
+def warnings_before_training(datasets: Mapping[str, SegmentationDataset]) -> list[str]:
+    """`quick_findings` for people.
+
+    Raises:
+        DataError: training would fail or learn nothing. What others can stand in for is left to `bad_sample_limit`.
+    """
+    found = quick_findings(datasets)
+    fatal = [finding for finding in found if finding.severity == "error"]
+    if datasets["train"].bad_sample_limit is not None:
+        fatal = [finding for finding in fatal if finding.kind not in OF_SINGLE_FILES]
+    for finding in fatal[:1]:
+        such_as = f" (such as {finding.names[0]})" if finding.names else ""
+        raise DataError(f"{finding.dataset}: {finding.sentence}{such_as}", *finding.lines)
+    return [f"{finding.dataset}: {finding.sentence}" for finding in found]
 
 
 # --- Files ---

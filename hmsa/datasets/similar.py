@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import cv2
 import numpy as np
 
@@ -15,7 +13,7 @@ _BANDS = 8
 _MAX_DIFFERENT = 6  # bits of 128: two hashes as near as that agree in at least two bands
 _LEAST_CORRELATION = 0.98
 _LEAST_CONTRAST = 2.0  # grey levels; flatter images have no structure to compare
-_MAX_BUCKET = 4000  # hashes that are compared with each other
+_MAX_BUCKET = 2000  # hashes that are compared with each other
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -24,11 +22,11 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def near_pairs(thumbnails: np.ndarray) -> np.ndarray:
-    """Pairs of images that show nearly the same, int64 [M, 2], the earlier first, each later one in one pair or more.
+    """Images that show nearly the same as an earlier one, int64 [M, 2]: the first such one, and the later image.
 
     Images are hashed by whether each cell of the small picture is lighter than the next one to the right, and below
     (Krawetz's difference hash, 128 bits). Hashes are compared where one of 8 bands is the same, so that the time grows
-    with the images and not with their square; what is left is compared by correlation.
+    with the images and not with their square; those that are near are compared by correlation.
 
     Args:
         thumbnails: uint8 [N, SIDE, SIDE].
@@ -40,24 +38,28 @@ def near_pairs(thumbnails: np.ndarray) -> np.ndarray:
 
     flat = small.reshape(len(small), SIDE * SIDE).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
-    contrast = np.sqrt((flat**2).mean(axis=1, keepdims=True))
-    flat /= np.maximum(contrast, 1e-6)
-    told_apart = np.flatnonzero(contrast[:, 0] >= _LEAST_CONTRAST)
-    if not len(told_apart):
+    contrast = np.sqrt((flat**2).mean(axis=1))
+    flat /= np.maximum(contrast, 1e-6)[:, np.newaxis] * SIDE  # of which products are correlations
+    chosen = np.flatnonzero(contrast >= _LEAST_CONTRAST)
+    if not len(chosen):
         return np.empty((0, 2), np.int64)
 
     # Equal hashes stand for one, the first.
-    _, first, group = np.unique(bands[told_apart], axis=0, return_index=True, return_inverse=True)
-    firsts = told_apart[first]
-    found = [np.stack([firsts[group.ravel()], told_apart], axis=1), *_near_hashes(bands, np.sort(firsts))]
-    pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
-    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-    correlation = np.einsum("ij,ij->i", flat[pairs[:, 0]], flat[pairs[:, 1]]) / flat.shape[1]
-    return pairs[correlation >= _LEAST_CORRELATION]
+    _, first, group = np.unique(bands[chosen], axis=0, return_index=True, return_inverse=True)
+    earliest = _earliest_near(bands, flat, np.sort(chosen[first]))
+    representative = chosen[first][group.ravel()]
+    candidates = [earliest[representative], representative]
+    for partner in candidates:
+        free = (earliest[chosen] == len(small)) & (partner < chosen)
+        correlation = np.einsum("ij,ij->i", flat[chosen[free]], flat[partner[free]])
+        earliest[chosen[free]] = np.where(correlation >= _LEAST_CORRELATION, partner[free], len(small))
+    later = np.flatnonzero(earliest < len(small))
+    return np.stack([earliest[later], later], axis=1)
 
 
-def _near_hashes(bands: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs of the `chosen` with few different bits, [M, 2] each."""
+def _earliest_near(bands: np.ndarray, flat: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """For each of N images the first of the `chosen`, which are in order, that it is near to; N if there is none."""
+    earliest = np.full(len(bands), len(bands))
     ones = np.array([bin(number).count("1") for number in range(2**16)], np.uint8)
     for band in range(_BANDS):
         order = chosen[np.argsort(bands[chosen, band], kind="stable")]
@@ -66,8 +68,10 @@ def _near_hashes(bands: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
             if len(bucket) > _MAX_BUCKET:  # such as of dark skies; other bands tell them apart
                 continue
             hashes = bands[bucket]
-            for place in range(len(bucket) - 1):
+            for place, image in enumerate(bucket[:-1]):
                 different = ones[hashes[place + 1 :] ^ hashes[place]].sum(axis=1, dtype=np.int32)
                 near = bucket[place + 1 :][different <= _MAX_DIFFERENT]
                 if len(near):
-                    yield np.stack([np.full(len(near), bucket[place]), near], axis=1)
+                    near = near[flat[near] @ flat[image] >= _LEAST_CORRELATION]
+                    earliest[near] = np.minimum(earliest[near], image)
+    return earliest
