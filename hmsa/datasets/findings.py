@@ -110,13 +110,12 @@ def warnings_before_training(datasets: Mapping[str, SegmentationDataset]) -> lis
     """`quick_findings` for people.
 
     Raises:
-        DataError: training would fail or learn nothing. What others can stand in for is left to `bad_sample_limit`.
+        DataError: nothing is labelled, or masks cannot be used that no others stand in for (`bad_sample_limit`).
     """
     found = quick_findings(datasets)
-    fatal = [finding for finding in found if finding.severity == "error"]
-    if datasets["train"].bad_sample_limit is not None:
-        fatal = [finding for finding in fatal if finding.kind not in OF_SINGLE_FILES]
-    for finding in fatal[:1]:
+    skips = datasets["train"].bad_sample_limit is not None
+    fatal = ("binary_masks", "nothing_labelled", *(() if skips else OF_SINGLE_FILES))
+    for finding in (finding for finding in found if finding.kind in fatal):
         such_as = f" (such as {finding.names[0]})" if finding.names else ""
         raise DataError(f"{finding.dataset}: {finding.sentence}{such_as}", *finding.lines)
     return [f"{finding.dataset}: {finding.sentence}" for finding in found]

@@ -10,7 +10,8 @@ SIDE = 9
 """Of the small picture of an image, [SIDE, SIDE] of grey, by which images are compared."""
 
 _BANDS = 8
-_MAX_DIFFERENT = 6  # bits of 128: two hashes as near as that agree in at least two bands
+_MAX_DIFFERENT = 7  # bits of 128: two hashes as near as that agree in at least one band
+_STEP = 4  # grey levels: less is as good as none, and would differ in what is saved again
 _LEAST_CORRELATION = 0.98
 _LEAST_CONTRAST = 2.0  # grey levels; flatter images have no structure to compare
 _MAX_BUCKET = 2000  # hashes that are compared with each other
@@ -32,7 +33,7 @@ def near_pairs(thumbnails: np.ndarray) -> np.ndarray:
         thumbnails: uint8 [N, SIDE, SIDE].
     """
     small = thumbnails.astype(np.int16)
-    differences = [small[:, :8, 1:] > small[:, :8, :-1], small[:, 1:, :8] > small[:, :-1, :8]]
+    differences = [small[:, :8, 1:] > small[:, :8, :-1] + _STEP, small[:, 1:, :8] > small[:, :-1, :8] + _STEP]
     bits = np.stack(differences, axis=1).reshape(len(small), 128)
     bands = np.packbits(bits, axis=1).view(np.uint16)  # [N, 8]
 
