@@ -32,11 +32,11 @@ ERRORS = ("unusable_dataset", *OF_SINGLE_FILES, "binary_masks", "nothing_labelle
 WARNINGS = (
     *("absent_classes", "much_ignored", "ignored_masks", "mostly_ignored_masks", "background_masks"),
     *("small_images", "large_images", "several_kinds_of_images", "alpha", "dark_images"),
-    *("equal_images", "different_masks_of_equal_images", "near_images", "leaks", "near_leaks"),
+    *("equal_images", "different_masks_of_equal_images", "leaks", "near_leaks"),
 )
 """Kinds with which it learns less than it could, or its scores say less than they seem to."""
 
-NOTES = ("turned_images", "sixteen_bits", "some_background_masks")
+NOTES = ("turned_images", "sixteen_bits", "some_background_masks", "near_images")
 """Kinds that are as well meant so."""
 
 QUICK_MASKS = 200
@@ -44,6 +44,9 @@ QUICK_MASKS = 200
 
 _BACKGROUND = {"background", "class 0", "unlabeled", "unlabelled", "other", "others", "void", "nothing", "none"}
 _SAMPLE = 100  # masks by which the kind of masks is told
+_DARK = 5.0  # of 255
+_LEAST_FILLED, _MANY = 0.5, 0.2  # of what is cut out; of the images
+_LEAST_SEEN = 0.02  # of an image
 _MAX_IGNORED = 50  # values that are offered as ones to ignore
 
 
@@ -344,54 +347,45 @@ def _strange_masks(name: str, of: Survey) -> Iterator[Finding]:
 
 
 def _images(name: str, of: Survey) -> Iterator[Finding]:
-    stored = of.stored
-    sorts = {sort: sum(n for text, n in stored.items() if sort in text) for sort in ("grey", "RGB", "palette", "CMYK")}
-    there = {sort: count for sort, count in sorts.items() if count}
+    """What should be known of how images are stored."""
+    total = sum(of.stored.values())
+
+    def stored(*parts: str) -> int:
+        return sum(count for kind, count in of.stored.items() if any(part in kind for part in parts))
+
+    there = {kind: stored(kind) for kind in ("grey", "RGB", "palette", "CMYK") if stored(kind)}
     if len(there) > 1:
-        listed = ", ".join(f"{count} {sort}" for sort, count in there.items())
-        yield Finding(
-            "several_kinds_of_images",
-            name,
-            f"images are of several kinds ({listed}), which all become RGB: fine, if predictions are made on the same "
-            "mixture, else save them alike",
-            sum(there.values()),
+        listed = ", ".join(f"{count} {kind}" for kind, count in there.items())
+        text = (
+            f"images are of several kinds ({listed}), which all become RGB: fine, if those to predict on are mixed, too"
         )
-    alpha = sum(n for text, n in stored.items() if "alpha" in text)
-    if alpha:
-        yield Finding(
-            "alpha",
-            name,
-            f"{alpha} images have an alpha channel, which is left out, so that what it hides is seen: "
-            "save them without, on the background that is meant",
-            alpha,
+        yield Finding("several_kinds_of_images", name, f"{text}, else save them alike", total)
+    if stored("alpha"):
+        text = (
+            f"{stored('alpha')} of {total} images have an alpha channel, which is left out, so that what it hides is "
+            "seen: save them without, on the background that is meant"
         )
-    sixteen = sum(n for text, n in stored.items() if text.startswith("16 bit"))
-    if sixteen:
-        yield Finding(
-            "sixteen_bits",
-            name,
-            f"{sixteen} images have 16 bits, which become 8 by value / 257: scale them to the "
-            "whole range where they hold 10 to 14 bits",
-            sixteen,
+        yield Finding("alpha", name, text, stored("alpha"))
+    if stored("16 bit"):
+        text = (
+            f"{stored('16 bit')} of {total} images have 16 bits, which become 8 by value / 257: fine, if they fill the "
+            "whole range, else scale them to it"
         )
-    mean = of.mean_and_std()[0].mean()
-    if mean < 0.02:
-        yield Finding(
-            "dark_images",
-            name,
-            f"images are nearly black (their mean is {255 * mean:.1f} of 255): check that they are "
-            "the images and no masks, and scale those of 10 to 14 bits to the whole range",
-            len(of.pairs),
+        yield Finding("sixteen_bits", name, text, stored("16 bit"))
+    mean = 255 * of.mean_and_std()[0].mean()
+    if mean < _DARK:
+        text = (
+            f"images are nearly black (their mean is {mean:.1f} of 255): check that they are no masks, and scale those "
+            "of 10 to 14 bits to the whole range"
         )
+        yield Finding("dark_images", name, text, total)
     turned = sum(count for orientation, count in of.orientations.items() if orientation != 1)
     if turned:
-        yield Finding(
-            "turned_images",
-            name,
-            f"{turned} images are turned upright as their EXIF data say, and so are those that "
-            "are predicted on: look in the sheet of samples whether their masks fit",
-            turned,
+        text = (
+            f"{turned} of {total} images are turned upright as their EXIF data say, and so are those to predict on: "
+            "look in the sheet of samples whether masks fit"
         )
+        yield Finding("turned_images", name, text, turned)
 
 
 def _crop(of: Survey, width: int, height: int) -> Iterator[Finding]:
@@ -399,28 +393,26 @@ def _crop(of: Survey, width: int, height: int) -> Iterator[Finding]:
     if not of.sizes:
         return
     total = sum(of.sizes.values())
-    filled = {size: min(size[0], width) * min(size[1], height) / (width * height) for size in of.sizes}
-    small = sum(count for size, count in of.sizes.items() if filled[size] < 0.5)
-    middle = [int(statistics.median_low([s[side] for s, n in of.sizes.items() for _ in range(n)])) for side in (0, 1)]
     shown = f"{width}x{height}"
-    if small > 0.2 * total:
+    every = [[size[side] for size, count in of.sizes.items() for _ in range(count)] for side in (0, 1)]
+    middle = [int(statistics.median_low(sides)) for sides in every]
+
+    filled = {size: min(size[0], width) * min(size[1], height) / (width * height) for size in of.sizes}
+    small = sum(count for size, count in of.sizes.items() if filled[size] < _LEAST_FILLED)
+    if small > _MANY * total:
         fitting = [max(side // 32 * 32, 64) for side in middle]
-        yield Finding(
-            "small_images",
-            "train",
-            f"{small} of {total} images fill less than half of crop_size {shown}, the rest is padding: set crop_size "
-            f"to {fitting} or so, which is the middle size",
-            small,
+        text = (
+            f"{small} of {total} images fill less than half of crop_size {shown}, the rest is padding: set "
+            f"crop_size to {fitting} or so, which is the middle size"
         )
+        yield Finding("small_images", "train", text, small)
     share = width * height / (middle[0] * middle[1])
-    if share < 0.02:
-        yield Finding(
-            "large_images",
-            "train",
+    if share < _LEAST_SEEN:
+        text = (
             f"crop_size {shown} shows {share:.1%} of an image of {middle[0]}x{middle[1]} (the middle size): make the "
-            "images smaller first (a Resize among the transforms), or crop_size larger",
-            total,
+            "images smaller first (a Resize among the transforms), or crop_size larger"
         )
+        yield Finding("large_images", "train", text, total)
 
 
 # --- Images that are the same ---
@@ -428,48 +420,43 @@ def _crop(of: Survey, width: int, height: int) -> Iterator[Finding]:
 
 def _equal_images(surveys: Mapping[str, Survey]) -> Iterator[Finding]:
     """Images that are there twice in a data set, or in both."""
-    names = list(surveys)
-    digests = np.concatenate([of.digests for of in surveys.values()]) if names else np.zeros((0, 2), np.uint64)
-    part = np.repeat(np.arange(len(names)), [len(of.pairs) for of in surveys.values()])
-    paths = [pair[0] for of in surveys.values() for pair in of.pairs]
+    if not surveys:
+        return
+    every = list(surveys.values())
+    part = np.repeat(np.arange(len(every)), [len(of.pairs) for of in every])  # [N], as all below
+    paths = [pair[0] for of in every for pair in of.pairs]
+    images, masks = np.concatenate([of.digests for of in every]).T
+    near = near_pairs(np.concatenate([of.thumbnails for of in every]))
 
-    def told(kind: str, pairs: np.ndarray, text: Any) -> Iterator[Finding]:
-        """A finding for each data set, or `kind` in place of it for those between both."""
-        for number, name in enumerate(names):
-            inside = pairs[(part[pairs] == number).all(axis=1)]
-            if len(inside):
-                yield _pairs_finding(kind, name, inside, paths, text)
+    equal = _equal(images)
+    first, later = equal.T
+    differing = equal[(masks[first] != masks[later]) & (masks[first] != 0) & (masks[later] != 0)]
+    near = near[images[near[:, 0]] != images[near[:, 1]]]
+    inside = (("equal_images", equal), ("different_masks_of_equal_images", differing), ("near_images", near))
+    between = (("leaks", equal), ("near_leaks", near))
 
-    equal = _equal(digests[:, 0])
-    yield from told("equal_images", equal, _EQUAL)
-    same = digests[equal[:, 0], 1] == digests[equal[:, 1], 1]
-    labelled = (digests[equal, 1] != 0).all(axis=1)
-    yield from told("different_masks_of_equal_images", equal[~same & labelled], _CONTRADICTION)
-    crossing = equal[part[equal[:, 0]] != part[equal[:, 1]]]
-    if len(crossing):
-        yield _pairs_finding("leaks", "", crossing, paths, _LEAK)
+    def told(kind: str, dataset: str, pairs: np.ndarray, total: int) -> Iterator[Finding]:
+        if len(pairs):
+            count = len(np.unique(pairs[:, 1]))
+            names = tuple(f"{paths[later]} = {paths[first]}" for first, later in pairs[:MAX_NAMES].tolist())
+            yield Finding(kind, dataset, f"{count} of {total} {_TWICE[kind]}", count, names)
 
-    thumbnails = np.concatenate([of.thumbnails for of in surveys.values()]) if names else None
-    near = near_pairs(thumbnails) if thumbnails is not None else np.empty((0, 2), int)
-    near = near[digests[near[:, 0], 0] != digests[near[:, 1], 0]]
-    yield from told("near_images", near, _NEAR)
-    # What is equal to an image of the other part is told above.
-    crossing = near[part[near[:, 0]] != part[near[:, 1]]]
-    if len(crossing):
-        yield _pairs_finding("near_leaks", "", crossing, paths, _NEAR_LEAK)
+    for number, name in enumerate(surveys):
+        for kind, pairs in inside:
+            yield from told(kind, name, pairs[(part[pairs] == number).all(axis=1)], len(every[number].pairs))
+    for kind, pairs in between:
+        yield from told(kind, "", pairs[part[pairs[:, 0]] != part[pairs[:, 1]]], len(every[-1].pairs))
 
 
-_EQUAL = "{} images are there more than once, byte for byte: remove what is too much, or let coarse_multiple repeat"
-_CONTRADICTION = "{} images are there more than once, with different masks: remove the wrong ones"
-_LEAK = (
-    "{} images to evaluate on are images that are trained on, byte for byte, so that the scores are too good: take "
-    "them out of one of the two"
-)
-_NEAR = "{} images look nearly as another one does (saved again, or a moment later): fine, if that is meant so"
-_NEAR_LEAK = (
-    "{} images to evaluate on look nearly as one that is trained on, so that the scores are too good: keep such groups "
-    "on one side (split.group_by, or the lists)"
-)
+_TWICE = {
+    "equal_images": "images are there more than once, byte for byte: remove what is too much",
+    "different_masks_of_equal_images": "images are there more than once, with different masks: remove the wrong ones",
+    "near_images": "images look nearly as another one does (saved again, or a moment later): fine, if that is meant so",
+    "leaks": "images to evaluate on are trained on, byte for byte, so that the scores are too good: take them out "
+    "of one of the two",
+    "near_leaks": "images to evaluate on look nearly as one that is trained on, so that the scores are too good: keep "
+    "such groups on one side (by split.group_by, or in the lists)",
+}
 
 
 def _equal(digests: np.ndarray) -> np.ndarray:
@@ -477,12 +464,6 @@ def _equal(digests: np.ndarray) -> np.ndarray:
     _, first, group = np.unique(digests, return_index=True, return_inverse=True)
     pairs = np.stack([first[group.ravel()], np.arange(len(digests))], axis=1)
     return pairs[(pairs[:, 0] != pairs[:, 1]) & (digests != 0)]
-
-
-def _pairs_finding(kind: str, dataset: str, pairs: np.ndarray, paths: Sequence[str], text: str) -> Finding:
-    count = len(np.unique(pairs[:, 1]))
-    shown = tuple(f"{paths[later]} = {paths[first]}" for first, later in pairs[:MAX_NAMES].tolist())
-    return Finding(kind, dataset, text.format(count), count, shown)
 
 
 def _listed(names: Sequence[str]) -> str:

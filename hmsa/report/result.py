@@ -21,6 +21,7 @@ from rich.table import Table
 from hmsa.errors import printable
 from hmsa.metrics import Metric
 from hmsa.system.version import VERSION
+from hmsa.weights.loading import listed
 
 _EARLIER_CURVES = {"mean_iou": "mIoU", "mean_iou_present": "mIoU_present", "pixel_accuracy": "accuracy"}
 """What the curves of some scores are called since before there were others."""
@@ -68,7 +69,7 @@ class Evaluation:
         absent = [name for name, there in zip(self.class_names, true | predicted) if not there]
         if absent:
             remarks.append(
-                f"neither in the labels nor predicted: {', '.join(absent)}; in a mean over all classes this counts as 0"
+                f"neither in the labels nor predicted: {listed(absent, 8)}; in a mean over all classes this counts as 0"
             )
         labelled = [name for name, there in zip(self.class_names, true) if there]
         if len(labelled) < 2:

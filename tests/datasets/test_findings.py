@@ -209,12 +209,14 @@ CASES = {
         FOUR, first_image(rewrite(change=lambda image: image.convert("L"))), r"several kinds \(1 grey, 7 RGB\)"
     ),
     "alpha": Wrong(
-        FOUR, first_image(rewrite(change=lambda image: image.convert("RGBA"), form="PNG")), "1 images have an alpha"
+        FOUR,
+        first_image(rewrite(change=lambda image: image.convert("RGBA"), form="PNG")),
+        "1 of 8 images have an alpha",
     ),
     "sixteen_bits": Wrong(
         FOUR,
         first_image(rewrite(change=lambda i: Image.fromarray(np.asarray(i)[..., 0].astype("u2") * 257), form="PNG")),
-        "1 images have 16 bits, which become 8",
+        "1 of 8 images have 16 bits, which become 8",
     ),
     "dark_images": Wrong(
         FOUR,
@@ -228,11 +230,13 @@ CASES = {
             rewrite(as_={"exif": exif_turned()})(pairs[0][0]),
             each_mask(lambda mask: np.rot90(mask, -1))(pairs[:1]),
         ),
-        "1 images are turned upright as their EXIF data say",
+        "1 of 8 images are turned upright as their EXIF data say",
     ),
-    "equal_images": Wrong(FOUR, twice, "1 images are there more than once, byte for byte"),
-    "different_masks_of_equal_images": Wrong(FOUR, twice, "1 images are there more than once, with different masks"),
-    "near_images": Wrong(FOUR, saved_again, "1 images look nearly as another one does"),
+    "equal_images": Wrong(FOUR, twice, "1 of 8 images are there more than once, byte for byte"),
+    "different_masks_of_equal_images": Wrong(
+        FOUR, twice, "1 of 8 images are there more than once, with different masks"
+    ),
+    "near_images": Wrong(FOUR, saved_again, "1 of 8 images look nearly as another one does"),
 }
 
 
