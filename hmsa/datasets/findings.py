@@ -8,13 +8,13 @@ import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 import yaml
 
 from hmsa.datasets import cityscapes
-from hmsa.datasets.classes import Classes, named
+from hmsa.datasets.classes import Classes, Value, named
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.kinds import Kind, SmoothedError, kind_of, look
 from hmsa.datasets.similar import near_pairs
@@ -47,6 +47,7 @@ _SAMPLE = 100  # masks by which the kind of masks is told
 _DARK = 5.0  # of 255
 _LEAST_FILLED, _MANY = 0.5, 0.2  # of what is cut out; of the images
 _LEAST_SEEN = 0.02  # of an image
+_FEW = 0.1  # of the masks, which are rather wrong themselves
 _MAX_IGNORED = 50  # values that are offered as ones to ignore
 
 
@@ -215,68 +216,108 @@ def _are_binary(surveys: Collection[Survey]) -> bool:
     return takes and {value for of in surveys for value in of.values} == {0, 255}
 
 
+class _Trouble(NamedTuple):
+    """Masks whose values the recipe does not name, or does not name as they are meant."""
+
+    classes: Classes
+    strange: list[Value]  # values of no class, the most frequent first
+    binary: bool  # whether they are of 0 and 255
+    count: int  # masks
+    of: int
+    names: list[str]  # of the first
+    readable: list[str]  # all masks
+
+    @property
+    def holding(self) -> str:
+        """The beginning of a sentence."""
+        some = f"{self.count} of {self.of} masks"
+        return some + (
+            f" hold values that the recipe does not name, {named(self.strange[:10], len(self.strange))}"
+            if self.strange
+            else ""
+        )
+
+
+def _trouble(surveys: Collection[Survey]) -> _Trouble:
+    strange = list(dict.fromkeys(value for of in surveys for value in of.strange))
+    binary = _are_binary(surveys)
+    kinds = _MEANINGLESS if strange else _MEANINGLESS[1:]
+    readable = [str(pair[1]) for of in surveys for pair, digests in zip(of.pairs, of.digests) if digests[1]]
+    return _Trouble(
+        classes=next(iter(surveys)).classes,
+        strange=strange,
+        binary=binary,
+        count=sum(of.masks if binary else max(map(of.count, kinds)) for of in surveys),
+        of=sum(of.masks for of in surveys),
+        names=[path for of in surveys for kind in kinds if kind in of.named for path in of.named[kind].first]
+        or readable[:MAX_NAMES],
+        readable=readable,
+    )
+
+
 def _recognised(surveys: Mapping[str, Survey], max_pixels: Optional[int]) -> Finding:
     """What masks are of which the recipe does not name the values, and the lines that make it name them."""
-    every = list(surveys.values())
-    classes = every[0].classes
-    strange = list(dict.fromkeys(value for of in every for value in of.strange))
-    binary = _are_binary(every)
-    kinds = _MEANINGLESS if strange else _MEANINGLESS[1:]
-    bad = sum(of.masks if binary else max(map(of.count, kinds)) for of in every)
-    holding = f"{bad} of {sum(of.masks for of in every)} masks"
-    if strange:
-        holding += f" hold values that the recipe does not name, {named(strange[:10], len(strange))}"
-
-    readable = [str(pair[1]) for of in every for pair, digests in zip(of.pairs, of.digests) if digests[1]]
-    paths = [path for of in every for kind in kinds if kind in of.named for path in of.named[kind].first]
-    found = partial(Finding, dataset=" and ".join(surveys), count=bad, names=tuple(paths or readable)[:MAX_NAMES])
-    sample = sorted({*paths, *spread(readable, _SAMPLE)})
+    trouble = _trouble(list(surveys.values()))
+    found = partial(Finding, dataset=" and ".join(surveys), count=trouble.count, names=tuple(trouble.names[:MAX_NAMES]))
+    holding, strange, classes = trouble.holding, trouble.strange, trouble.classes
     try:
-        kind = kind_of(look(sample, max_pixels))
+        kind = kind_of(look(sorted({*trouble.names, *spread(trouble.readable, _SAMPLE)}), max_pixels))
     except SmoothedError as error:
         return found("smoothed_masks", sentence=f"{holding}: {error}")
     except DataError as error:  # of one value alone, or of too many
         return found("unknown_values", sentence=f"{holding}: {error}")
 
-    in_colors = any(isinstance(value, tuple) for of in kind.classes for value in of.values)
-    if strange and classes.values is not None and in_colors == classes.in_colors and len(strange) <= _MAX_IGNORED:
+    highest = max((value for of in kind.classes for value in of.values if isinstance(value, int)), default=-1)
+    alike = strange and all(isinstance(value, tuple) == classes.in_colors for value in strange)
+    if alike and classes.values is not None and len(strange) <= _MAX_IGNORED:
         text = f"{holding}: write them into the values of a class, or paste this for pixels that do not count"
-        lines = f"ignore: {_flow([*classes.ignored, *strange])}"
-        return found("unknown_values", sentence=text, lines=(lines,))
-    if strange and kind.numbered and not in_colors:
-        highest = max(value for of in kind.classes for value in of.values if isinstance(value, int))
+        return found("unknown_values", sentence=text, lines=(f"ignore: {_flow([*classes.ignored, *strange])}",))
+    if alike and trouble.count <= _FEW * trouble.of and len(strange) <= _MAX_IGNORED:
+        text = f"{holding}: correct these masks, or paste these lines, by which such pixels do not count"
+        return found("unknown_values", sentence=text, lines=tuple(recipe_lines(_ignoring(strange, classes))))
+    if alike and kind.numbered and highest >= len(classes):
         text = (
             f"{holding}, as they hold {kind.words}: set model.num_classes (and num_classes of the data sets) to "
             f"{highest + 1}, and name as many classes where they are named"
         )
         return found("too_few_classes", sentence=text)
+    return _with_values(found, trouble, kind)
 
-    kinds_of = {
-        "binary_masks": binary or {value for of in kind.classes for value in of.values} == {0, 255},
-        "color_masks": in_colors,
-        "label_ids": kind.named,
-        "masks_stored_in_colors": not strange,
-        "unknown_values": True,
-    }
-    label = next(label for label, fits in kinds_of.items() if fits)
-    said = {
-        "binary_masks": " hold 0 and 255 alone, of which 255 is taken for ignored pixels, so that nothing is learnt"
-        if binary
-        else ", as they hold 0 and 255",
-        "color_masks": ", as they are in colours",
-        "label_ids": f", as they are {kind.words}, not train ids",
-        "masks_stored_in_colors": " are stored with red, green and blue, though they are grey",
-        "unknown_values": f", as they hold {kind.words}",
-    }[label]
-    known = _classes_of(kind, classes, in_colors=in_colors)
+
+def _with_values(found: Callable[..., Finding], trouble: _Trouble, kind: Kind) -> Finding:
+    """The finding for masks of a known kind, whose classes the recipe is to give values."""
+    values = {value for of in kind.classes for value in of.values}
+    in_colors = any(isinstance(value, tuple) for value in values)
+    if trouble.binary:
+        label = "binary_masks"
+        said = " hold 0 and 255 alone, of which 255 is taken for ignored pixels, so that nothing is learnt"
+    elif values == {0, 255}:
+        label, said = "binary_masks", ", as they hold 0 and 255"
+    elif in_colors:
+        label, said = "color_masks", ", as they are in colours"
+    elif kind.named:
+        label, said = "label_ids", f", as they are {kind.words}, not train ids"
+    elif trouble.strange:
+        label, said = "unknown_values", f", as they hold {kind.words}"
+    else:
+        label, said = "masks_stored_in_colors", " are stored with red, green and blue, though they are grey"
+
+    known = _classes_of(kind, trouble.classes, in_colors=in_colors)
     remedy = "paste these lines into the recipe (in place of its classes, if it has any)"
-    if len(known) != len(classes):
+    if len(known) != len(trouble.classes):
         remedy += f", and set model.num_classes (and num_classes of the data sets) to {len(known)}"
-    if len(known) > 2 and not kind.named and known.names != classes.names:
+    if len(known) > 2 and not kind.named and known.names != trouble.classes.names:
         remedy += ", and give the classes their names"
     elif len(known) > 2 and not kind.named and not in_colors:
         remedy += ", after a look at which value is which class"
-    return found(label, sentence=f"{holding}{said}: {remedy}", lines=tuple(recipe_lines(known)))
+    return found(label, sentence=f"{trouble.holding}{said}: {remedy}", lines=tuple(recipe_lines(known)))
+
+
+def _ignoring(strange: Sequence[Value], classes: Classes) -> Classes:
+    """Classes whose numbers are the values of masks, and of which some more values do not count."""
+    K = len(classes)
+    ignored = [value for value in (classes.ignore_index, *strange) if not (isinstance(value, int) and value < K)]
+    return replace(classes, values=tuple((number,) for number in range(K)), ignored=tuple(ignored))
 
 
 def _classes_of(kind: Kind, classes: Classes, *, in_colors: bool) -> Classes:
@@ -285,11 +326,10 @@ def _classes_of(kind: Kind, classes: Classes, *, in_colors: bool) -> Classes:
         "values": tuple(tuple(of.values) for of in kind.classes),
         "ignored": tuple(kind.ignored),
     }
-    cityscapes_ = cityscapes.CLASSES
-    if kind.named and not in_colors and len(classes) == len(cityscapes_):
-        raw = cityscapes_.raw_values or ()
+    if kind.named and not in_colors and len(classes) == len(cityscapes.CLASSES):
+        raw = cityscapes.CLASSES.raw_values or ()
         others = tuple(sorted(cityscapes.LABEL_IDS - set(raw)))
-        return replace(cityscapes_, values=tuple((value,) for value in raw), ignored=others)
+        return replace(cityscapes.CLASSES, values=tuple((value,) for value in raw), ignored=others)
     if in_colors and {value for of in kind.classes for value in of.values} <= set(classes.colors):
         return replace(classes, **{**found, "values": tuple((color,) for color in classes.colors)})
     if not in_colors and _has_names(classes) and len(classes) == len(kind.classes):

@@ -298,6 +298,26 @@ def test_the_lines_that_are_to_be_pasted_put_it_right(tmp_path, masks, classes, 
     assert dataset(pairs, repaired)[0]["label"].max() > 0
 
 
+def test_a_stray_value_is_ignored_or_corrected(tmp_path):
+    pairs = shapes(tmp_path, count=12)
+    each_mask(numbered)(pairs)
+    each_mask(lambda mask: np.where(np.indices(mask.shape).sum(axis=0) == 0, 77, mask).astype(np.uint8))(pairs[4:5])
+    (error,) = all_findings({"train": survey(dataset(pairs, FOUR))})
+    assert error.sentence.startswith(
+        "1 of 12 masks hold values that the recipe does not name, [77]: correct these masks"
+    )
+    assert error.names == (pairs[4][1],)
+    assert yaml.safe_load("\n".join(error.lines))["ignore"] == [255, 77]
+
+
+def test_another_number_for_ignored_pixels(tmp_path):
+    pairs = shapes(tmp_path)
+    each_mask(mostly_ignored)(pairs)
+    (error,) = all_findings({"train": survey(dataset(pairs, Classes.numbered(4, ignore_index=254)))})
+    pasted = yaml.safe_load("\n".join(error.lines))
+    assert [entry["values"] for entry in pasted["classes"]] == [[0], [1], [2], [3]] and pasted["ignore"] == [255]
+
+
 def test_colours_that_the_recipe_has_keep_their_names(tmp_path):
     (error,) = all_findings({"train": survey(dataset(shapes(tmp_path, "colors"), NAMED))})
     entries = yaml.safe_load("\n".join(error.lines))["classes"]
