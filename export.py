@@ -8,6 +8,7 @@ import argparse
 import sys
 
 from hmsa import cli
+from hmsa.errors import UsageError
 
 
 def make_parser() -> cli.Parser:
@@ -29,9 +30,22 @@ def make_parser() -> cli.Parser:
     return parser
 
 
+def chosen_output(args: argparse.Namespace) -> str:
+    """--output_op, or what a deprecated flag stands for; UsageError if they disagree."""
+    if not (args.with_softmax or args.without_argmax):
+        return args.output_op or "argmax"
+    flag, meant = ("--with_softmax", "softmax") if args.with_softmax else ("--without_argmax", "none")
+    if args.output_op not in (None, meant):
+        raise UsageError(
+            f"expected one output, found {flag}, which is --output_op {meant}, and --output_op {args.output_op}: "
+            "leave one out"
+        )
+    return meant
+
+
 def main(args: argparse.Namespace) -> None:
     config = cli.read_recipe(args)
-    output_op = cli.output_op(args)
+    output_op = chosen_output(args)
 
     from hmsa.system.environment import prepare
 

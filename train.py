@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -16,7 +17,9 @@ from hmsa.errors import DataError, UsageError, printable
 if TYPE_CHECKING:
     from hmsa.config.schema import Config
     from hmsa.engine.checkpoint import TrainingState
+    from hmsa.engine.log import SilentLog
     from hmsa.engine.train import Trainer
+    from hmsa.models import MscaleOCRNet
 
 
 def make_parser() -> cli.Parser:
@@ -99,13 +102,26 @@ def evaluates(args: argparse.Namespace, config: Config) -> bool:
     return args.do_eval or (args.plan_memory and config.val_dataset is not None)
 
 
+def training_options(args: argparse.Namespace) -> list[str]:
+    """Flags that stand for something in the YAML, as `--opts` entries; flags not given set nothing."""
+    keys = {name: name for name in ("iters", "batch_size", "precision", "seed")}
+    keys["learning_rate"] = "lr_scheduler.learning_rate"
+    options = [f"{key}={getattr(args, flag)}" for flag, key in keys.items() if getattr(args, flag) is not None]
+    return [*options, "deterministic=true"] if args.deterministic else options
+
+
 def load(args: argparse.Namespace) -> Config:
     """The recipe, with the flags in it. UsageError for a section that is missing, or a flag without effect."""
-    config = cli.read_recipe(args, cli.training_options(args))
+    config = cli.read_recipe(args, training_options(args))
     with_val = evaluates(args, config)
     config.require("train_dataset", "optimizer", "lr_scheduler", "loss", *(["val_dataset"] if with_val else []))
     if not with_val:
         cli.refuse_idle(args, "engine", without="--do_eval")
+    if config.early_stopping and not (with_val or args.plan_memory):
+        raise UsageError(
+            f"{config.where('early_stopping')}: expected --do_eval, as it looks at evaluations, found a run without: "
+            "add it, or set early_stopping to null"
+        )
     args.engine = args.engine or "eager"
     return config
 
@@ -121,7 +137,6 @@ def build_trainer(
     from hmsa.engine.log import open_log
     from hmsa.engine.train import Trainer
     from hmsa.inference.averaging import InferenceOptions
-    from hmsa.weights.loading import load_pretrained
 
     # Data and network first: if they are refused, the curves of an earlier run have not been touched.
     save_dir, with_val = Path(args.save_dir), evaluates(args, config)
@@ -144,8 +159,34 @@ def build_trainer(
     for remark in [*remarks, *(config.remarks() if with_val else ())]:
         log.line(f"warning: {remark}")
 
-    pretrained = {"model.backbone.pretrained": model.backbone, "model.pretrained": model}
-    for key, part in {} if resume_from else pretrained.items():
+    if not resume_from:
+        start_from_pretrained(model, config, log)
+    weights = builder.class_weights(config, dataset, state.class_weights)
+    if weights.values:
+        log.line(weights.line(dataset.classes.names))
+    scheduler = builder.build_lr_scheduler(config)
+    flags = ("engine", "num_workers", "log_iters", "save_interval", "keep_checkpoint_max")
+    return Trainer(
+        model=model,
+        loss=builder.build_loss(config, weights.values),
+        optimizer=builder.build_optimizer(config, scheduler, model),
+        scheduler=scheduler,
+        dataset=dataset,
+        val_dataset=val_dataset,
+        inference=InferenceOptions.from_test_config(config.test_config),
+        early_stopping=builder.build_early_stopping(config),
+        options=builder.train_options(
+            config, save_dir=save_dir, class_weights=weights.values, **{name: getattr(args, name) for name in flags}
+        ),
+        log=log,
+    )
+
+
+def start_from_pretrained(model: MscaleOCRNet, config: Config, log: SilentLog) -> None:
+    """Load what `pretrained` of the network and of its backbone name, if anything, and log what that was."""
+    from hmsa.weights.loading import load_pretrained
+
+    for key, part in (("model.backbone.pretrained", model.backbone), ("model.pretrained", model)):
         path = attrgetter(key)(config)
         if path:
             try:
@@ -153,39 +194,36 @@ def build_trainer(
             except DataError as error:
                 raise DataError(f"{config.where(key)}: {error} (null trains without it)") from error
 
-    scheduler = builder.build_lr_scheduler(config)
-    flags = ("engine", "num_workers", "log_iters", "save_interval", "keep_checkpoint_max")
-    return Trainer(
-        model=model,
-        loss=builder.build_loss(config),
-        optimizer=builder.build_optimizer(config, scheduler, model),
-        scheduler=scheduler,
-        dataset=dataset,
-        val_dataset=val_dataset,
-        inference=InferenceOptions.from_test_config(**config.test_config.model_dump()),
-        options=builder.train_options(config, save_dir=save_dir, **{name: getattr(args, name) for name in flags}),
-        log=log,
-    )
-
 
 def main(args: argparse.Namespace) -> None:
+    start = time.monotonic()
     config = load(args)
 
     from hmsa.system.environment import prepare
 
     prepare()
+    from tqdm import tqdm
+
+    from hmsa import builder
     from hmsa.distributed import ranks
     from hmsa.engine import checkpoint
     from hmsa.engine.log import open_log
+    from hmsa.report.run import beginning, ending
 
     ranks.init()
     resume_from = ranks.decided_by_main(lambda: choose_checkpoint(args))
     state = checkpoint.read_state(resume_from) if resume_from else checkpoint.TrainingState()
-    if not (args.plan_memory or state.iteration < config.iters or (state.to_evaluate and args.do_eval)):
+    early_stopping = builder.build_early_stopping(config)
+    to_evaluate = state.to_evaluate and args.do_eval
+    if not (args.plan_memory or state.iteration < config.iters or to_evaluate):
         open_log().line(
             f"already finished: {resume_from} is at iteration {state.iteration} of {config.iters}; a larger --iters "
             "goes on"
         )
+        return
+    ended = early_stopping.reason(state.watched) if early_stopping else ""
+    if ended and not (args.plan_memory or to_evaluate):
+        open_log().line(f"already finished: in {resume_from}, {ended}; a larger patience goes on")
         return
 
     trainer = build_trainer(args, config, resume_from, state)
@@ -194,7 +232,16 @@ def main(args: argparse.Namespace) -> None:
         return
     if resume_from:
         trainer.resume(resume_from)
+    for line in beginning(trainer):
+        trainer.log.line(line)
     trainer.train()
+    config_and_weights = "--config {folder}/config.yml --model_path {folder}"
+    next_steps = [
+        f"python val.py {config_and_weights}",
+        f"python predict.py {config_and_weights} --image_path FOLDER_OR_IMAGE",
+    ]
+    for line in ending(trainer, tqdm.format_interval(time.monotonic() - start), next_steps):
+        trainer.log.line(line)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.inference.averaging import InferenceOptions
     from hmsa.system.files import output_file, write_atomically
 
-    options = InferenceOptions.from_test_config(**config.test_config.model_dump())
+    options = InferenceOptions.from_test_config(config.test_config)
     ranks.init()
     output = ranks.decided_by_main(lambda: output_file(args.output))
     dataset = builder.build_dataset(config, "val")

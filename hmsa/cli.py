@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -111,13 +110,11 @@ def read_recipe(args: argparse.Namespace, options: Iterable[str] = ()) -> Config
     try:
         return load_config(args.config, [*args.opts, *options], opts_name="--opts")
     except UsageError as error:
-        lines = str(error).splitlines()
+        text = str(error)
         for key in (option.partition("=")[0] for option in options):
             flag = key.rpartition(".")[2]  # has the name of the key that it stands for
-            lines = [
-                re.sub(rf"^--opts: expected {re.escape(key)}\b", f"--{flag}: expected {key}", line) for line in lines
-            ]
-        raise UsageError(*lines, settings=error.settings) from error
+            text = text.replace(f"--opts: expected {key}", f"--{flag}: expected {key}")
+        raise UsageError(*text.splitlines(), settings=error.settings) from error
 
 
 def add_engine_flag(parser: argparse.ArgumentParser, default: Optional[str] = "auto") -> None:
@@ -162,14 +159,6 @@ def count(text: str, least: int = 1) -> int:
 count_or_none = partial(count, least=0)
 
 
-def training_options(args: argparse.Namespace) -> list[str]:
-    """Flags of `train.py` that stand for something in the YAML, as `--opts` entries; flags not given set nothing."""
-    keys = {name: name for name in ("iters", "batch_size", "precision", "seed")}
-    keys["learning_rate"] = "lr_scheduler.learning_rate"
-    options = [f"{key}={getattr(args, flag)}" for flag, key in keys.items() if getattr(args, flag) is not None]
-    return [*options, "deterministic=true"] if args.deterministic else options
-
-
 def check_inference_flags(args: argparse.Namespace, augment_flag: str, spec: InferenceSpec) -> None:
     """UsageError for flags of `add_inference_flags` that the recipe they were set in, `spec`, makes no use of."""
     if not spec.aug_eval:
@@ -185,16 +174,3 @@ def inference_options(args: argparse.Namespace, augment: bool) -> list[str]:
     flags = ("flip_horizontal", "flip_vertical", "is_slide", "scales", "crop_size", "stride")
     values = {"aug_eval": augment, **{name: getattr(args, name) for name in flags}}
     return [f"test_config.{name}={value}" for name, value in values.items() if value]
-
-
-def output_op(args: argparse.Namespace) -> str:
-    """`export.py`'s --output_op, or what a deprecated flag stands for; UsageError if they disagree."""
-    if not (args.with_softmax or args.without_argmax):
-        return args.output_op or "argmax"
-    flag, meant = ("--with_softmax", "softmax") if args.with_softmax else ("--without_argmax", "none")
-    if args.output_op not in (None, meant):
-        raise UsageError(
-            f"expected one output, found {flag}, which is --output_op {meant}, and --output_op {args.output_op}: "
-            "leave one out"
-        )
-    return meant

@@ -41,9 +41,6 @@ from hmsa.config.fields import (
 Table = dict[str, tuple[type[Component], str]]
 """Type name -> (its Spec, "module:attribute" of what takes the Spec's fields)."""
 
-KINDS: dict[str, Table] = {}
-"""All tables, by what messages call the kind."""
-
 
 def of_kind(kind: str, other: type[Component] = Unchecked) -> AfterValidator:
     """Makes a field hold a component of this kind, checked by the Spec that its name has in the table, else `other`."""
@@ -107,10 +104,8 @@ class NetworkSpec(Component):
     @field_validator("scales")
     @classmethod
     def _check_scales(cls, scales: list[float]) -> list[float]:
-        if 1.0 not in scales:
-            raise ValueError("a list of scales that contains 1.0")
-        if len(set(scales)) < len(scales):
-            raise ValueError("a list of scales without duplicates")
+        if 1.0 not in scales or len(set(scales)) < len(scales):
+            raise ValueError("a list of scales that contains 1.0, and none twice")
         return scales
 
     @model_validator(mode="after")
@@ -196,9 +191,6 @@ TRANSFORMS: Table = {
     "Resize": (ResizeSpec, "hmsa.datasets.transforms:Resize"),
 }
 
-NORMALIZING = ("Normalize",)
-"""Those, ours and PaddleSeg's, that bring images to the range of numbers that weights want."""
-
 RANDOM = ("ResizeStepScaling", "ResizeRangeScaling")
 """Those that change images at random, beside those whose names start with Random."""
 
@@ -261,7 +253,7 @@ class SplitSpec(Section):
 
 
 class ListDatasetSpec(Component):
-    """Images and labels named in lists, under PaddleSeg's name and keys, or found in folders; without `mode`, that of
+    """Images and labels named in lists, under PaddleSeg's name and keys, or in folders; reading adds the `mode` of
     the section."""
 
     dataset_root: Text = "."
@@ -274,7 +266,7 @@ class ListDatasetSpec(Component):
     label_pattern: Pattern = "*"
     split: Optional[SplitSpec] = None
     num_classes: Optional[ClassCount] = None
-    mode: Optional[Split] = None
+    mode: Split
     separator: Optional[Text] = None
     ignore_index: Label = 255
     transforms: list[AnyTransform] = []
@@ -316,6 +308,14 @@ class DiceLossSpec(Component):
     ignore_index: Label = 255
 
 
+class TverskyLossSpec(Component):
+    weight: Optional[Weights] = None
+    alpha: NonNegative = 0.3
+    beta: NonNegative = 0.7
+    smooth: NonNegative = 1.0
+    ignore_index: Label = 255
+
+
 class BootstrappedCrossEntropyLossSpec(Component):
     min_K: Count
     loss_th: NonNegative
@@ -333,6 +333,7 @@ class CrossEntropyLossSpec(Component):
 class OhemCrossEntropyLossSpec(Component):
     thresh: Probability = 0.7
     min_kept: Natural = 10000
+    weight: Optional[Weights] = None
     ignore_index: Label = 255
 
 
@@ -349,6 +350,7 @@ class MixedLossSpec(Component):
 
 LOSSES: Table = {
     "DiceLoss": (DiceLossSpec, "hmsa.losses.dice:DiceLoss"),
+    "TverskyLoss": (TverskyLossSpec, "hmsa.losses.tversky:TverskyLoss"),
     "BootstrappedCrossEntropyLoss": (
         BootstrappedCrossEntropyLossSpec,
         "hmsa.losses.bootstrapped_cross_entropy:BootstrappedCrossEntropyLoss",
@@ -427,16 +429,20 @@ SCHEDULERS: Table = {"PolynomialDecay": (PolynomialDecaySpec, "paddle.optimizer.
 METRICS = {
     "confusion": "hmsa.metrics.confusion:Confusion",
     "boundary": "hmsa.metrics.boundary:BoundaryIoU",
+    "image_iou": "hmsa.metrics.image_iou:ImageIoU",
     "calibration": "hmsa.metrics.calibration:Calibration",
 }
+MEAN_LOSS = "hmsa.metrics.loss:MeanLoss"
+"""What evaluations in a training measure too."""
 
 
-KINDS.update(
-    model=MODELS,
-    backbone=BACKBONES,
-    dataset=DATASETS,
-    transform=TRANSFORMS,
-    loss=LOSSES,
-    optimizer=OPTIMIZERS,
-    scheduler=SCHEDULERS,
-)
+KINDS: dict[str, Table] = {
+    "model": MODELS,
+    "backbone": BACKBONES,
+    "dataset": DATASETS,
+    "transform": TRANSFORMS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "scheduler": SCHEDULERS,
+}
+"""All tables, by what messages call the kind."""

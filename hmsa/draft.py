@@ -16,17 +16,21 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from hmsa.components import IMAGENET
-from hmsa.config.fields import MIN_SIDE
+from hmsa.config.reading import load_config
 from hmsa.config.text import _Dumper
 from hmsa.datasets.dataset import Pair
 from hmsa.datasets.find import search
 from hmsa.datasets.folders import Split, folder_pairs, parts
 from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, check_size
 from hmsa.datasets.kinds import Class, Found, Kind, look
+from hmsa.datasets.lists import MAX_PROBLEMS
 from hmsa.errors import DataError
 
 MAX_MASKS = 500
 """Masks that are read; of more, a sample."""
+
+MIN_SIDE = 64
+"""Pixels of a crop's shorter side at least, see `hmsa.config.fields`."""
 
 _PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 """Folders that people divide their images into themselves."""
@@ -70,6 +74,7 @@ def survey(image_dir: str, label_dir: str, patterns: tuple[Optional[str], Option
     pairs = folder_pairs(*folders, *guessed)
     sizes = [_size(image) for image, _ in tqdm(pairs.values(), unit="image", disable=None)]
     labels = [label for _, label in pairs.values() if label]
+    _check_sizes(pairs.values(), sizes, list(map(_size, labels)))
     some = labels if len(labels) <= MAX_MASKS else sorted(random.Random(seed).sample(labels, MAX_MASKS))
     return Survey(image_dir, label_dir, guessed, pairs, sizes, look(some), sampled=len(some) < len(labels))
 
@@ -84,6 +89,21 @@ def _size(path: str) -> tuple[int, int]:
     except Exception as error:  # on damaged files Pillow raises almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} should be a readable image, but: {reason}; replace or remove it") from error
+
+
+def _check_sizes(pairs: Iterable[Pair], sizes: Sequence[Any], of_labels: Sequence[Any]) -> None:
+    """DataError naming masks (at most 20) of another size than their image's."""
+    wrong = [
+        "{} is {}x{}, its image {}x{}".format(label, *found, *size)
+        for (_, label), size, found in zip(pairs, sizes, of_labels)
+        if found != size
+    ]
+    if wrong:
+        more = f" and {len(wrong) - MAX_PROBLEMS} more" if len(wrong) > MAX_PROBLEMS else ""
+        raise DataError(
+            f"every mask should be as large as its image (turned as its EXIF data say), but {len(wrong)} are not: "
+            f"{', '.join(wrong[:MAX_PROBLEMS])}{more}; pair them with the right images, or make them anew in their size"
+        )
 
 
 def labelme_files(folder: Path) -> list[Path]:
@@ -112,9 +132,10 @@ def guess_patterns(
         beside = [stem for there, stem in images if there == folder and not (in_one and stem == label)]
         votes.update({_around(stem, label) for stem in _nearest(label, beside)})
     candidates = {(given[0] or image, given[1] or label) for (image, label), _ in votes.most_common(12)}
-    return max(
-        sorted(candidates), key=lambda pair: (_paired(images, labels, pair), *_likely(pair[1])), default=("*", "*")
-    )
+    plain = given[0] or "*", given[1] or "*"
+    best = max(sorted(candidates), key=lambda pair: (_paired(images, labels, pair), *_likely(pair[1])), default=plain)
+    found = _paired(images, labels, best)
+    return best if 2 * found >= min(len(images), len(labels)) / (1 + in_one) else plain
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -179,6 +200,30 @@ class Machine(NamedTuple):
     memory: int  # bytes; 0 if unknown
 
 
+class Network(NamedTuple):
+    """The parts of a network, in the words of a recipe."""
+
+    backbone: str
+    ocr_mid_channels: int
+    ocr_key_channels: int
+    attention_mid_channels: int
+    scales: tuple[float, ...]
+
+
+SMALL = Network("HRNet_W18_NV_Small_V1", 64, 32, 32, (0.5, 1.0, 2.0))
+LARGE = Network("HRNet_W48_NV", 512, 256, 256, (0.5, 1.0, 2.0))
+
+
+def network_of(weights: str) -> Optional[Network]:
+    """The network that weights belong to, where a checkpoint's recipe lies beside them."""
+    folder = Path(weights) if Path(weights).is_dir() else Path(weights).parent
+    if not (folder / "config.yml").is_file():
+        return None
+    spec = load_config(folder / "config.yml").model
+    channels = spec.ocr_mid_channels, spec.ocr_key_channels, spec.attention_mid_channels
+    return Network(spec.backbone.type, *channels, tuple(spec.scales))
+
+
 @dataclass
 class Plan:
     """The numbers of a recipe."""
@@ -189,13 +234,16 @@ class Plan:
     crop: tuple[int, int]  # width, height
     batch: int
     iters: int
+    scaling: tuple[float, float]  # by which images become smaller and larger at random
     rate: float
-    small: bool  # network
+    small: bool  # machine
+    network: Network
     interval: int  # iterations between evaluations
 
 
-def planned(survey: Survey, counts: tuple[int, int], machine: Machine, *, pretrained: bool) -> Plan:
+def planned(survey: Survey, counts: tuple[int, int], machine: Machine, *, weights: Optional[str]) -> Plan:
     """What so many images of these sizes take; `counts` are those to train and to evaluate on."""
+    pretrained = weights is not None
     width, height = (round(statistics.median(sides)) for sides in zip(*survey.sizes))
     limit = 2048 if machine.gpu else 1024
     longest = limit if max(width, height) > limit else None
@@ -206,8 +254,14 @@ def planned(survey: Survey, counts: tuple[int, int], machine: Machine, *, pretra
     epochs, least, most = (60, 3000, 65000) if machine.gpu else (40, 300, 6000)
     iters = min(max(epochs * counts[0] // batch, least), most) // (2 if pretrained else 1)
     iters = max(iters // 50, 1) * 50
-    small_rate = 0.006 if pretrained or iters > 1500 else 0.018
+    small_rate = 0.006 if pretrained or iters > 1500 else 0.012
     large_rate = 0.005 if pretrained else 0.001
+    # The scale 2.0 shows a network the borders in small images, if it is trained on enlarged ones; of large images it
+    # takes long.
+    is_small = max(width, height) < 400
+    network = LARGE if machine.gpu else SMALL
+    if not machine.gpu and max(width, height) > 640:
+        network = network._replace(scales=(0.5, 1.0))
     return Plan(
         *counts,
         longest=longest,
@@ -216,6 +270,8 @@ def planned(survey: Survey, counts: tuple[int, int], machine: Machine, *, pretra
         iters=iters,
         rate=large_rate if machine.gpu else small_rate,
         small=not machine.gpu,
+        scaling=(0.75, 2.25) if is_small else (0.5, 2.0) if machine.gpu else (0.5, 1.5),
+        network=(weights and network_of(weights)) or network,
         interval=max(iters // 8 // 50, 1) * 50,
     )
 
@@ -263,7 +319,12 @@ def recipe(survey: Survey, kind: Kind, naming: Naming, plan: Plan, *, split: Spl
             _dataset("train", survey, split, _augmented(plan)),
             _dataset("val", survey, split, [*_resized(plan), _normalized()]),
             _optimizer(plan, weights),
+            f"ema:  # the weights that are evaluated and kept: averages over about the last tenth of the iterations\n"
+            f"  decay: {max(1 - 10 / plan.iters, 0.9):.4f}",
             _loss(plan),
+            "# Two more for little data, without their # where needed:\n"
+            "# class_weights: auto  # in the losses, rare classes weigh more\n"
+            "# early_stopping: {patience: 5}  # end after so many evaluations without a better score",
             "test_config:  # of evaluation and prediction\n"
             "  aug_eval: false  # true averages over scales and flips: slower, and often a bit better\n"
             "  scales: [1.0]\n"
@@ -286,20 +347,25 @@ def _head(survey: Survey, kind: Kind, plan: Plan) -> str:
 
 
 def _model(plan: Plan, classes: int, weights: Optional[str]) -> str:
-    sizes = (
-        "  # The smallest HRNet and a narrow head: what a CPU trains in minutes. HRNet_W48_NV with the sizes 512, 256\n"
-        "  # and 256 is better, and wants a GPU.\n"
-        "  backbone: {type: HRNet_W18_NV_Small_V1}\n"
-        "  ocr_mid_channels: 64\n  ocr_key_channels: 32\n  attention_mid_channels: 32\n"
-        "  scales: [0.5, 1.0]  # that the network weighs against each other; 2.0 beside them finds smaller things\n"
-        if plan.small
-        else "  backbone: {type: HRNet_W48_NV}\n"
-        "  scales: [0.5, 1.0, 2.0]  # that the network weighs against each other\n"
-        "  recompute: true  # a third of the memory for a third more time\n"
-    )
+    network = plan.network
+    lines = ["model:", "  type: MscaleOCRNet", f"  num_classes: {classes}"]
+    if network.backbone == SMALL.backbone:
+        lines += [
+            "  # The smallest HRNet and a narrow head, for a CPU. HRNet_W48_NV with the sizes 512, 256",
+            "  # and 256 is better, and wants a GPU.",
+        ]
+    lines += [f"  backbone: {{type: {network.backbone}}}"]
+    sizes = ("ocr_mid_channels", "ocr_key_channels", "attention_mid_channels")
+    lines += [f"  {key}: {getattr(network, key)}" for key in sizes]
+    more = "" if 2.0 in network.scales else "; 2.0 beside them finds smaller things"
+    lines.append(f"  scales: {list(network.scales)}  # that the network weighs against each other{more}")
+    if not plan.small:
+        lines.append("  recompute: true  # a third of the memory for a third more time")
     start = "weights to start from; what does not fit, such as other classes, starts at random"
-    pretrained = f"{_yaml(weights)}  # {start}" if weights else "null  # a file of " + start
-    return f"model:\n  type: MscaleOCRNet\n  num_classes: {classes}\n{sizes}  pretrained: {pretrained}"
+    lines.append(
+        f"  pretrained: {_yaml(weights)}  # {start}" if weights else f"  pretrained: null  # a file of {start}"
+    )
+    return "\n".join(lines)
 
 
 def _classes(naming: Naming) -> str:
@@ -327,8 +393,8 @@ def _dataset(part: str, survey: Survey, split: Split, transforms: Sequence[str])
     if own:
         folders = {key: str(Path(folder) / own[part]) for key, folder in folders.items()}
     lines = [f"{part}_dataset:", "  type: Dataset", *(f"  {key}: {_yaml(value)}" for key, value in folders.items())]
-    if survey.patterns != ("*", "*"):
-        lines += [f"  {side}_pattern: {_yaml(text)}" for side, text in zip(("image", "label"), survey.patterns)]
+    patterns = zip(("image_pattern", "label_pattern"), survey.patterns)
+    lines += [f"  {key}: {_yaml(pattern)}" for key, pattern in patterns if pattern != "*"]
     if not own:
         values = {key: value for key, value in split._asdict().items() if value or key in ("val", "seed")}
         note = "  # the same in both data sets: where an image belongs is drawn from its name and the seed"
@@ -337,7 +403,7 @@ def _dataset(part: str, survey: Survey, split: Split, transforms: Sequence[str])
 
 
 def _augmented(plan: Plan) -> list[str]:
-    low, high = (0.75, 1.5) if plan.small else (0.5, 2.0)
+    low, high = plan.scaling
     return [
         *_resized(plan),
         "- type: ResizeStepScaling  # things nearer and farther away",

@@ -31,14 +31,13 @@ _PLACES = {
     "deploy.programs": "inference.tracing inference.fold inference.programs",
     "deploy.cache": "inference.cache system.files",
     "deploy.fold": "inference.fold",
-    "engine.inference": "inference.averaging models.hierarchical",
+    "engine.inference": "inference.averaging models.hierarchical former",
     "engine.predict": "datasets.find",
     "metrics": "metrics.confusion",
     "environment": "system.environment",
     "memory": "system.memory system.device",
     "files": "system.files",
     "signals": "system.signals",
-    "prepared": "system.prepared",
     "weights": "weights.loading weights.names",
     "weight_files": "weights.files system.files",
     "pickles": "weights.pickles",
@@ -55,8 +54,6 @@ def names_of(module: str) -> Callable[[str], Any]:
     def look_up(name: str) -> Any:
         file = Path(vars(sys.modules[module]).get("__file__") or "")
         is_submodule = file.name == "__init__.py" and file.with_name(f"{name}.py").exists()
-        if name == "restore" and module == "hmsa.engine.inference":
-            return _restore
         if not name.startswith("__") and not is_submodule:
             for place in _PLACES[module.partition(".")[2]].split():
                 found = getattr(import_module(f"hmsa.{place}"), _RENAMED.get(name, name), None)
@@ -69,13 +66,13 @@ def names_of(module: str) -> Callable[[str], Any]:
     return look_up
 
 
-def _restore(logits: Any, trans_info: Any) -> Any:
+def restore(logits: Any, trans_info: Any) -> Any:
     """The label map at the image's own size, which takes two functions now."""
     averaging = import_module("hmsa.inference.averaging")
     return averaging.best_classes(averaging.undo_transforms(logits, trans_info))
 
 
-class _Former(MetaPathFinder, Loader):
+class Finder(MetaPathFinder, Loader):
     """Finds modules of before that nothing else finds."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Optional[ModuleSpec]:
@@ -83,12 +80,4 @@ class _Former(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if package == "hmsa" and module in _PLACES else None
 
     def exec_module(self, module: ModuleType) -> None:
-        if module.__name__ == "hmsa.prepared":  # which was imported for its effect
-            import_module("hmsa.system.prepared")
         vars(module)["__getattr__"] = names_of(module.__name__)
-
-
-def install() -> None:
-    """Let the names of before be found, behind all others."""
-    if not any(isinstance(finder, _Former) for finder in sys.meta_path):
-        sys.meta_path.append(_Former())

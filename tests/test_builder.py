@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmsa import builder, components
-from hmsa.config.fields import Unchecked, defaults
+from hmsa.config.fields import Unchecked, arguments
 from hmsa.config.reading import load_config
 from hmsa.config.schema import Config
 from hmsa.datasets.cityscapes import CLASSES
@@ -88,7 +88,7 @@ def test_schema_and_constructor_agree(spec: Any, constructor: Any) -> None:
 
 
 def test_the_distortion_takes_each_of_its_options() -> None:
-    given = defaults(components.RandomDistortSpec)
+    given = arguments(components.RandomDistortSpec(type="RandomDistort"))
     distortion = components.imported(components.TRANSFORMS["RandomDistort"][1])
     for key in given:
         with pytest.raises(KeyError, match=key):
@@ -222,7 +222,7 @@ def mute(**options: Any) -> paddle.nn.Layer:
 def test_backbones_must_tell_their_channels(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(components.BACKBONES, "Mute", (components.UncheckedBackboneSpec, f"{__name__}:mute"))
     message = refused(builder.build_model, recipe("model.backbone={type: Mute}"))
-    assert "expected a backbone with feat_channels, found Mute without" in message
+    assert "to be below 0, the number of feature maps of Mute, found [0]" in message
 
 
 def test_backbone_indices_must_exist(recipe: Any) -> None:

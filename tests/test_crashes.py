@@ -225,7 +225,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_leaves_earlier_checkpoints
     assert "Traceback" not in said
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert re.search(r"/iter_\d+: cannot write the checkpoint \(No space left on device\); earlier ones", errors[0])
+    assert re.search(r"/iter_\d+: cannot be written \(No space left on device\); earlier checkpoints", errors[0])
     assert newest(disk) >= 1
     assert not list(disk.glob(".*"))
 
@@ -241,5 +241,5 @@ def test_a_disk_that_turns_read_only_leaves_earlier_checkpoints(tiny_recipe, tmp
     said, disk = in_a_small_disk_of_its_own(tmp_path, 512, script)
     assert "status 1\n" in said
     assert "Traceback" not in said
-    assert re.search(r"error: \S+/iter_\d+: cannot write the checkpoint \(Read-only file system\)", said)
+    assert re.search(r"error: \S+/iter_\d+: cannot be written \(Read-only file system\)", said)
     assert newest(disk) >= 2

@@ -16,6 +16,7 @@ FLOORS = [
     {"weights", "datasets", "losses", "metrics", "optim"},
     {"inference"},
     {"builder", "draft", "engine", "deploy", "report"},
+    {"segmenter"},
     {"commands", "hmsa", "cli", "toy"},
 ]
 """Rooms, the lowest first. A room may import those below it, and those beside it as long as that is no circle. `former`

@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
     if args.statistics and "train" in surveys:
         print("\n" + "\n".join(data.statistics_lines(surveys["train"])))
     if args.output:
-        facts = data.to_json(surveys, findings, config=str(args.config), seconds=time.perf_counter() - start)
+        facts = data.to_json(surveys, findings, config=args.config, seconds=time.perf_counter() - start)
         write_atomically(args.output / FACTS, json.dumps(facts, indent=1).encode())
         sheet = data.sheet(surveys, config.max_image_pixels)
         if sheet:
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
             write_atomically(args.output / SHEET, content.getvalue())
         print()
         print(printable(f"written to {args.output}: {FACTS}{f', {SHEET}' * (sheet is not None)}"))
-    _end(findings, config)
+    _end(findings, args.config)
 
 
 def _look(args: argparse.Namespace, config: Config) -> tuple[dict[str, Survey], list[Finding]]:
@@ -102,12 +102,12 @@ def _crop_size(config: Config) -> Optional[list[int]]:
     return None
 
 
-def _end(findings: list[Finding], config: Config) -> None:
+def _end(findings: list[Finding], recipe: str) -> None:
     """DataError if a training would fail, or learn nothing."""
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
-        one = len(errors) == 1
+        things = "1 thing" if len(errors) == 1 else f"{len(errors)} things"
         raise DataError(
-            f"{config.path}: expected a data set to train on, found {len(errors)} thing{'s' * (not one)} with which "
-            f"training fails or learns nothing: put right what is called error above"
+            f"{recipe}: expected data to train on, found {things} with which training fails or learns nothing: put right "
+            "what is called error above"
         )

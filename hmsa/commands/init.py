@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -62,7 +63,6 @@ def main(args: argparse.Namespace) -> None:
     _check_recipe_words(args)
 
     from hmsa import draft
-    from hmsa.config.reading import load_config
     from hmsa.datasets.folders import Split
     from hmsa.datasets.kinds import kind_of
     from hmsa.system.files import output_file, write_atomically
@@ -78,20 +78,24 @@ def main(args: argparse.Namespace) -> None:
 
     naming = _named(args, kind, found)
     _say_what_is_missing(found, naming, split)
-    plan = draft.planned(found, counts, machine(args.device), pretrained=bool(args.weights))
+    plan = draft.planned(found, counts, machine(args.device), weights=args.weights)
     text = draft.recipe(found, kind, naming, plan, split=split, weights=args.weights) + "\n"
+    _try_out(text, args.weights)
     write_atomically(output, text.encode())
-    load_config(output)
     _say_what_is_next(output, plan)
 
 
 def _share(text: str) -> float:
+    """A share, or per cent."""
     try:
-        value = float(text)
+        value = float(text.removesuffix("%"))
     except ValueError:
         value = 0
+    value = value / 100 if value >= 1 else value
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, such as 0.2, found {text!r}: correct it")
+        raise argparse.ArgumentTypeError(
+            f"expected a share such as 0.2, or 20 for 20 per cent, found {text!r}: correct it"
+        )
     return value
 
 
@@ -101,7 +105,7 @@ def _check_recipe_words(args: argparse.Namespace) -> None:
 
     from hmsa.components import ListDatasetSpec, SplitSpec
 
-    section = {"type": "Dataset", "image_dir": args.images, "label_dir": args.images}
+    section = {"type": "Dataset", "mode": "train", "image_dir": args.images, "label_dir": args.images}
     patterns = {"image_pattern": args.image_pattern or "*", "label_pattern": args.label_pattern or "*"}
     try:
         SplitSpec(val=args.val, seed=args.seed, group_by=args.group_by)
@@ -114,7 +118,7 @@ def _check_recipe_words(args: argparse.Namespace) -> None:
     for flag, text in (("--images", args.images), ("--masks", args.masks or "")):
         if not text.isprintable():
             raise UsageError(f"{flag}: expected a name that a recipe can hold, found {text!r}: rename the folder")
-    if args.weights and not Path(args.weights).exists():
+    if args.weights and "://" not in args.weights and not Path(args.weights).exists():
         raise UsageError(f"--weights: expected a file of weights, found none at {args.weights}: correct the path")
 
 
@@ -147,6 +151,20 @@ def machine(device: str) -> Machine:
     here = "gpu" if on_gpu() else "cpu"
     known = device in ("auto", here)
     return Machine(gpu=(here if device == "auto" else device) == "gpu", memory=total_memory_bytes() if known else 0)
+
+
+def _try_out(text: str, weights: Optional[str]) -> None:
+    """Read the recipe, and say how far the weights fit its network."""
+    from hmsa.builder import build_model
+    from hmsa.config.reading import load_config
+    from hmsa.weights.loading import load_pretrained
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yml"
+        path.write_text(text, encoding="utf-8")
+        config = load_config(path)
+    if weights:
+        _say(load_pretrained(build_model(config), weights))
 
 
 # --- Names ---
@@ -197,9 +215,9 @@ def _given_names(args: argparse.Namespace) -> Optional[list[str]]:
         return None
     if not is_file(Path(given)):
         return [name.strip() for name in given.split(",")]
-    lines = read_list(Path(given), Path(given).parent)
+    lines = [line.strip() for _, line in read_list(Path(given), Path(given).parent)]
     _say(f"names of classes: {given}")
-    return [re.sub(r"([,;\s]+\d{1,3}){3}$", "", line.text) for line in lines]
+    return [re.sub(r"([,;\s]+\d{1,3}){3}$", "", line) for line in lines]
 
 
 def _answer(of: Class, found: Survey) -> str:
@@ -252,24 +270,14 @@ def _say_what_is_next(output: Path, plan: Plan) -> None:
     from hmsa.system.device import on_gpu
     from hmsa.system.environment import cores
 
+    hmsa = "hmsa" if shutil.which("hmsa") else "python -m hmsa"
     config = f"--config {shlex.quote(str(output))}"
-    folder = shlex.quote(f"output/{output.stem}")
-    train = f"{config} --do_eval --save_interval {plan.interval} --num_workers 2 --save_dir {folder}"
+    train = (
+        f"--do_eval --save_interval {plan.interval} --num_workers 2 --save_dir {shlex.quote(f'output/{output.stem}')}"
+    )
     processes = max(n for n in (1, 2, 4) if n == 1 or (n <= cores() and plan.batch % n == 0 and not on_gpu()))
     if processes > 1:
-        train += f" --batch_size {plan.batch // processes}"
+        train += f" --nproc_per_node {processes} --batch_size {plan.batch // processes}"
     _say(f"written to {output}. Next:")
-    _say(f"  {_command('check-data')} {config}")
-    _say(f"  {_command('train', processes, folder)} {train}")
-
-
-def _command(name: str, processes: int = 1, folder: str = "") -> str:
-    """How to run a command: of the package as it is installed, else of its sources."""
-    installed = shutil.which("hmsa")
-    root = Path(cli.__file__).parents[1]
-    script = root / ("train.py" if name == "train" else f"tools/{name.replace('-', '_')}.py")
-    program = f"{shlex.quote(installed)} {name}" if installed else shlex.quote(str(script))
-    python = "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
-    if processes > 1:
-        return f"{python} -m paddle.distributed.launch --nproc_per_node {processes} --log_dir {folder}/log {program}"
-    return f"hmsa {name}" if installed else f"{python} {program}"
+    _say(f"  {hmsa} check-data {config}")
+    _say(f"  {hmsa} train {config} {train}")

@@ -26,7 +26,6 @@ _KEYS = {
     "learning_rate.value": "lr_scheduler.learning_rate",
     "learning_rate.decay": "lr_scheduler",
 }
-_SCHEDULERS = {"poly": "PolynomialDecay"}
 
 REMEDIES = {
     "export": "an export takes the transforms of val_dataset, as with PaddleSeg 2.8: remove it",
@@ -60,9 +59,6 @@ def to_native(tree: dict[str, Any], source: str) -> dict[str, Any]:
         _move(tree, theirs, ours, source)
     if tree.get("learning_rate") == {}:
         del tree["learning_rate"]
-    rate = tree.get("lr_scheduler")
-    if isinstance(rate, dict) and isinstance(rate.get("type"), str):
-        tree["lr_scheduler"] = {**rate, "type": _SCHEDULERS.get(rate["type"], rate["type"])}
     if isinstance(tree.get("loss"), dict):
         tree["loss"] = _named_losses(tree["loss"], source)
     return tree
@@ -73,9 +69,8 @@ def _move(tree: dict[str, Any], theirs: str, ours: str, source: str) -> None:
     section, _, key = theirs.partition(".")
     if not isinstance(tree.get(section), dict) or key not in tree[section]:
         return
-    rest = dict(tree[section])
-    value = rest.pop(key)
-    tree[section] = rest
+    tree[section] = dict(tree[section])
+    value = tree[section].pop(key)
     section, _, key = ours.partition(".")
     moved = {key: value} if key else value
     present = {} if tree.get(section) is None else tree[section]
@@ -106,7 +101,7 @@ def spelled(tree: dict[str, Any], names: Iterable[str], keys: Mapping[str, str],
     Raises:
         UsageError: a key in two spellings.
     """
-    by_folded = {folded(name): name for name in names}
+    by_folded = {**{folded(name): name for name in names}, "poly": "PolynomialDecay"}
 
     def visit(node: Any, ours: bool) -> Any:
         if isinstance(node, list):

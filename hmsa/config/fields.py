@@ -7,12 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-MIN_SIDE = 64
-"""Shortest side in pixels of a crop or tile: at scale 0.5 the network's coarsest branch (stride 32) has one pixel."""
-
-MAX_SIDE = 16384
-"""Longest side in pixels of a crop or tile."""
-
 MAX_CLASSES = 255
 """Of a network: label maps have 8 bits, and one of their values, 255 if nothing else is said, marks ignored pixels."""
 
@@ -57,6 +51,7 @@ Label = Annotated[int, Field(ge=0, le=255)]
 Pixels = Annotated[int, Field(ge=1, le=2**30)]  # of an image; OpenCV decodes no more
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
+Side = Annotated[int, Field(ge=64, le=16384)]  # of a crop: at scale 0.5 the coarsest branch (stride 32) has one pixel
 Scale = Annotated[float, Field(ge=1 / 16, le=16)]
 Level = Annotated[float, Field(ge=0, le=255)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -79,14 +74,6 @@ ClassCount = Annotated[int, AfterValidator(_check_classes)]
 # --- Lists and texts. ---
 
 
-def _check_crop(size: list[int]) -> list[int]:
-    if min(size) < MIN_SIDE:
-        raise ValueError(f"a width and a height of at least {MIN_SIDE} px, which the network needs at scale 0.5")
-    if max(size) > MAX_SIDE:
-        raise ValueError(f"a width and a height of at most {MAX_SIDE} px")
-    return size
-
-
 def _check_weights(weights: list[float]) -> list[float]:
     if not any(weights):
         raise ValueError("a list with a number above 0, or there is nothing to train")
@@ -104,7 +91,7 @@ def _check_value(value: Any) -> Any:
 Size = Annotated[list[Count], Field(min_length=2, max_length=2)]
 """[width, height]"""
 
-CropSize = Annotated[list[int], Field(min_length=2, max_length=2), AfterValidator(_check_crop)]
+CropSize = Annotated[list[Side], Field(min_length=2, max_length=2)]
 Weights = Annotated[list[NonNegative], Field(min_length=1), AfterValidator(_check_weights)]
 Text = Annotated[str, Field(min_length=1)]
 Split = Literal["train", "val", "test"]

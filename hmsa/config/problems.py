@@ -10,10 +10,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hmsa.components import IMAGENET, KINDS, NORMALIZING, RANDOM, ListDatasetSpec, NetworkSpec, SplitSpec, checked_specs
+from hmsa.components import IMAGENET, KINDS, RANDOM, ListDatasetSpec, NetworkSpec, SplitSpec, checked_specs
 from hmsa.config import dialect
 from hmsa.config.fields import MAX_CLASSES_WITH_VALUES, Section
-from hmsa.config.schema import ClassSpec, Config, EMASpec, IgnoreSpec, InferenceSpec, LossSpec, Origins, single_losses
+from hmsa.config.schema import (
+    ClassSpec,
+    Config,
+    EarlyStoppingSpec,
+    EMASpec,
+    IgnoreSpec,
+    InferenceSpec,
+    LossSpec,
+    Origins,
+    single_losses,
+    takes_weights,
+)
 from hmsa.errors import dotted, shown, suggest
 
 MAX_PROBLEMS = 20
@@ -24,6 +35,7 @@ SECTIONS: dict[str, type[Section]] = {
     "classes": ClassSpec,
     "ignore": IgnoreSpec,
     "ema": EMASpec,
+    "early_stopping": EarlyStoppingSpec,
     "loss": LossSpec,
     "test_config": InferenceSpec,
 }
@@ -72,8 +84,10 @@ def _suggest_key(location: Sequence[Any], tree: dict[str, Any]) -> str:
     *above, name = location
     section = _section_at(above, tree)
     if not difflib.get_close_matches(name.lower(), section.model_fields, cutoff=0.7):
-        this, owners = _types_with(name, section)
+        table = next((t for t in KINDS.values() if section in [spec for spec, _ in t.values()]), {})
+        owners = [known for known, (spec, _) in table.items() if name in spec.model_fields]
         if owners:
+            this = next(known for known, (spec, _) in table.items() if spec is section)
             return f"it is for the type {' or '.join(owners)}, not for {this}: remove it, or change type"
         if name in dialect.REMEDIES:
             return dialect.REMEDIES[name]
@@ -103,15 +117,6 @@ def _section_at(location: Sequence[Any], tree: Any) -> type[Section]:
     return next(iter(KINDS[_KINDS_OF_SECTIONS[location[0]]].values()))[0]
 
 
-def _types_with(name: str, section: type[Section]) -> tuple[str, list[str]]:
-    """The type of a component, and the others of its kind that have the key."""
-    for table in KINDS.values():
-        this = [kind for kind, (spec, _) in table.items() if spec is section]
-        if this:
-            return this[0], [kind for kind, (spec, _) in table.items() if name in spec.model_fields]
-    return "", []
-
-
 # --- Sections that are right by themselves, and wrong together. ---
 
 
@@ -127,14 +132,7 @@ def problems_between_sections(config: Config) -> Iterator[tuple[str, str]]:
     yield from _problems_of_folders(config.train_dataset, config.val_dataset)
     if config.train_dataset:
         yield from _problems_with_labels(config, config.train_dataset)
-    for key, spec in single_losses(config.loss.types if config.loss else (), "loss.types"):
-        weight = getattr(spec, "weight", None) if "weight" in type(spec).model_fields else None
-        if weight and len(weight) != config.model.num_classes:
-            yield (
-                f"{key}.weight",
-                f"to be a number for each of the {config.model.num_classes} classes (model.num_classes), found "
-                f"{len(weight)}: correct it",
-            )
+    yield from _problems_of_weights(config)
     if config.lr_scheduler and config.lr_scheduler.warmup_iters >= config.iters:
         yield (
             "lr_scheduler.warmup_iters",
@@ -203,14 +201,11 @@ def _problems_of_dataset(config: Config, name: str, spec: Any) -> Iterator[Any]:
             f"to be the {shown(classes)} classes of {name}, found {config.model.num_classes}: set model.num_classes to "
             f"{shown(classes)}",
         )
-    mode = getattr(spec, "mode", None)
+    mode = str(getattr(spec, "mode", None)).lower()
     training = name == "train_dataset"
-    if isinstance(mode, str) and (mode.lower() in ("val", "test") if training else mode.lower()[:5] == "train"):
-        yield (
-            f"{name}.mode",
-            f"to be {'train' if training else 'val'}, found {shown(mode)}, whose images "
-            f"{'are for evaluation' if training else 'are trained on'}: set it to {'train' if training else 'val'}",
-        )
+    right, use = ("train", "for evaluation") if training else ("val", "trained on")
+    if mode in ("val", "test") if training else mode.startswith("train"):
+        yield f"{name}.mode", f"to be {right}, found {shown(spec.mode)}, whose images are {use}: set it to {right}"
     if not training and getattr(spec, "add_val", False):
         yield f"{name}.add_val", "in train_dataset alone, found it where it has no effect: remove it"
 
@@ -264,13 +259,13 @@ def _problems_of_transforms(name: str, transforms: Sequence[Any]) -> Iterator[An
                 f"to be the same for every run, found {transform.type}, which changes images at random (and not "
                 "their labels): remove it",
             )
-    normalizing = [index for index, transform in enumerate(transforms) if transform.type in NORMALIZING]
+    normalizing = [index for index, transform in enumerate(transforms) if transform.type == "Normalize"]
     for index in normalizing[1:]:
         yield f"{name}.transforms.{index}", "to be no second Normalize, found one: remove it"
     if not normalizing:
         yield (
             f"{name}.transforms",
-            f"to normalise images, which all weights want, found no {' or '.join(NORMALIZING)}: add "
+            "to normalise images, which all weights want, found no Normalize: add "
             f"{{type: Normalize, mean: {IMAGENET.mean}, std: {IMAGENET.std}}}",
         )
 
@@ -296,4 +291,31 @@ def _problems_with_labels(config: Config, dataset: Any) -> Iterator[Any]:
                 f"{key}.label_padding_value",
                 f"to be a class below {config.model.num_classes}, or {shown(ignored)} for ignored pixels, found "
                 f"{label}: correct it",
+            )
+
+
+def _problems_of_weights(config: Config) -> Iterator[tuple[str, str]]:
+    """Weights of another number of classes, or given in two places, or to losses that take none."""
+    losses = list(single_losses(config.loss.types if config.loss else (), "loss.types"))
+    weighted = [(f"{key}.weight", spec.weight) for key, spec in losses if takes_weights(spec) and spec.weight]
+    given = config.class_weights
+    for key, weights in [*weighted, *([("class_weights", given)] if isinstance(given, list) else [])]:
+        if len(weights) != config.model.num_classes:
+            yield (
+                key,
+                f"to be a number for each of the {config.model.num_classes} classes (model.num_classes), found "
+                f"{len(weights)}: correct it",
+            )
+    if given and losses:
+        twice = [key for key, spec in losses if getattr(spec, "weight", None)]
+        if twice:
+            yield (
+                "class_weights",
+                f"alone, as they are for all losses, found {twice[0]}.weight beside them: remove one of the two",
+            )
+        elif not any(takes_weights(spec) for _, spec in losses):
+            yield (
+                "class_weights",
+                "together with a loss that takes them (DiceLoss, or one of this project's cross-entropies), found "
+                f"{', '.join(spec.type for _, spec in losses)}: add one, or remove class_weights",
             )

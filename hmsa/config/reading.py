@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -22,13 +22,10 @@ from hmsa.config.schema import Config, Origins
 from hmsa.config.text import MAX_CHARACTERS, MAX_LEVELS, _parse
 from hmsa.errors import UsageError, dotted, shown
 
-PathLike = Union[str, "os.PathLike[str]"]
-
-
 # --- Reading. ---
 
 
-def load_config(path: PathLike, opts: Iterable[str] = (), *, opts_name: str = "opts") -> Config:
+def load_config(path: str | os.PathLike[str], opts: Iterable[str] = (), *, opts_name: str = "opts") -> Config:
     """Read a recipe, lay it over its bases, apply `opts` ("dotted.key=YAML value"), and check all of it.
 
     `_base_` names one file or several, relative to the file it stands in; of several the first that has a key wins,
@@ -64,7 +61,7 @@ def load_config(path: PathLike, opts: Iterable[str] = (), *, opts_name: str = "o
     ]
     if problems:
         raise UsageError(*problems)
-    config._path, config._origins = path, origins
+    config._origins = origins
     return config
 
 
@@ -171,23 +168,24 @@ def _set_option(tree: dict[str, Any], option: str, opts_name: str) -> tuple[str,
     parent: Any = tree
     for depth, part in enumerate(parts):
         above = dotted(parts[:depth])
+        place: Any = part
         if not isinstance(parent, (dict, list)):
             raise UsageError(
                 f"{opts_name}: expected {above} to be a mapping, found {shown(parent)} on the way to {dotted(parts)}: "
                 "correct the key"
             )
-        if isinstance(parent, list) and part not in map(str, range(len(parent))):
-            raise UsageError(
-                f"{opts_name}: expected {above} to be followed by a position below {len(parent)}, found "
-                f"{dotted([part])} in {dotted(parts)}: correct it"
-            )
-        if isinstance(parent, dict) and part not in parent:
-            here = _keys().get(part.lower(), part)
-            part = parts[depth] = here if here in parent else part
-        place: Any = int(part) if isinstance(parent, list) else part
+        if isinstance(parent, list):
+            if part not in map(str, range(len(parent))):
+                raise UsageError(
+                    f"{opts_name}: expected {above} to be followed by a position below {len(parent)}, found "
+                    f"{dotted([part])} in {dotted(parts)}: correct it"
+                )
+            place = int(part)
+        elif part not in parent and _keys().get(part.lower()) in parent:
+            place = parts[depth] = _keys()[part.lower()]
         if depth == len(parts) - 1:
             parent[place] = value
-        elif isinstance(parent, dict) and parent.get(part) is None:
-            parent[part] = {}
+        elif isinstance(parent, dict) and parent.get(place) is None:
+            parent[place] = {}
         parent = parent[place]
     return ".".join(parts), value

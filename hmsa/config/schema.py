@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, Optional
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Optional, Union
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_validator, model_validator
@@ -13,17 +15,19 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_
 from hmsa.components import AnyDataset, AnyLoss, AnyOptimizer, AnyScheduler, MixedLossSpec, NetworkSpec
 from hmsa.config import dialect
 from hmsa.config.fields import (
-    MAX_CLASSES,
     BatchSize,
     Count,
     CropSize,
     Label,
     NonNegative,
     Pixels,
+    Positive,
     Scale,
     Section,
     Size,
+    Text,
     Values,
+    Weights,
 )
 from hmsa.config.text import _Dumper
 from hmsa.errors import UsageError, suggest
@@ -36,6 +40,11 @@ def single_losses(specs: Sequence[Any], where: str) -> Iterator[tuple[str, Any]]
             yield from single_losses(spec.losses, f"{where}.{index}.losses")
         else:
             yield f"{where}.{index}", spec
+
+
+def takes_weights(loss: Any) -> bool:
+    """Whether a loss has a number a class, and is ours."""
+    return "weight" in type(loss).model_fields
 
 
 def _check_class_name(name: str) -> str:
@@ -74,9 +83,6 @@ class LossSpec(Section):
         names = [spec.type for spec in types]
         if len(set(names)) < len(names):
             raise ValueError("a list that names each loss once, as every loss is put on every output")
-        single = [spec for _, spec in single_losses(types, "loss.types")]
-        if len({spec.ignore_index for spec in single if "ignore_index" in type(spec).model_fields}) > 1:
-            raise ValueError("a list of losses with the same ignore_index")
         return types
 
     @field_validator("coef")
@@ -93,6 +99,13 @@ class LossSpec(Section):
         if trained == {"joint_aux"}:
             raise ValueError("given a weight above 0 for joint, without which nothing trains the OCR head's last layer")
         return coef
+
+
+class EarlyStoppingSpec(Section):
+    """Ends a training after `patience` evaluations in a row that did not better the metric."""
+
+    patience: Count
+    metric: Text = "mean_iou"
 
 
 class EMASpec(Section):
@@ -127,13 +140,13 @@ class InferenceSpec(Section):
         return self
 
 
+@dataclass
 class Origins:
     """Where a key of a recipe comes from: an option, or one of the files it was put together from."""
 
-    def __init__(self, opts_name: str = "opts") -> None:
-        self.opts_name = opts_name  # of all options, for messages
-        self.files: list[tuple[str, Any]] = []  # name and native tree, those that win first
-        self.options: dict[str, Any] = {}  # by dotted key
+    opts_name: str = "opts"  # of all options, for messages
+    files: list[tuple[str, Any]] = field(default_factory=list)  # name and native tree, those that win first
+    options: dict[str, Any] = field(default_factory=dict)  # by dotted key
 
     def of(self, key: Sequence[Any]) -> str:
         """The options' name or the file that has the key, else what is next above it; "" where there is no file."""
@@ -145,14 +158,11 @@ class Origins:
 
 
 def _has(tree: Any, key: Sequence[Any]) -> bool:
-    for part in key:
-        if isinstance(tree, dict) and part in tree:
-            tree = tree[part]
-        elif isinstance(tree, list) and str(part) in map(str, range(len(tree))):
-            tree = tree[int(part)]
-        else:
-            return False
-    return True
+    with suppress(LookupError, TypeError, ValueError):
+        for part in key:
+            tree = tree[int(part) if isinstance(tree, list) else part]
+        return True
+    return False
 
 
 class Config(Section):
@@ -169,7 +179,7 @@ class Config(Section):
     bad_sample_limit: Count = 100
     max_image_pixels: Pixels = 89_478_485
     model: NetworkSpec
-    classes: Optional[Annotated[list[ClassSpec], Field(max_length=MAX_CLASSES)]] = None
+    classes: Optional[list[ClassSpec]] = None
     ignore: Optional[Annotated[IgnoreSpec, BeforeValidator(_values_alone)]] = None
     train_dataset: Optional[AnyDataset] = None
     val_dataset: Optional[AnyDataset] = None
@@ -177,22 +187,33 @@ class Config(Section):
     lr_scheduler: Optional[AnyScheduler] = None
     ema: Optional[EMASpec] = None
     loss: Optional[LossSpec] = None
+    class_weights: Optional[Union[Literal["auto"], Weights]] = None
+    freeze: Optional[Annotated[list[Text], Field(min_length=1)]] = None
+    lr_mult: Optional[Annotated[dict[str, Positive], Field(min_length=1)]] = None
+    early_stopping: Optional[EarlyStoppingSpec] = None
     test_config: InferenceSpec = InferenceSpec()
 
-    _path: str = PrivateAttr(default="")
+    @field_validator("class_weights", mode="wrap")
+    @classmethod
+    def _check_class_weights(cls, weights: Any, check: Any) -> Any:
+        try:
+            return check(weights)
+        except ValueError:
+            raise ValueError("auto, or a list with a number of at least 0 for each class, not all 0") from None
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _one_part(cls, parts: Any) -> Any:
+        return [parts] if isinstance(parts, str) else parts
+
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.model_dump() == other.model_dump()
 
-    @property
-    def path(self) -> str:
-        """The file this recipe was read from, for messages."""
-        return self._path
-
     def source(self, key: str) -> str:
         """The options' name or the file that a dotted key stands in, for messages."""
-        return self._origins.of(key.split(".")) or self._path
+        return self._origins.of(key.split("."))
 
     def where(self, key: str) -> str:
         """A dotted key for messages, after its source."""
@@ -202,27 +223,24 @@ class Config(Section):
         """The whole recipe as YAML, bases, options and defaults resolved; `load_config` reads it to an equal one."""
         return yaml.dump(self.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
-    def require(self, *sections: str) -> None:
-        """Raise UsageError unless every one of `sections` (top-level keys) is given."""
+    def require(self, *sections: str) -> list[Any]:
+        """These sections (top-level keys); a UsageError unless every one is given."""
         missing = [name for name in sections if getattr(self, name) is None]
         if missing:
             raise UsageError(
-                f"{self.path}: expected the section {', '.join(missing)}, which this command needs, found none: "
-                "write it, or inherit it from a file named in _base_"
+                f"{self._origins.of(())}: expected the section {', '.join(missing)}, which this command needs, found "
+                "none: write it, or inherit it from a file named in _base_"
             )
+        return [getattr(self, name) for name in sections]
 
     def remarks(self) -> list[str]:
         """What a reader of this recipe's scores should know, one sentence each."""
-        train, val = self.train_dataset, self.val_dataset
-        if train is None or val is None or _root(train) != _root(val):
+        train, val = specs = self.train_dataset, self.val_dataset
+        roots = {os.path.normpath(str(getattr(spec, "dataset_root", ""))) for spec in specs}
+        if None in specs or len(roots) > 1:
             return []
         if getattr(train, "add_val", False) and getattr(val, "mode", "") == "val":
             return ["the scores are of images that are trained on, as train_dataset.add_val is true"]
-        lists = [getattr(spec, f"{getattr(spec, 'mode', '')}_path", None) for spec in (train, val)]
+        lists = [getattr(spec, f"{getattr(spec, 'mode', '')}_path", None) for spec in specs]
         same = lists[0] is not None and lists[0] == lists[1]
         return [f"the scores are of images that are trained on, as both data sets read {lists[0]}"] * same
-
-
-def _root(spec: Any) -> Any:
-    """The folder of a data set, however it is written."""
-    return os.path.normpath(str(getattr(spec, "dataset_root", "")))

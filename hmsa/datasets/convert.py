@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -19,13 +18,11 @@ from hmsa.datasets.find import search
 from hmsa.datasets.images import check_size, read_bytes, read_label, strange_values
 from hmsa.errors import DataError
 from hmsa.system.files import write_atomically
-from hmsa.visualize import palette
+from hmsa.visualize import palette, pseudo_color
 
 _LABEL_IDS, _POLYGONS, _TRAIN_IDS = (
     f"_gtFine_{ending}" for ending in ("labelIds.png", "polygons.json", "labelTrainIds.png")
 )
-
-
 _FARTHEST = 10**6  # pixels
 
 
@@ -67,10 +64,8 @@ def coarse_jobs(root: Path) -> list[Job]:
 
 def train_ids(source: Path) -> np.ndarray:
     """uint8 [H, W] of train ids from an image of label ids or, ending in .json, from polygons."""
-    return _train_ids_of_polygons(source) if source.suffix == ".json" else _train_ids_of_image(source)
-
-
-def _train_ids_of_image(source: Path) -> np.ndarray:
+    if source.suffix == ".json":
+        return _train_ids_of_polygons(source)
     label_ids = read_label(source)
     strange = strange_values(label_ids, LABEL_IDS)
     if strange:
@@ -106,12 +101,8 @@ def _train_ids_of_polygons(source: Path) -> np.ndarray:
 
 def write_label(path: Path, label: np.ndarray, *, colored: bool) -> None:
     """Write a label uint8 [H, W] as PNG, whole or not at all: grey, or `colored` by PaddleSeg's palette."""
-    image = Image.fromarray(label)
-    if colored:
-        image.putpalette(palette(256))
-    content = io.BytesIO()
-    image.save(content, "PNG", compress_level=3)
-    write_atomically(path, content.getvalue())
+    image = pseudo_color(label, palette(256)) if colored else Image.fromarray(label)
+    write_atomically(path, lambda file: image.save(file, "PNG", compress_level=3))
 
 
 def convert_all(jobs: Iterable[Job], convert: Callable[[Job], None], *, num_workers: int) -> str:

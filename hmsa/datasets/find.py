@@ -17,7 +17,8 @@ from hmsa.datasets.images import IMAGE_SUFFIXES, starts_as_image
 from hmsa.datasets.lists import listed_images
 from hmsa.errors import DataError
 
-OVERLAYS, COLOR_MAPS, LABEL_IDS = "added_prediction", "pseudo_color_prediction", "label_ids"
+OVERLAYS, COLOR_MAPS = "added_prediction", "pseudo_color_prediction"
+LABEL_IDS, SHEETS, LEGENDS = "label_ids", "sheets", "legend"
 """Folders of results, which no search takes for data unless it is told to."""
 
 OVERLAY_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -118,7 +119,7 @@ def _entries(folder: Path, left_out: LeftOut) -> list[tuple[os.DirEntry[str], bo
         return []
     results = {OVERLAYS, COLOR_MAPS} & {entry.name for entry in entries}
     if results:
-        results.add(LABEL_IDS)
+        results |= {LABEL_IDS, SHEETS, LEGENDS}
     return [(entry, entry.name in results and _is_folder(entry)) for entry in entries]
 
 
@@ -137,10 +138,9 @@ def leads_nowhere(path: Path) -> bool:
 def _with_skipped(places: Iterable[int], parts: tuple[str, ...]) -> frozenset[int]:
     """Positions in a pattern, and those behind every `**` at them, as it may stand for nothing."""
     reached = set(places)
-    for place in list(reached):
-        while place < len(parts) and parts[place] == "**":
-            place += 1
-            reached.add(place)
+    for place, part in enumerate(parts):
+        if place in reached and part == "**":
+            reached.add(place + 1)
     return frozenset(reached)
 
 
@@ -175,18 +175,15 @@ def find_images(image_path: str, left_out: Optional[LeftOut] = None) -> list[Ima
     """
     noted = LeftOut() if left_out is None else left_out
     try:
-        if not glob.has_magic(image_path) and not os.path.lexists(image_path):
-            raise DataError(
-                f"{image_path}: expected an image, a folder of images, a list or a glob pattern, found nothing of this "
-                "name; correct the path"
-            )
         folder, paths = _found(Path(image_path), noted)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise DataError(f"{image_path}: expected a path or a pattern, but: {error}; correct it") from error
     if not paths:
+        is_there = glob.has_magic(image_path) or os.path.lexists(image_path)
+        found = f"no image ({', '.join(IMAGE_SUFFIXES)})" if is_there else "nothing of this name"
         raise DataError(
-            f"{image_path}: expected an image, a folder of images, a list or a glob pattern, found no image "
-            f"({', '.join(IMAGE_SUFFIXES)}){'; ' if str(noted) else ''}{noted}; correct the path"
+            f"{image_path}: expected an image, a folder of images, a list or a glob pattern, found {found}"
+            f"{'; ' if str(noted) else ''}{noted}; correct the path"
         )
     return _named(paths, folder)
 

@@ -30,19 +30,28 @@ class Split(NamedTuple):
     group_by: Optional[str]  # BY_FOLDER, or a regular expression whose group stays together
 
 
-def own_dataset(*, image_dir: Optional[str], **options: Any) -> SegmentationDataset:
+def own_dataset(
+    *,
+    mode: Literal["train", "val", "test"],
+    dataset_root: str,
+    image_dir: Optional[str],
+    label_dir: Optional[str],
+    image_pattern: str,
+    label_pattern: str,
+    split: Optional[Mapping[str, Any]],
+    train_path: Optional[str],
+    val_path: Optional[str],
+    test_path: Optional[str],
+    separator: Optional[str],
+    **common: Any,
+) -> SegmentationDataset:
     """The data set `Dataset` of recipes: of folders where there is an `image_dir`, else of lists."""
-    if image_dir:
-        return FolderDataset(image_dir=image_dir, **_without(options, *_OF_LISTS))
-    return ListDataset(**_without(options, *_OF_FOLDERS))
-
-
-_OF_LISTS = ("train_path", "val_path", "test_path", "separator")
-_OF_FOLDERS = ("label_dir", "image_pattern", "label_pattern", "split")
-
-
-def _without(options: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key not in keys}
+    common = {"mode": mode, "dataset_root": dataset_root, **common}
+    if image_dir is None or label_dir is None:
+        paths = {"train_path": train_path, "val_path": val_path, "test_path": test_path}
+        return ListDataset(**paths, separator=separator, **common)
+    patterns = {"image_pattern": image_pattern, "label_pattern": label_pattern}
+    return FolderDataset(image_dir=image_dir, label_dir=label_dir, **patterns, split=split, **common)
 
 
 class FolderDataset(SegmentationDataset):

@@ -17,7 +17,7 @@ import sys
 import zlib
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Optional
 
 import cv2
 import numpy as np
@@ -48,13 +48,6 @@ _checksum = struct.Struct(">I").unpack_from
 _MAX_JPEG_PIXELS_PER_BYTE = 8 * 64  # a block of 8x8 takes at least a bit; decoders make up the blocks that are missing
 
 
-class Upright(NamedTuple):
-    """An image as it is to be seen."""
-
-    image: np.ndarray  # uint8 [H, W, 3] RGB
-    orientation: int  # EXIF's, 1..8: how the stored pixels were turned; 1 is not at all
-
-
 def read_bytes(path: str | Path, max_pixels: Optional[int] = None) -> bytes:
     """The content of an ordinary file; DataError says why there is none."""
     try:
@@ -81,25 +74,41 @@ def read_image(path: str | Path, max_pixels: Optional[int] = None) -> np.ndarray
     bits become 8 by value / 257; of an animation or of several pages the first is taken. A TIFF's bands beside red,
     green and blue are left out, which is said once.
     """
-    return read_upright(path, max_pixels).image
+    return read_upright(path, max_pixels)[0]
 
 
-def read_upright(path: str | Path, max_pixels: Optional[int] = None) -> Upright:
-    """`read_image`, and how the pixels were turned, on which a label may have been drawn as they are stored."""
-    data = read_bytes(path, max_pixels)
+def read_upright(path: str | Path, max_pixels: Optional[int] = None) -> tuple[np.ndarray, int]:
+    """`read_image`, and EXIF's orientation: how the pixels were turned, on which a label may have been drawn as they
+    are stored; 1 is not at all, others are up to 8."""
+    return decoded(read_bytes(path, max_pixels), path, max_pixels)
+
+
+def decoded(data: bytes, path: str | Path, max_pixels: Optional[int] = None) -> tuple[np.ndarray, int]:
+    """`read_upright` of a file's content; `path` is what messages call it."""
     with _decoding(path, "a readable image", "replace or remove it"):
-        opened = _open(data, IMAGE_FORMATS, max_pixels)
-        if opened.pil.format == "PNG":
-            image = _decode_png(opened.data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        pil, data, _ = _open(data, IMAGE_FORMATS, max_pixels)
+        if pil.format == "PNG":
+            image = _decode_png(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
             if image.dtype == np.uint16:
                 image = cv2.convertScaleAbs(image, alpha=1 / 257)
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         else:
-            image = _decode_by_pillow(opened.pil, data)
-        if opened.pil.format == "TIFF":
+            image = _decode_by_pillow(pil, data)
+        if pil.format == "TIFF":
             _say_what_is_left_out(path, tiff.bands_beside_rgb(data))
-        orientation = _orientation(opened.pil)
-        return Upright(_turned(image, orientation), orientation)
+        orientation = _orientation(pil)
+        return _turned(image, orientation), orientation
+
+
+def from_pil(pil: Image.Image, name: str) -> np.ndarray:
+    """What `read_image` gives of the file that a Pillow image was opened from; `name` is what messages call it."""
+    with _decoding(name, "a readable image", "replace or remove it"):
+        if pil.mode.startswith(("I", "F")):
+            raise UnfitError(f"its mode is {pil.mode}, expected 8 bits a channel", "give the path of its file instead")
+        orientation = _orientation(pil)
+        shown = pil.copy()  # so that the caller's own keeps its transparency
+        shown.info.pop("transparency", None)
+        return _turned(np.array(shown.convert("RGB")), orientation)
 
 
 def read_label(path: str | Path, max_pixels: Optional[int] = None) -> np.ndarray:
@@ -127,9 +136,11 @@ def _read_mask(
 ) -> np.ndarray:
     data = read_bytes(path, max_pixels)
     with _decoding(path, expected, remedy):
-        pil, data, animated = _open(data, LABEL_FORMATS, max_pixels)
-        if animated or _orientation(pil) != 1:
-            raise ValueError("it is animated" if animated else "its EXIF data ask for a turn")
+        pil, data, extras = _open(data, LABEL_FORMATS, max_pixels)
+        if b"acTL" in extras:
+            raise ValueError("it is animated")
+        if _orientation(pil) != 1:
+            raise ValueError("its EXIF data ask for a turn")
         return decode(data)
 
 
@@ -199,13 +210,10 @@ def check_size(width: int, height: int, max_pixels: Optional[int] = None) -> Non
         )
 
 
-class _Opened(NamedTuple):
-    pil: Image.Image  # its header is read, its pixels are not
-    data: bytes  # of a PNG, the chunks that make its pixels
-    animated: bool  # as far as a PNG says so
-
-
-def _open(data: bytes, formats: tuple[str, ...], max_pixels: Optional[int]) -> _Opened:
+def _open(
+    data: bytes, formats: tuple[str, ...], max_pixels: Optional[int]
+) -> tuple[Image.Image, bytes, dict[bytes, bytes]]:
+    """The image, its header read; of a PNG the chunks that make its pixels, and the content of the others by name."""
     extras: dict[bytes, bytes] = {}
     is_png = data.startswith(_PNG_SIGNATURE)
     if is_png:
@@ -214,7 +222,7 @@ def _open(data: bytes, formats: tuple[str, ...], max_pixels: Optional[int]) -> _
     check_size(*pil.size, max_pixels)
     if is_png:
         pil.info["exif"] = extras.get(b"eXIf", b"")  # where Pillow looks for it
-    return _Opened(pil, data, b"acTL" in extras)
+    return pil, data, extras
 
 
 def _recognised(data: bytes, formats: tuple[str, ...]) -> Image.Image:

@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, Literal, Optional
 
 from hmsa.datasets.dataset import Pair, SegmentationDataset
 from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, read_bytes
-from hmsa.errors import DataError, UsageError
+from hmsa.errors import DataError, UsageError, shown
 
 MAX_PROBLEMS = 20
 """Bad lines that are told at once."""
@@ -60,31 +60,27 @@ class ListDataset(SegmentationDataset):
         root = Path(dataset_root)
         if not root.is_dir():
             raise DataError(f"{root} should be the folder of the data set, but is none: correct dataset_root")
-        path = _list_file(given, root)
+        # Relative to where the command runs, as PaddleSeg has it, or else to the data set.
+        path = Path(given) if is_file(Path(given)) or not is_file(root / given) else root / given
         pairs = listed_pairs(path, root, separator=separator, labelled=mode != "test")
         if common.get("bad_sample_limit") is None:
             _check_files(path, pairs)
         super().__init__(pairs=pairs, training=mode == "train", **common)
 
 
-def _list_file(given: str, root: Path) -> Path:
-    """The list, relative to where the command runs, as PaddleSeg has it, or else to the data set."""
-    return Path(given) if is_file(Path(given)) or not is_file(root / given) else root / given
-
-
 def listed_pairs(path: Path, root: Path, *, separator: Optional[str], labelled: bool) -> list[Pair]:
     """The pairs of a list, see `ListDataset`; a label may be missing unless the list is `labelled`."""
     pairs, problems = [], []
-    lines = read_list(path, root)
+    lines = [(number, line.strip(_BLANKS)) for number, line in read_list(path, root)]
     is_csv = separator == "," or (separator is None and path.suffix.lower() == ".csv")
     if is_csv:
-        separator = _comma(lines)
-        lines = lines[1:] if _is_title(lines, root, separator) else lines
-    for line in lines:
+        separator = _comma([text for _, text in lines])
+        lines = lines[1:] if lines and _is_title(lines[0][1], root, separator) else lines
+    for number, text in lines:
         try:
-            pairs.append(_pair(line.text, root, separator, labelled, is_csv))
+            pairs.append(_pair(text, root, separator, labelled, is_csv))
         except ValueError as error:
-            problems.append(f"{path}, line {line.number}: expected {error}, in {_shown(line.text)}")
+            problems.append(f"{path}, line {number}: expected {error}, in {shown(text)}")
     if problems:
         more = len(problems) - MAX_PROBLEMS
         rest = [f"{path}: expected a list of pairs, found {more} more lines like these"] if more > 0 else []
@@ -94,16 +90,16 @@ def listed_pairs(path: Path, root: Path, *, separator: Optional[str], labelled: 
     return pairs
 
 
-def _comma(lines: Sequence[Line]) -> str:
+def _comma(lines: Sequence[str]) -> str:
     """What divides the columns of a CSV: a semicolon where programs write that for a comma, as in some languages."""
-    return ";" if lines and not any("," in line.text for line in lines) and ";" in lines[0].text else ","
+    return ";" if lines and not any("," in line for line in lines) and ";" in lines[0] else ","
 
 
-def _is_title(lines: Sequence[Line], root: Path, separator: str) -> bool:
+def _is_title(line: str, root: Path, separator: str) -> bool:
     """Whether a CSV's first line holds titles: neither files nor what would be called like an image."""
     fields = []
     with contextlib.suppress(ValueError):  # as `_pair` says
-        fields = _columns(lines[0].text, separator) if lines else []
+        fields = _columns(line, separator)
     return len(fields) > 1 and not any(
         is_file(with_slashes(root, field)) or field.lower().endswith(IMAGE_SUFFIXES) for field in fields
     )
@@ -198,32 +194,26 @@ def listed_images(path: Path) -> list[Path]:
     """
     folder = path.parent
     images = []
-    for line in read_list(path, folder):
-        beginnings = [line.whole, line.text, *(before for before, _ in reversed([*_ways_to_divide(line.text)]))]
+    for number, line in read_list(path, folder):
+        text = line.strip(_BLANKS)
+        beginnings = [line, text, *(before for before, _ in reversed([*_ways_to_divide(text)]))]
         candidates = [with_slashes(folder, beginning) for beginning in beginnings]
         image = next(filter(is_file, candidates), candidates[-1])
         if not _is_utf8(str(image)) and not is_file(image):
             raise DataError(
-                f"{path}, line {line.number}: expected the path of an image in UTF-8, found other bytes: save the list "
+                f"{path}, line {number}: expected the path of an image in UTF-8, found other bytes: save the list "
                 f"as UTF-8, or give an image ({', '.join(IMAGE_FORMATS)})"
             )
         images.append(image)
     return images
 
 
-class Line(NamedTuple):
-    """A line of a list that holds something."""
-
-    number: int  # from 1
-    whole: str  # with the blanks around it, which may belong to a name
-    text: str
-
-
-def read_list(path: Path, root: Path) -> list[Line]:
+def read_list(path: Path, root: Path) -> list[tuple[int, str]]:
     """The lines of a text file in UTF-8, with or without a byte order mark; ends of lines may be Windows'.
 
-    Empty lines and comments are passed over; a line that starts with # is none if it names a file below `root`.
-    Bytes that are no UTF-8 become what Python makes of them in file names.
+    A line has its number, from 1, and the blanks around it, which may belong to a name. Empty lines and comments are
+    passed over; a line that starts with # is none if it names a file below `root`. Bytes that are no UTF-8 become what
+    Python makes of them in file names.
     """
     data = read_bytes(path)
     if data.startswith(_UTF_16_OR_32):
@@ -235,7 +225,7 @@ def read_list(path: Path, root: Path) -> list[Line]:
         first = re.split(f"[{_BLANKS}]", text, maxsplit=1)[0]
         is_comment = text.startswith("#") and not (is_file(root / text) or is_file(root / first))
         if text and not is_comment:
-            lines.append(Line(number, whole, text))
+            lines.append((number, whole))
     return lines
 
 
@@ -251,7 +241,3 @@ def with_slashes(root: Path, name: str) -> Path:
 
 def _is_utf8(text: str) -> bool:
     return not any("\udc80" <= character <= "\udcff" for character in text)
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 120 else f"{text[:117]}...")

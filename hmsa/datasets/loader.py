@@ -7,9 +7,11 @@ import atexit
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from queue import Empty, SimpleQueue
-from typing import Any, Optional, Union
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+from typing import Any, Optional
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from hmsa.datasets.transforms import Sample
 from hmsa.errors import DataError
 
 Batch = dict[str, Any]
-_Outcome = tuple[int, Union[Batch, BaseException]]  # number of the batch, and what became of it
+_Todo = SimpleQueue[Optional[tuple["Future[Batch]", Sequence[int]]]]  # None tells a thread to end
 
 # Seconds to wait for threads that may never answer, before an error is raised or the process ends without them.
 PATIENCE = 4.0
@@ -32,15 +34,15 @@ def batches(
     A batch is a dict of numpy arrays: `img` float32 [B, 3, H, W]; `label` int64 [B, H, W], where the data set
     has labels; and lists of B: `trans_info`, `image_path`. `num_workers` threads work at most two batches
     each ahead (decoding and OpenCV leave other threads running); 0 works in the calling thread. An error of a
-    sample, whatever it is, is raised at its batch, or earlier when the other threads have been silent for `PATIENCE`.
+    sample, whatever it is, is raised at its batch, or earlier when a batch before it is not there after `PATIENCE`.
     Closing the iterator ends the threads; those that wait for a storage are left behind and hold up nothing.
     """
     if num_workers <= 0:
         for batch in indices:
             yield _collate([dataset[index] for index in batch])
         return
-    todo: SimpleQueue[Optional[tuple[int, Sequence[int]]]] = SimpleQueue()
-    done: SimpleQueue[_Outcome] = SimpleQueue()
+    todo: _Todo = SimpleQueue()
+    pending: deque[Future[Batch]] = deque()  # batches given to threads, in order
     stopping = threading.Event()
     threads: list[threading.Thread] = []
 
@@ -57,67 +59,51 @@ def batches(
     atexit.register(end)
     try:
         for i in range(num_workers):
-            thread = threading.Thread(
-                target=_work, args=(dataset, todo, done, stopping), name=f"loader-{i}", daemon=True
-            )
+            thread = threading.Thread(target=_work, args=(dataset, todo, stopping), name=f"loader-{i}", daemon=True)
             thread.start()
             threads.append(thread)
+
         waiting = iter(indices)
-        given = 0
-        ready: dict[int, Union[Batch, BaseException]] = {}
-        for number in itertools.count():
-            for batch in itertools.islice(waiting, number + 2 * num_workers - given):
-                todo.put((given, batch))
-                given += 1
-            if number == given:
+        while True:
+            for batch in itertools.islice(waiting, 2 * num_workers - len(pending)):
+                pending.append(Future())
+                todo.put((pending[-1], batch))
+            if not pending:
                 return
-            yield _wait_for(number, ready, done)
+            _wait_for_first(pending)
+            yield pending.popleft().result()
     finally:
         atexit.unregister(end)
         end()
 
 
-def _wait_for(number: int, ready: dict[int, Union[Batch, BaseException]], done: SimpleQueue[_Outcome]) -> Batch:
-    """Batch `number`, out of `ready` or as soon as it is done; an error of a later one if that takes too long."""
-    errors = [outcome for outcome in ready.values() if isinstance(outcome, BaseException)]
-    while number not in ready:
-        try:
-            key, outcome = done.get(timeout=PATIENCE if errors else None)
-        except Empty:
-            raise errors[0] from None
-        ready[key] = outcome
-        if isinstance(outcome, BaseException):
-            errors.append(outcome)
-    outcome = ready.pop(number)
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome
+def _wait_for_first(pending: Sequence[Future[Batch]]) -> None:
+    """Until the first batch is done; an error of a later one is raised if that takes too long."""
+    first, *others = pending
+    while not wait([first], timeout=PATIENCE).done:
+        for other in others:
+            if other.done():
+                other.result()
 
 
-def _work(
-    dataset: SegmentationDataset,
-    todo: SimpleQueue[Optional[tuple[int, Sequence[int]]]],
-    done: SimpleQueue[_Outcome],
-    stopping: threading.Event,
-) -> None:
+def _work(dataset: SegmentationDataset, todo: _Todo, stopping: threading.Event) -> None:
     """What a thread does: batches until it is told to stop, which it looks for before every sample."""
-    for number, indices in iter(todo.get, None):
+    for batch, indices in iter(todo.get, None):
         samples = []
         try:
             for index in indices:
                 if stopping.is_set():
                     return
                 samples.append(dataset[index])
-            done.put((number, _collate(samples)))
+            batch.set_result(_collate(samples))
         except BaseException as error:  # it is the main thread's to handle
-            done.put((number, error))
+            batch.set_exception(error)
+        del batch, samples  # not kept through the wait for the next
 
 
 def _collate(samples: Sequence[Sample]) -> Batch:
     batch: Batch = {key: [sample[key] for sample in samples] for key in ("trans_info", "image_path")}
-    for key in ("img", "label"):
-        if key not in samples[0]:
-            continue
+    for key in (key for key in ("img", "label") if key in samples[0]):
         arrays = [sample[key] for sample in samples]
         sizes = {array.shape[-2:] for array in arrays}
         if len(sizes) > 1:

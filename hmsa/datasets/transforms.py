@@ -30,22 +30,21 @@ Sample = dict[str, Any]
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
 
-def _apply(sample: Sample, on_image: Callable, on_label: Callable) -> Sample:
-    """Change the image and every label that moves with it."""
-    sample["img"] = on_image(sample["img"])
+def _apply(sample: Sample, change: Callable, of_image: Any = None, of_label: Any = None) -> Sample:
+    """`change` the image and every label that moves with it; beside the array it gets what differs between them."""
+    sample["img"] = change(sample["img"], of_image)
     for key in sample.get("gt_fields", ()):
-        sample[key] = on_label(sample[key])
+        sample[key] = change(sample[key], of_label)
     return sample
 
 
 def _resize(sample: Sample, size: tuple[int, int]) -> Sample:
     """Resize to `size` (height, width): bilinear for the image, nearest for labels."""
-    width_height = size[::-1]
-    return _apply(
-        sample,
-        lambda image: cv2.resize(image, width_height, interpolation=cv2.INTER_LINEAR),
-        lambda label: cv2.resize(label, width_height, interpolation=cv2.INTER_NEAREST),
-    )
+
+    def resize(array: np.ndarray, how: int) -> np.ndarray:
+        return cv2.resize(array, size[::-1], interpolation=how)
+
+    return _apply(sample, resize, cv2.INTER_LINEAR, cv2.INTER_NEAREST)
 
 
 def _resize_corner(array: np.ndarray, size: tuple[int, int], kept: tuple[int, int], interpolation: int) -> np.ndarray:
@@ -75,11 +74,11 @@ def _pad(sample: Sample, size: tuple[int, int], image_value: float, label_value:
         return sample
     # uint8 images cannot hold PaddleSeg's 127.5; it becomes 127 there too, once colours are distorted.
     value = int(image_value) if sample["img"].dtype == np.uint8 else image_value
-    return _apply(
-        sample,
-        lambda image: cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=(value, value, value)),
-        lambda label: cv2.copyMakeBorder(label, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=label_value),
-    )
+
+    def pad(array: np.ndarray, value: Any) -> np.ndarray:
+        return cv2.copyMakeBorder(array, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=value)
+
+    return _apply(sample, pad, (value, value, value), label_value)
 
 
 class ResizeStepScaling:
@@ -89,7 +88,6 @@ class ResizeStepScaling:
     """
 
     def __init__(self, *, min_scale_factor: float, max_scale_factor: float, scale_step_size: float) -> None:
-        assert 0 < min_scale_factor <= max_scale_factor and scale_step_size >= 0
         self.range = (min_scale_factor, max_scale_factor)
         self.factors = None
         if scale_step_size > 0:
@@ -140,10 +138,8 @@ class RandomPaddingCrop:
                 break
             top, left = self.draw_corner(sample["img"].shape[:2], rng)
 
-        def crop(array: np.ndarray) -> np.ndarray:
-            return array[top : top + height, left : left + width]
-
-        return _pad(_apply(sample, crop, crop), self.size, *self.padding_values)
+        sample = _apply(sample, lambda array, _: array[top : top + height, left : left + width])
+        return _pad(sample, self.size, *self.padding_values)
 
     def draw_corner(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """Top and left of the window in an image of `size` (height, width)."""
@@ -170,11 +166,11 @@ class ScaledCrop:
         size = self.scaling.draw_size(sample["img"].shape[:2], rng)
         top, left = self.crop.draw_corner(size, rng)
         kept = min(top + self.crop.size[0], size[0]), min(left + self.crop.size[1], size[1])
-        sample = _apply(
-            sample,
-            lambda image: _resize_corner(image, size, kept, cv2.INTER_LINEAR)[top:, left:],
-            lambda label: _resize_corner(label, size, kept, cv2.INTER_NEAREST)[top:, left:],
-        )
+
+        def crop(array: np.ndarray, how: int) -> np.ndarray:
+            return _resize_corner(array, size, kept, how)[top:, left:]
+
+        sample = _apply(sample, crop, cv2.INTER_LINEAR, cv2.INTER_NEAREST)
         return _pad(sample, self.crop.size, *self.crop.padding_values)
 
 
@@ -206,7 +202,7 @@ class RandomHorizontalFlip:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         if rng.random() >= self.prob:
             return sample
-        return _apply(sample, lambda image: cv2.flip(image, 1), lambda label: cv2.flip(label, 1))
+        return _apply(sample, lambda array, _: cv2.flip(array, 1))
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -291,7 +287,6 @@ class Normalize:
     """
 
     def __init__(self, *, mean: Sequence[float], std: Sequence[float]) -> None:
-        assert len(mean) == len(std) == 3 and min(std) > 0
         self.factors = tuple(1 / (255 * s) for s in std)
         self.offsets = tuple(-m / s for m, s in zip(mean, std))
 

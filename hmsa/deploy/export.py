@@ -7,9 +7,9 @@ import contextlib
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Optional
 
@@ -22,7 +22,7 @@ from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.datasets.classes import Classes
 from hmsa.deploy.parity import CHECKED_SHAPES, check_parity
-from hmsa.deploy.runtime import DEPLOY_FILE, read_description
+from hmsa.deploy.runtime import DEPLOY_FILE, read_deployment
 from hmsa.errors import DataError, UsageError, printable
 from hmsa.inference.fold import copy_on_cpu, simplified
 from hmsa.inference.paddle_inference import open_predictor, program_of
@@ -30,7 +30,7 @@ from hmsa.inference.tracing import DYNAMIC_SHAPE, write_program, writes_json
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import joint_logits
 from hmsa.system.device import on_cpu
-from hmsa.system.files import sha256, writable_folder
+from hmsa.system.files import disk_errors, sha256, writable_folder
 
 HEADER = """\
 # What a program needs to run the model beside this file (docs/deployment.md has one of 15 lines): `transforms` turn an
@@ -100,18 +100,21 @@ def export(model: paddle.nn.Layer, save_dir: str | Path, options: ExportOptions)
     """
     target = Path(save_dir)
     workplace = check_target(target)
-    with _disk_errors(target), on_cpu(), tempfile.TemporaryDirectory(dir=workplace, prefix=".export-") as name:
+    with disk_errors(target), on_cpu(), tempfile.TemporaryDirectory(dir=workplace, prefix=".export-") as name:
         folder = Path(name)
         program = trace(model, folder / "model", options)
         predictor = open_predictor(program, program.with_suffix(".pdiparams"))
-        measured = check(model, predictor, options)
+
+        # A size that is fixed in the export takes the place of the checked ones.
+        run = program_of(predictor)
+        shapes = [tuple(fixed or side for fixed, side in zip(options.input_shape, known)) for known in CHECKED_SHAPES]
+        network = joint_logits(copy_on_cpu(model))
+        measured = check_parity(network, lambda image: run(image)[0], options.output_op, list(dict.fromkeys(shapes)))
+
         entry = describe(model, program, predictor, options)
         text = yaml.safe_dump({"Deploy": entry}, sort_keys=False, default_flow_style=None)
         (folder / DEPLOY_FILE).write_text(HEADER + text, encoding="utf-8")
         return "\n".join([measured, *publish(folder, target)])
-
-
-# --- The four steps. ---
 
 
 def trace(model: paddle.nn.Layer, path: Path, options: ExportOptions) -> Path:
@@ -120,10 +123,7 @@ def trace(model: paddle.nn.Layer, path: Path, options: ExportOptions) -> Path:
     if isinstance(network, MscaleOCRNet):
         simplified(network)
     forms = [options.program] if options.program else ["pdmodel", *["json"] * writes_json()]
-    problem, failure = "", None
     for form in forms:
-        if problem:
-            print(printable(f"warning: {problem}: it is written as {form}, which fewer programs read"), file=sys.stderr)
         exported = ExportedNetwork(network, options.output_op)
         exported.eval()
         try:
@@ -132,24 +132,15 @@ def trace(model: paddle.nn.Layer, path: Path, options: ExportOptions) -> Path:
             raise
         # Paddle raises whatever comes first.
         except Exception as error:
-            failure = error
             said = str(error).strip().splitlines() or [type(error).__name__]
             problem = f"Paddle {PADDLE_VERSION} cannot write this network as {form} ({said[-1].strip():.200})"
-    raise DataError(
-        f"expected a network that can be exported, but {problem}; try another form", settings=["program"]
-    ) from failure
-
-
-def check(model: paddle.nn.Layer, predictor: Any, options: ExportOptions) -> str:
-    """Compare what was written with the network, in every size -> what was measured, in a line. DataError if it fails.
-
-    A size that is fixed in the export takes the place of the checked one.
-    """
-    run = program_of(predictor)
-    shapes = dict.fromkeys(
-        tuple(fixed or side for fixed, side in zip(options.input_shape, checked)) for checked in CHECKED_SHAPES
-    )
-    return check_parity(joint_logits(copy_on_cpu(model)), lambda image: run(image)[0], options.output_op, list(shapes))
+            if form == forms[-1]:
+                raise DataError(
+                    f"expected a network that can be exported, but {problem}; try another form", settings=["program"]
+                ) from error
+            said = f"warning: {problem}: it is written as json, which fewer programs read"
+            print(printable(said), file=sys.stderr)
+    raise AssertionError("the last form returns or raises")
 
 
 def describe(model: paddle.nn.Layer, program: Path, predictor: Any, options: ExportOptions) -> dict[str, Any]:
@@ -185,18 +176,14 @@ def publish(source: Path, target: Path) -> list[str]:
     Returns:
         A line that names what was there of an earlier export, if anything was.
     """
-    replaced = []
     target.mkdir(exist_ok=True)
-    for path in _earlier_export(target):
-        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.lstat().st_mtime))
+    earlier = _earlier_export(target)
+    replaced = [f"{file.name} of {datetime.fromtimestamp(file.lstat().st_mtime):%Y-%m-%d %H:%M}" for file in earlier]
+    for path in earlier:
         path.unlink()
-        replaced.append(f"{path.name} of {written}")
     for path in sorted(source.iterdir(), key=lambda path: path.name == DEPLOY_FILE):
         path.replace(target / path.name)
     return [f"replaced in {target}: {', '.join(replaced)}"] if replaced else []
-
-
-# --- The folder that an export goes to. ---
 
 
 def check_target(save_dir: str | Path) -> Path:
@@ -206,7 +193,7 @@ def check_target(save_dir: str | Path) -> Path:
         DataError: nothing can be written there, or something that no earlier export wrote has the name of its files.
     """
     target = Path(save_dir)
-    with _disk_errors(target):
+    with disk_errors(target):
         _earlier_export(target)
     return writable_folder(target if target.exists() or target.is_symlink() else target.parent)
 
@@ -218,31 +205,17 @@ def _earlier_export(target: Path) -> list[Path]:
         DataError: another file, or a folder, has one of their names.
     """
     there = [path for path in (target / name for name in _FILES) if os.path.lexists(path)]
-    if not there:
-        return []
-    try:
-        deployment = read_description(target)
-        ours = {DEPLOY_FILE, deployment.model.name, deployment.params.name, *deployment.sha256}
-    except DataError:
-        ours = set()
+    ours = set()
+    with contextlib.suppress(DataError):
+        deployment = read_deployment(target)
+        ours = {DEPLOY_FILE, deployment.model, deployment.params, *deployment.sha256}
+
     for path in there:
-        if path.is_dir():
-            found = "a folder"
-        elif path.name not in ours:
-            found = "one that describes none" if path.name == DEPLOY_FILE else f"one that no {DEPLOY_FILE} there names"
-        else:
-            continue
-        raise DataError(
-            f"{path}: expected a file of an earlier export or nothing, found {found}; move it away, or choose another "
-            "folder",
-            settings=["save_dir"],
-        )
+        if path.is_dir() or path.name not in ours:
+            found = "a folder" if path.is_dir() else f"one that no {DEPLOY_FILE} there describes"
+            raise DataError(
+                f"{path}: expected a file of an earlier export or nothing, found {found}; move it away, or choose "
+                "another folder",
+                settings=["save_dir"],
+            )
     return there
-
-
-@contextlib.contextmanager
-def _disk_errors(save_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{save_dir}: cannot be written ({error.strerror}); choose another place") from error

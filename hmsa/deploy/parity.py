@@ -10,6 +10,7 @@ import hmsa.system.prepared  # noqa: F401
 import cv2
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.deploy.runtime import Predictor
@@ -65,10 +66,15 @@ def _compare(logits: np.ndarray, answer: np.ndarray, output_op: str, where: str)
     if answer.shape != expected_shape:
         raise DataError(f"the exported model answers {answer.shape} instead of {expected_shape} at {where}")
 
-    right = _softmax(logits) if output_op == "softmax" else logits
+    right = logits
+    if output_op == "softmax":
+        right = F.softmax(paddle.to_tensor(logits, "float64"), axis=1).numpy()
+
     if output_op == "argmax":
         label = answer
-        difference = right.max(axis=1) - _chosen(right, label)  # 0 where both choose the same class
+        is_chosen = label[:, np.newaxis] == np.arange(right.shape[1])[:, np.newaxis, np.newaxis]
+        chosen = np.fmax.reduce(np.where(is_chosen, right, np.nan), axis=1)  # NaN where it is no class
+        difference = right.max(axis=1) - chosen  # 0 where both choose the same class
     else:
         label = answer.argmax(axis=1)
         difference = np.abs(answer - right).max(axis=1)
@@ -89,13 +95,6 @@ def _written(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _chosen(values: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """The value [N, H, W] of each pixel's class `label` [N, H, W] in `values` [N, K, H, W]; NaN for no class."""
-    K = values.shape[1]
-    found = np.take_along_axis(values, label.clip(0, K - 1)[:, np.newaxis], axis=1)[:, 0]
-    return np.where((label >= 0) & (label < K), found, np.nan)
-
-
 def _image_like(shape: Sequence[int]) -> np.ndarray:
     """Float32 [N, 3, H, W] with patches and noise, so that an answer has several classes."""
     N, C, H, W = shape
@@ -103,9 +102,3 @@ def _image_like(shape: Sequence[int]) -> np.ndarray:
     patches = rng.normal(size=(N * C, H // 16 + 1, W // 16 + 1))
     smooth = np.stack([cv2.resize(patch, (W, H)) for patch in patches]).reshape(N, C, H, W)
     return (smooth + rng.normal(scale=0.2, size=(N, C, H, W))).astype(np.float32)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the classes of [N, K, H, W], in float64."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)

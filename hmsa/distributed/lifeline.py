@@ -9,7 +9,8 @@ the reason, passes it on, and every process ends. A rank that is merely busy or 
 once all have started there is no time-out.
 
 Others can reach the port too until all ranks have started; nobody listens from then on. Whoever connects is a stranger
-until it has shown that it knows what the ranks of this job know. No stranger is waited for, and only so many are kept.
+until it has shown that it knows what the ranks of this job know. Each has a thread of its own, so that nobody waits for
+another, and only so many strangers are kept.
 """
 
 from __future__ import annotations
@@ -20,21 +21,19 @@ import hmac
 import ipaddress
 import os
 import secrets
-import selectors
+import select
 import socket
-import struct
 import sys
 import threading
 import time
-from typing import NoReturn, Optional
+from typing import TYPE_CHECKING, Any, Callable, NoReturn
 
 from hmsa.errors import printable
 
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
 _DONE, _HERE, _ALL_HERE, _FAILED = b"D", b"H", b"A", b"F"
-_NONCE_BYTES = 16
-_CLAIM = struct.Struct(f"<I64s{_NONCE_BYTES}s")  # of whom connects: rank, host, nonce
-_DIGEST_BYTES = 32
-_LENGTH = struct.Struct("<I")  # of the message that follows
 _MAX_MESSAGE_BYTES = 2**14
 _MAX_STRANGERS = 200  # beside the ranks that are still to come
 START_SECONDS = 40  # the launchers start all ranks at once, and nothing slow comes before this
@@ -58,15 +57,18 @@ class Lifeline:
         self._secret = secret.encode(errors="surrogateescape")
         self._launcher = os.getppid()
         self._deadline = time.monotonic() + START_SECONDS
-        self._selector = selectors.DefaultSelector()
-        self._peers: list[_Connection] = []
+        self._missing = set(range(1, world_size)) if rank == 0 else {0}
+        self._cause = ""  # why rank 0 has not been reached
+        self._strangers: list[Connection] = []  # the oldest first
+        self._peers: list[Connection] = []
         self._here = 0  # ranks that wait in `barrier`, on the main one
-        self._sending = threading.Lock()  # also of `_peers` and `_here`
+        self._changing = threading.Lock()  # what stands above, and sending
+        self._ending = threading.Lock()  # of the first reason to end
         self._over = False  # this process ends by itself
-        self._reason = ""  # why all end once all have started
         self._all_started = threading.Event()
         self._all_here = threading.Event()
-        threading.Thread(target=self._serve if rank == 0 else self._follow, name="lifeline", daemon=True).start()
+        _start(self._serve if rank == 0 else self._follow)
+        _start(self._watch)
 
     def barrier(self) -> None:
         """Wait until all ranks have called this once more, however long some of them take."""
@@ -96,134 +98,130 @@ class Lifeline:
         self._over = True
         self._send_failed(f"rank 0: {reason}" if self._rank == 0 else reason)
 
+    def _watch(self) -> None:
+        """End with the launcher, and where not all have started in time."""
+        while True:
+            time.sleep(0.5)
+            if os.getppid() != self._launcher:
+                self._end(f"the launcher that started rank {self._rank} is gone")
+            late = min(self._missing, default=None)
+            if late is None or time.monotonic() < self._deadline:
+                continue
+            if late:
+                self._end(f"rank {late} has not started within {START_SECONDS} s; its machine's log says why")
+            self._end(
+                f"rank {self._rank} has not reached rank 0 at {self._address[0]}:{self._address[1]} within "
+                f"{START_SECONDS} s ({self._cause}); did it start, with the same HMSA_JOB_KEY if there is one, and "
+                "can the machines reach each other on any port?"
+            )
+
     def _serve(self) -> None:
-        """The main rank's thread."""
+        """On the main rank: let the others in. Strangers may try, until all have started."""
         try:
-            door = _Door(self._address, self._world_size, self._secret, self._selector)
+            servers = _listen(*self._address)
         except OSError as error:
             self._end(f"rank 0 cannot listen on port {self._address[1]} ({error.strerror}): start the job again")
 
-        while self._selector.get_map():
-            for key, _ in self._selector.select(timeout=1):
-                if isinstance(key.data, socket.socket):
-                    door.accept(key.data)
-                elif key.data.name:
-                    self._receive(key.data)
-                elif door.recognises(key.data):
-                    self._add(key.data)
+        while self._missing:
+            for server in select.select(servers, (), (), 0.1)[0]:
+                self._accept(server)
+        for server in servers:
+            server.close()
+        while self._strangers:
+            self._turn_away()
+        self._all_started.set()
 
-            if not door.missing and not self._all_started.is_set():
-                door.shut()
-                self._all_started.set()
-                self._deadline = float("inf")
-            if self._reason and not door.missing:
-                self._end(self._reason)
-            if time.monotonic() > self._deadline:
-                late = f"rank {min(door.missing)} has not started within {START_SECONDS} s"
-                self._end(self._reason or f"{late}; its machine's log says why")
-            self._look_for_launcher()
+    def _accept(self, server: socket.socket) -> None:
+        """Let somebody ask to come in. Where too many do, the one that has asked for longest must ask again."""
+        try:
+            stranger = _connection(server.accept()[0])
+        except OSError:  # too many open files
+            self._turn_away()
+            return
+        self._strangers.append(stranger)
+        if len(self._strangers) > len(self._missing) + _MAX_STRANGERS:
+            self._turn_away()
+        _start(self._welcome, stranger)
+
+    def _turn_away(self) -> None:
+        """Hang up on the stranger that has asked for longest, whose thread then ends."""
+        with self._changing, contextlib.suppress(IndexError, OSError):  # none is left, or it is gone
+            oldest = socket.socket(fileno=self._strangers.pop(0).fileno())
+            try:
+                oldest.shutdown(socket.SHUT_RDWR)
+            finally:
+                oldest.detach()
+
+    def _welcome(self, stranger: Connection) -> None:
+        """Wait for a stranger to show that it is a missing rank, and then for what it says."""
+        try:
+            if not _is_known(stranger, self._secret + b"rank"):
+                raise ConnectionRefusedError
+            _answer(stranger, self._secret + b"main")
+            rank, host = stranger.recv_bytes(_MAX_MESSAGE_BYTES).decode(errors="replace").split(" ", 1)
+            with self._changing:
+                if stranger not in self._strangers or int(rank) not in self._missing:
+                    raise ConnectionRefusedError
+                self._strangers.remove(stranger)
+                self._peers.append(stranger)
+                self._missing.remove(int(rank))
+                with contextlib.suppress(OSError):  # gone again, which is found next
+                    stranger.send_bytes(b"welcome")
+        except (OSError, EOFError, ValueError):
+            with self._changing:
+                stranger.close()
+            return
+        self._listen_to(stranger, f"rank {rank} on {host}")
 
     def _follow(self) -> None:
-        """The thread of any other rank."""
-        self._add(self._enter())
-        self._all_started.set()
-        while self._selector.get_map():
-            for key, _ in self._selector.select(timeout=1):
-                self._receive(key.data)
-            self._look_for_launcher()
-
-    def _enter(self) -> _Connection:
-        """A connection to the main rank, which knows this one; tried again until all must have started."""
-        cause: Optional[OSError] = None
-        while True:
+        """On any other rank: reach the main one, and do as it says."""
+        while self._missing:
             try:
-                return self._introduce()
+                with socket.create_connection(self._address, timeout=_GRACE_SECONDS) as opened:
+                    # A port of the kernel's choice that nobody listens on can be connected to itself.
+                    if opened.getsockname() != opened.getpeername():
+                        self._introduce(_connection(opened))
             except OSError as error:
                 # That it was not let in says more than that rank 0 was gone after that.
-                cause = cause if isinstance(cause, ConnectionAbortedError) else error
-
-            if time.monotonic() > self._deadline:
-                self._end(
-                    f"rank {self._rank} has not reached rank 0 at {self._address[0]}:{self._address[1]} within "
-                    f"{START_SECONDS} s ({cause}); did it start, with the same HMSA_JOB_KEY if there is one, and "
-                    "can the machines reach each other on any port?"
-                )
+                self._cause = self._cause or str(error)
             time.sleep(0.1)
-            self._look_for_launcher()
+        self._all_started.set()
+        self._listen_to(self._peers[0], "rank 0")
 
-    def _introduce(self) -> _Connection:
-        """One attempt of `_enter`. Each side shows the other that it knows the secret."""
-        main = _Connection(socket.create_connection(self._address, timeout=_GRACE_SECONDS))
+    def _introduce(self, main: Connection) -> None:
+        """Each side shows the other that it knows the secret. A main rank that is busy may take long to answer."""
         try:
-            if main.socket.getsockname() == main.socket.getpeername():
-                # a port of the kernel's choice that nobody listens on can be connected to itself
-                raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-            main.socket.settimeout(1)
-            nonce = self._wait_for(main, _NONCE_BYTES)
-            claim = _CLAIM.pack(self._rank, socket.gethostname().encode(), main.nonce)
-            main.socket.sendall(claim + _digest(self._secret, b"rank", nonce, claim))
-            answer = self._wait_for(main, _DIGEST_BYTES)
-            if not hmac.compare_digest(answer, _digest(self._secret, b"main", nonce, claim)):
-                raise ConnectionAbortedError("what listens there is not rank 0 of this job")
-        except OSError:
-            main.socket.close()
-            raise
-        main.name = "rank 0"
-        return main
+            _answer(main, self._secret + b"rank")
+            if not _is_known(main, self._secret + b"main"):
+                raise ConnectionRefusedError
+            main.send_bytes(f"{self._rank} {socket.gethostname()}".encode())
+            main.recv_bytes(_MAX_MESSAGE_BYTES)
+        except (OSError, EOFError):
+            self._cause = "it was not let in, or what listens there is not rank 0 of this job"
+            main.close()
+        else:
+            self._peers.append(main)
+            self._missing.clear()
 
-    def _wait_for(self, main: _Connection, count: int) -> bytes:
-        """So many bytes, for which a main rank that is busy may need as long as all have to start."""
-        while (data := main.take(count)) is None:
-            if time.monotonic() > self._deadline:
-                raise TimeoutError("no answer")
-            self._look_for_launcher()
-        return data
-
-    def _add(self, peer: _Connection) -> None:
-        peer.socket.setblocking(False)
-        # A machine that loses power closes nothing: ask after 10 s of silence, give up after 30 more.
-        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 6)):
-            if hasattr(socket, option):
-                peer.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-        with self._sending:
-            self._peers.append(peer)
-        self._selector.register(peer.socket, selectors.EVENT_READ, peer)
-
-    def _receive(self, peer: _Connection) -> None:
-        try:
-            message = peer.message()
-        except OSError:
-            self._end_but(peer, f"{peer.name} ended without a word; was it killed, or out of memory or of reach?")
-            return
-        except ValueError as error:
-            self._end_but(peer, f"{peer.name} {error}")
-            return
-        if message is None:
-            return
-        kind, text = message[:1], message[1:].decode(errors="replace")
-        if kind == _FAILED:
-            self._end_but(peer, text if self._rank else f"{peer.name}: {text}")
-        elif kind == _DONE:
-            self._selector.unregister(peer.socket)
-        elif kind == _ALL_HERE:
-            self._all_here.set()
-        elif kind == _HERE:
-            self._count_here()
-
-    def _end_but(self, peer: _Connection, reason: str) -> None:
-        """End because of `peer`, which need not be told; on the main rank, not before all others can be."""
-        self._selector.unregister(peer.socket)
-        with self._sending:
-            self._peers.remove(peer)
-        if self._rank or self._all_started.is_set():
-            self._end(reason)
-        elif not self._reason:
-            self._reason = reason
-            self._deadline = min(self._deadline, time.monotonic() + _GRACE_SECONDS)
+    def _listen_to(self, peer: Connection, name: str) -> None:
+        """Do as the messages of another rank say, until it is done."""
+        while True:
+            try:
+                message = peer.recv_bytes(_MAX_MESSAGE_BYTES)
+            except (OSError, EOFError):
+                self._end(f"{name} ended without a word; was it killed, or out of memory or of reach?")
+            kind, text = message[:1], message[1:].decode(errors="replace")
+            if kind == _FAILED:
+                self._end(text if self._rank else f"{name}: {text}")
+            elif kind == _DONE:
+                return
+            elif kind == _ALL_HERE:
+                self._all_here.set()
+            elif kind == _HERE:
+                self._count_here()
 
     def _count_here(self) -> None:
-        with self._sending:
+        with self._changing:
             self._here += 1
             complete = self._here == self._world_size
             if complete:
@@ -232,154 +230,57 @@ class Lifeline:
             self._send(_ALL_HERE)
             self._all_here.set()
 
-    def _look_for_launcher(self) -> None:
-        if os.getppid() != self._launcher:
-            self._end(f"the launcher that started rank {self._rank} is gone")
-
     def _end(self, reason: str) -> NoReturn:
         """Say why, tell the others, and end this process wherever its main thread is."""
-        if self._over:
-            sys.exit()  # of this thread
-        self._send_failed(reason)
-        sys.stdout.flush()
-        print("error: " + "\n".join(map(printable, reason.splitlines())), file=sys.stderr, flush=True)
-        time.sleep(_LINGER_SECONDS)
-        os._exit(1)
+        with self._ending:
+            if self._peers:  # Not before all others can be told, unless one is late anyway.
+                self._all_started.wait(min(_GRACE_SECONDS, self._deadline - time.monotonic()))
+            if self._over:
+                sys.exit()  # of this thread
+            self._send_failed(reason)
+            sys.stdout.flush()
+            print("error: " + "\n".join(map(printable, reason.splitlines())), file=sys.stderr, flush=True)
+            time.sleep(_LINGER_SECONDS)
+            os._exit(1)
 
     def _send_failed(self, reason: str) -> None:
         self._send(_FAILED + reason.encode(errors="backslashreplace")[: _MAX_MESSAGE_BYTES - 1])
 
     def _send(self, message: bytes) -> None:
-        with self._sending:
+        """To all; no rank is ever told so much that it must read before this returns."""
+        with self._changing:
             for peer in self._peers:
-                # Gone already; or it has not read for so long that what lies between is full, and will not read this.
-                with contextlib.suppress(OSError):
-                    peer.socket.sendall(_LENGTH.pack(len(message)) + message)
+                with contextlib.suppress(OSError):  # gone already
+                    peer.send_bytes(message)
 
 
-class _Door:
-    """Where the other ranks come in to the main one, and strangers may try; nobody is waited for.
-
-    Attributes:
-        missing: ranks that have not come in.
-
-    Raises:
-        OSError: nobody can come in at this address.
-    """
-
-    def __init__(
-        self, address: tuple[str, int], world_size: int, secret: bytes, selector: selectors.BaseSelector
-    ) -> None:
-        self.missing = set(range(1, world_size))
-        self._secret = secret
-        self._selector = selector
-        self._strangers: list[_Connection] = []  # the oldest first
-        self._servers = _listen(*address)
-        for server in self._servers:
-            server.setblocking(False)
-            selector.register(server, selectors.EVENT_READ, server)
-
-    def accept(self, server: socket.socket) -> None:
-        """Let somebody ask to come in. Where too many do, the one that has asked for longest must ask again."""
-        if len(self._strangers) >= len(self.missing) + _MAX_STRANGERS:
-            self._forget(self._strangers[0]).close()
-        try:
-            stranger = _Connection(server.accept()[0])
-        except OSError:  # too many open files
-            if self._strangers:
-                self._forget(self._strangers[0]).close()
-            return
-        self._strangers.append(stranger)
-        self._selector.register(stranger.socket, selectors.EVENT_READ, stranger)
-        with contextlib.suppress(OSError):  # what is gone again is found when it is read from
-            stranger.socket.send(stranger.nonce)
-
-    def recognises(self, stranger: _Connection) -> bool:
-        """Read on; whether the stranger turns out to be a missing rank, which then has a name and is not watched."""
-        if stranger not in self._strangers:
-            return False  # forgotten a moment ago
-        try:
-            hello = stranger.take(_CLAIM.size + _DIGEST_BYTES)
-            if hello is None:
-                return False
-            stranger.name = self._admit(stranger, hello[: _CLAIM.size], hello[_CLAIM.size :])
-        except OSError:
-            self._forget(stranger).close()
-            return False
-        self._forget(stranger)
-        return True
-
-    def shut(self) -> None:
-        """Nobody can come in, or ask to, from now on."""
-        for server in self._servers:
-            self._selector.unregister(server)
-            server.close()
-        while self._strangers:
-            self._forget(self._strangers[0]).close()
-
-    def _admit(self, stranger: _Connection, claim: bytes, digest: bytes) -> str:
-        """The name of the rank that the stranger claims to be; OSError if it cannot be that one."""
-        rank, host, _ = _CLAIM.unpack(claim)
-        known = hmac.compare_digest(digest, _digest(self._secret, b"rank", stranger.nonce, claim))
-        if not known or rank not in self.missing:
-            raise ConnectionRefusedError
-        stranger.socket.send(_digest(self._secret, b"main", stranger.nonce, claim))
-        self.missing.remove(rank)
-        return f"rank {rank} on {host.rstrip(bytes(1)).decode(errors='replace')}"
-
-    def _forget(self, stranger: _Connection) -> socket.socket:
-        self._strangers.remove(stranger)
-        self._selector.unregister(stranger.socket)
-        return stranger.socket
+def _start(work: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=work, args=arguments, name="lifeline", daemon=True).start()
 
 
-class _Connection:
-    """A socket that does not wait, and what has come through it so far.
+def _connection(opened: socket.socket) -> Connection:
+    """Messages of bytes through a socket, which is given up."""
+    from multiprocessing.connection import Connection
 
-    Attributes:
-        name: who is at the other end, as people are told; empty for a stranger.
-        nonce: the random bytes that the other end must answer.
-    """
-
-    def __init__(self, opened: socket.socket) -> None:
-        opened.setblocking(False)
-        self.socket = opened
-        self.name = ""
-        self.nonce = secrets.token_bytes(_NONCE_BYTES)
-        self._data = b""  # of what is taken next
-        self._length: Optional[int] = None  # of the message that has begun
-
-    def take(self, count: int) -> Optional[bytes]:
-        """The next `count` bytes once all are here, None until then; OSError once the connection is closed."""
-        while len(self._data) < count:
-            try:
-                part = self.socket.recv(count - len(self._data))
-            except (BlockingIOError, socket.timeout):
-                return None
-            if not part:
-                raise ConnectionAbortedError("closed by the other side")
-            self._data += part
-        data, self._data = self._data, b""
-        return data
-
-    def message(self) -> Optional[bytes]:
-        """The next message, else as `take`; ValueError if it is longer than any rank sends."""
-        if self._length is None:
-            head = self.take(_LENGTH.size)
-            self._length = None if head is None else _LENGTH.unpack(head)[0]
-        if self._length is None:
-            return None
-        if self._length > _MAX_MESSAGE_BYTES:
-            raise ValueError(f"announced a message of {self._length} bytes, more than any rank sends")
-        message = self.take(self._length)
-        if message is not None:
-            self._length = None
-        return message
+    opened.settimeout(None)
+    # A machine that loses power closes nothing: ask after 10 s of silence, give up after 30 more.
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 6)):
+        if hasattr(socket, option):
+            opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return Connection(opened.detach())
 
 
-def _digest(secret: bytes, *parts: bytes) -> bytes:
-    """What only those who know the secret can make of the parts."""
-    return hmac.new(secret, b"".join(parts), "sha256").digest()
+def _is_known(other: Connection, key: bytes) -> bool:
+    """Whether the other side knows the key, which is not sent: it must answer random bytes with their digest."""
+    nonce = secrets.token_bytes(16)
+    other.send_bytes(nonce)
+    return hmac.compare_digest(other.recv_bytes(_MAX_MESSAGE_BYTES), hmac.digest(key, nonce, "sha256"))
+
+
+def _answer(other: Connection, key: bytes) -> None:
+    """The other end of `_is_known`."""
+    other.send_bytes(hmac.digest(key, other.recv_bytes(_MAX_MESSAGE_BYTES), "sha256"))
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
@@ -391,8 +292,7 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     servers = []
     with contextlib.suppress(socket.gaierror):
         for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            own_name = ipaddress.ip_address(address[0]).is_loopback and host not in (address[0], "localhost")
-            if own_name:
+            if ipaddress.ip_address(address[0]).is_loopback and host not in (address[0], "localhost"):
                 continue
             try:
                 servers.append(socket.create_server(address[:2], family=family, backlog=socket.SOMAXCONN))

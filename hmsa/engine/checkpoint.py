@@ -15,20 +15,19 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional, Union, cast
 
 import paddle
 from paddle import nn
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hmsa.config.reading import load_config
 from hmsa.engine.log import CURVES_FILE
+from hmsa.engine.watch import Watched
 from hmsa.errors import DataError, UsageError, printable, shown
 from hmsa.optim import EMA
-from hmsa.system.files import flush_to_disk, free_name, write_atomically
+from hmsa.system.files import disk_errors, flush_to_disk, free_name, write_atomically
 from hmsa.weights.files import read_pickle
 from hmsa.weights.loading import AVERAGED_WEIGHTS, WEIGHTS, load_weights
 
@@ -40,6 +39,8 @@ FILES = (WEIGHTS, AVERAGED_WEIGHTS, "model.pdopt", "state.json", "config.yml")
 MAX_CHANGES = 20
 """Of a recipe that are told."""
 
+_ADVICE = "earlier checkpoints are intact, make room and resume"
+
 # What is ours in a save folder. Names that only look like these are a user's own.
 _ITERATION = re.compile("iter_[0-9]+")
 _CHECKPOINT = re.compile(f"{_ITERATION.pattern}|{BEST}")
@@ -48,12 +49,10 @@ _PARTIAL_FILE = re.compile(rf"\.({re.escape(SKIPPED_FILE)}|{re.escape(CURVES_FIL
 _PARTIAL_STATE = re.compile(r"\.state\.json\.[0-9]+\.partial")
 
 
-@dataclass
-class TrainingState:
-    """Where a run stands."""
+class TrainingState(BaseModel):
+    """Where a run stands. Keys of later versions are passed over; `notes` tells them."""
 
-    # Keys of later versions are passed over; `notes` tells them.
-    __pydantic_config__ = {"extra": "ignore", "strict": True}  # noqa: RUF012 (no field)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     iteration: int = 0  # iterations done
     best_score: Optional[float] = None  # mean IoU over all classes, 0 to 1
@@ -63,6 +62,10 @@ class TrainingState:
     to_evaluate: bool = False  # whether this iteration's evaluation was still to be done
     optimizer: Optional[str] = None  # its type
     images: int = 0  # that an iteration took, on all ranks together; 0 if unknown
+    class_weights: Optional[list[float]] = None  # of the losses
+    loss: Optional[float] = None  # of the last evaluation
+    watched: Optional[Watched] = None  # by early stopping
+    same_answers: int = 0  # evaluations in a row, up to the last, with one class everywhere
     serial: int = 0  # counts a folder's checkpoints: the newest is known even where an earlier run got further
 
 
@@ -78,13 +81,12 @@ def _optimizer_state(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> 
     return state
 
 
-def _restore_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, path: Path) -> None:
-    parameters = dict(model.named_parameters())
-    saved = read_pickle(path)
-    if not isinstance(saved, dict):
-        raise DataError(f"{path}: expected the state of an optimizer, found none; resume from another checkpoint")
+def _restore_optimizer(model: nn.Layer, optimizer: Any, path: Path) -> None:
+    parameters, content = dict(model.named_parameters()), read_pickle(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected the state of an optimizer, found {shown(content)}; resume from another")
     state = {}
-    for key, value in saved.items():
+    for key, value in content.items():
         ours, bar, suffix = str(key).partition("|")
         if not bar:
             state[key] = value
@@ -99,14 +101,10 @@ def _restore_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, p
         state[parameter.name + suffix] = value
 
     # The schedule is the recipe's of today, which may have been changed; `resume` brings it to its iteration.
-    state["LR_Scheduler"] = _schedule(optimizer).state_dict()
+    state["LR_Scheduler"] = optimizer._learning_rate.state_dict()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Paddle warns of the state that its own warm-up writes
         optimizer.set_state_dict(state)
-
-
-def _schedule(optimizer: Any) -> paddle.optimizer.lr.LRScheduler:
-    return optimizer._learning_rate
 
 
 def save(
@@ -129,11 +127,11 @@ def save(
         DataError: the disk is full or the folder cannot be written.
     """
     partial = folder.with_name(f".{folder.name}.partial")
-    with _writing(folder):
+    with disk_errors(folder, _ADVICE):
         try:
             _clear(partial)
             partial.mkdir(parents=True)
-            earlier = [written[0] for written in map(order_of, list_checkpoints(folder.parent)) if written]
+            earlier = [read_state(path).serial for path in list_checkpoints(folder.parent)]
             state.optimizer = type(optimizer).__name__
             state.serial = max([state.serial, *earlier]) + 1
             state.ema_updates = ema.updates if ema else None
@@ -141,7 +139,7 @@ def save(
             if ema:
                 paddle.save(ema.model.state_dict(), str(partial / AVERAGED_WEIGHTS))
             paddle.save(_optimizer_state(model, optimizer), str(partial / "model.pdopt"))
-            (partial / "state.json").write_text(_json(asdict(state)), encoding="utf-8")
+            (partial / "state.json").write_text(_json(state.model_dump()), encoding="utf-8")
             (partial / "config.yml").write_text(config, encoding="utf-8")
             for path in [*partial.iterdir(), partial]:
                 flush_to_disk(path)
@@ -152,23 +150,13 @@ def save(
             raise
 
 
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot write the checkpoint ({error.strerror}); earlier ones are intact, make room and resume"
-        ) from error
-
-
 def _json(state: dict[str, Any]) -> str:
     return json.dumps(state, indent=2, default=lambda array: array.tolist())  # of the loss scaling
 
 
 def write_state(folder: Path, state: TrainingState) -> None:
     """Replace the state in a checkpoint whose evaluation is done; what a later version wrote into it stays."""
-    content = _json({**_raw_state(folder), **asdict(state)})
+    content = _json({**_raw_state(folder), **state.model_dump()})
     write_atomically(folder / "state.json", content.encode(), durable=True)
 
 
@@ -211,14 +199,14 @@ def keep_as_best(folder: Path) -> None:
     A better one, which only another run can have left there, gets another name.
     """
     best, partial = folder.with_name(BEST), folder.with_name(f".{BEST}.partial")
-    with _writing(best):
+    with disk_errors(best, _ADVICE):
         _clear(partial)
         partial.mkdir()
         for name in FILES:
             if (folder / name).exists():
                 _link(folder / name, partial / name)
         flush_to_disk(partial)
-        if (_score(best) or 0.0) > (_score(folder) or 0.0):
+        if _score(best) > _score(folder):
             best.rename(free_name(best))
         _move(partial, best)
 
@@ -236,7 +224,7 @@ def tidy(save_dir: Path) -> None:
 
     Anything that this project did not make stays as it is.
     """
-    with _writing(save_dir):
+    with disk_errors(save_dir, _ADVICE):
         for left in list(save_dir.iterdir()):
             hidden = _HIDDEN.fullmatch(left.name)
             if hidden and hidden[2] == "old" and not os.path.lexists(save_dir / hidden[1]):
@@ -252,10 +240,10 @@ def tidy(save_dir: Path) -> None:
 def _finish_best(save_dir: Path) -> None:
     """Copy the best checkpoint, where a process was killed between its scores and that."""
     for folder in list_checkpoints(save_dir)[-1:]:
-        name, kept = f"iter_{_raw_state(folder).get('best_iteration')}", save_dir / BEST
-        written, before = order_of(save_dir / name), order_of(kept)
-        if _ITERATION.fullmatch(name) and written and (before < written if before else not _holds_something(kept)):
-            keep_as_best(save_dir / name)
+        best, kept = save_dir / f"iter_{read_state(folder).best_iteration}", save_dir / BEST
+        written, before = order_of(best), order_of(kept)
+        if written and (before < written if before else not _holds_something(kept)):
+            keep_as_best(best)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -271,19 +259,16 @@ def _raw_state(folder: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _score(folder: Path) -> Optional[float]:
-    """The best mean IoU that a checkpoint speaks of, whichever version wrote it."""
-    score = _raw_state(folder).get("best_score")
-    return score if isinstance(score, float) else None
+def _score(folder: Path) -> float:
+    """The best mean IoU that a checkpoint speaks of; 0 if it speaks of none, or is none."""
+    return (read_state(folder).best_score or 0.0) if order_of(folder) else 0.0
 
 
 def order_of(folder: Path) -> Optional[tuple[int, int]]:
-    """What tells which of two checkpoints was written later, whichever version wrote them; None if it is none."""
-    state = _raw_state(folder)
-    serial, iteration = state.get("serial", 0), state.get("iteration")
-    if type(serial) is not int or type(iteration) is not int or not _is_whole(folder):
-        return None
-    return serial, iteration
+    """What tells which of two checkpoints was written later; None if it is none that can be read."""
+    with contextlib.suppress(DataError):
+        state = read_state(folder)
+        return state.serial, state.iteration
 
 
 def list_checkpoints(save_dir: Union[str, Path]) -> list[Path]:
@@ -299,8 +284,7 @@ def unreadable(save_dir: Path) -> list[Path]:
 
 def newest(save_dir: Path) -> Optional[Path]:
     """The checkpoint below `save_dir` that was written last: `best_model` where that of which it is a copy is gone."""
-    best = save_dir / BEST
-    candidates = [*list_checkpoints(save_dir), *([best] if order_of(best) else [])]
+    candidates = filter(order_of, [*list_checkpoints(save_dir), save_dir / BEST])
     return max(candidates, key=lambda folder: order_of(folder) or (0, 0), default=None)
 
 
@@ -316,7 +300,7 @@ def contents(save_dir: Path) -> str:
     found = [path.name for path in list_checkpoints(save_dir)[-1:]] or [name for name in left if name != BEST]
     if BEST in left:
         score = _score(save_dir / BEST)
-        found.append(BEST if score is None else f"{BEST} (mIoU {score:.4f})")
+        found.append(f"{BEST} (mIoU {score:.4f})" if score else BEST)
     return " and ".join(found)
 
 
@@ -328,7 +312,7 @@ def is_in(folder: Path, save_dir: Path) -> bool:
 def prune(save_dir: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, none if it is 0; `best_model` stays."""
     for old in list_checkpoints(save_dir)[:-keep]:
-        with _writing(old):
+        with disk_errors(old, _ADVICE):
             deleted = old.with_name(f".{old.name}.deleted")  # under a name that nobody takes for a checkpoint
             _clear(deleted)
             old.rename(deleted)
@@ -338,7 +322,7 @@ def prune(save_dir: Path, keep: int) -> None:
 def list_skipped(save_dir: Path, skipped: dict[str, str]) -> None:
     """Write down the samples that were left out, path -> why; those from before the run was resumed stay listed."""
     path = save_dir / SKIPPED_FILE
-    with _writing(path):
+    with disk_errors(path, _ADVICE):
         earlier = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     lines = [printable(f"{sample}: {why}") for sample, why in sorted(skipped.items())]
     content = "".join(f"{line}\n" for line in dict.fromkeys([*earlier, *lines]))
@@ -353,8 +337,8 @@ def read_state(folder: Path) -> TrainingState:
     """
     reason = ""
     try:
-        if order_of(folder) is not None:
-            return TypeAdapter(TrainingState).validate_json((folder / "state.json").read_bytes())
+        if "iteration" in _raw_state(folder) and _is_whole(folder):
+            return TrainingState.model_validate_json((folder / "state.json").read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = f" (state.json: {'.'.join(map(str, first['loc']))}: {first['msg']})"
@@ -369,7 +353,7 @@ def notes(folder: Path, recipe: dict[str, Any]) -> list[str]:
     recipe is not `recipe`. None where there is nothing.
     """
     lines = []
-    unknown = sorted(set(_raw_state(folder)) - {field.name for field in fields(TrainingState)})
+    unknown = sorted(set(_raw_state(folder)) - set(TrainingState.model_fields))
     if unknown:
         lines.append(
             f"{folder} was written by a later version: {', '.join(unknown)} in its state.json is not understood, and "
@@ -381,12 +365,9 @@ def notes(folder: Path, recipe: dict[str, Any]) -> list[str]:
         return [*lines, f"whether the recipe has changed is not known: {str(error).splitlines()[0]}"]
     # Data sets and evaluation last, as they have the most keys.
     keys = sorted({**now, **before}, key=lambda key: key.startswith(("train_dataset", "val_dataset", "test_config")))
-    changes = [
-        f"  {key}: {shown(before[key]) if key in before else 'not given'} -> "
-        f"{shown(now[key]) if key in now else 'not given'}"
-        for key in keys
-        if key not in before or key not in now or before[key] != now[key]
-    ]
+    told = {key: [shown(values[key]) if key in values else "not given" for values in (before, now)] for key in keys}
+    changed = (key for key in keys if key not in before or key not in now or before[key] != now[key])
+    changes = [f"  {key}: {' -> '.join(told[key])}" for key in changed]
     if changes:
         lines.append(f"the recipe is not that of {folder} ({len(changes)} {'keys' if len(changes) > 1 else 'key'}):")
     if len(changes) > MAX_CHANGES:
@@ -423,8 +404,9 @@ def resume(
         )
     load_weights(model, folder / WEIGHTS)
     _restore_optimizer(model, optimizer, folder / "model.pdopt")
+    schedule = cast(Any, optimizer)._learning_rate
     for _ in range(state.iteration):
-        _schedule(optimizer).step()
+        schedule.step()
     if ema:
         averaged = state.ema_updates is not None
         load_weights(ema.model, folder / (AVERAGED_WEIGHTS if averaged else WEIGHTS))

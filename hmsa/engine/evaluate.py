@@ -9,13 +9,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from paddle import Tensor
 from tqdm import tqdm
 
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.distributed import ranks
 from hmsa.errors import DataError
-from hmsa.inference.averaging import InferenceOptions, best_classes, class_scores, confidences, undo_transforms
+from hmsa.inference.averaging import (
+    InferenceOptions,
+    best_classes,
+    class_scores,
+    confidences,
+    logits_of,
+    undo_transforms,
+)
 from hmsa.metrics import Metric, build_metrics
 from hmsa.models.hierarchical import Network
 from hmsa.report.result import Evaluation
@@ -28,7 +36,7 @@ def evaluate(
     dataset: SegmentationDataset,
     options: InferenceOptions,
     *,
-    metrics: Sequence[Metric] = (),
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     max_images: int | None = None,
     num_workers: int = 0,
     progress: bool = True,
@@ -41,7 +49,7 @@ def evaluate(
     Args:
         network: images [N, 3, H, W] -> logits [N, K, H, W].
         dataset: in "val" mode: labels at the images' own sizes.
-        metrics: what to measure, with nothing counted yet; without them, one of each there is.
+        loss: (logits [1, K, H, W] float32, labels [1, H, W] int64) -> scalar; its mean is measured too.
         max_images: evaluate only so many images, the first ones.
         num_workers: threads that load images ahead.
         progress: whether rank 0 shows a bar.
@@ -53,7 +61,7 @@ def evaluate(
     """
     start = time.perf_counter()
     classes = dataset.classes
-    metrics = metrics or build_metrics(len(classes), classes.ignore_index)
+    metrics = build_metrics(len(classes), classes.ignore_index, loss)
     mine = range(ranks.rank(), min(len(dataset), max_images or len(dataset)), ranks.world_size())
 
     images = 0
@@ -87,24 +95,21 @@ def _count(batch: dict[str, Any], network: Network, options: InferenceOptions, m
     if "label" not in batch:
         raise DataError(f"{image_path} has no label to compare with: set val_dataset to a labelled split")
 
+    label = batch["label"][0].astype(np.uint8)  # the data set lets nothing else pass
     try:
         scores = class_scores(network, as_tensor(batch["img"]), options)  # [1, K, h, w]
+        scores = undo_transforms(scores, batch["trans_info"][0], label.shape)  # [1, K, H, W]
     except DataError as error:
         raise DataError(f"{image_path}: {error}") from error
-    scores = undo_transforms(scores, batch["trans_info"][0])  # [1, K, H, W]
     prediction = best_classes(scores)
     confidence = confidences(scores, options) if any(metric.needs_confidence for metric in metrics) else None
+
+    if any(metric.needs_logits for metric in metrics):
+        logits = logits_of(scores, options)
+        for metric in metrics:
+            metric.update_logits(logits, label)
+        del logits
     del scores
 
-    label = batch["label"][0].astype(np.uint8)  # the data set lets nothing else pass
-    if prediction.shape != label.shape:
-        raise DataError(
-            f"{image_path}: the prediction is {_size(prediction)}, its label {_size(label)}"
-            "; the transforms of val_dataset may resize and pad, but not cut"
-        )
     for metric in metrics:
         metric.update(prediction, label, confidence)
-
-
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 from hmsa.distributed import ranks
 from hmsa.errors import UsageError
@@ -51,29 +51,12 @@ class SilentLog:
     def flush(self) -> None:
         """Write what is still in memory."""
 
-    def close(self) -> None:
-        """Write what is still in memory, and end."""
-
 
 class ConsoleLog(SilentLog):
-    """Prints, and with a folder also records curves for VisualDL, which go on from where `open_log` says."""
+    """Prints, and records curves if it has a writer of VisualDL's."""
 
-    def __init__(
-        self, curves: Union[str, Path, None] = None, iteration: Optional[int] = None, *, evaluated: bool = True
-    ) -> None:
-        self._writer = None
-        if curves is not None:
-            visualdl = import_visualdl()
-            path = Path(curves) / CURVES_FILE
-            if path.exists():
-                if iteration is None:
-                    earlier = path.with_name(f"earlier_curves.{path.stat().st_mtime_ns}.log")
-                    path.rename(earlier)
-                    self.line(f"the curves of an earlier run are kept as {earlier}")
-                else:
-                    write_atomically(path, _records_until(path, iteration, evaluated), durable=True)
-            with contextlib.redirect_stdout(None):  # it says that it appends
-                self._writer = visualdl.LogWriter(logdir=str(curves), file_name=CURVES_FILE)
+    def __init__(self, writer: Optional[Any] = None) -> None:
+        self._writer = writer
 
     def line(self, text: str) -> None:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
@@ -87,9 +70,31 @@ class ConsoleLog(SilentLog):
         if self._writer is not None:
             self._writer.flush()
 
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+
+def open_log(
+    curves: Union[str, Path, None] = None, iteration: Optional[int] = None, *, evaluated: bool = True
+) -> SilentLog:
+    """The log of this rank.
+
+    Args:
+        curves: the folder for VisualDL.
+        iteration: a resumed run goes on after this one; None is a new run.
+        evaluated: whether the evaluation of `iteration` has been done; else its points will come again.
+    """
+    if not ranks.is_main():
+        return SilentLog()
+    if curves is None:
+        return ConsoleLog()
+
+    visualdl = import_visualdl()
+    path = Path(curves) / CURVES_FILE
+    if path.exists() and iteration is not None:
+        write_atomically(path, _records_until(path, iteration, evaluated), durable=True)
+    elif path.exists():
+        earlier = path.rename(path.with_name(f"earlier_curves.{path.stat().st_mtime_ns}.log"))
+        ConsoleLog().line(f"the curves of an earlier run are kept as {earlier}")
+    with contextlib.redirect_stdout(None):  # it says that it appends
+        return ConsoleLog(visualdl.LogWriter(logdir=str(curves), file_name=CURVES_FILE))
 
 
 def _records_until(path: Path, iteration: int, evaluated: bool) -> bytes:
@@ -109,22 +114,3 @@ def _records_until(path: Path, iteration: int, evaluated: bool) -> bytes:
             kept.append(record)
         start = end
     return b"".join(kept)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
-def open_log(
-    curves: Union[str, Path, None] = None, iteration: Optional[int] = None, *, evaluated: bool = True
-) -> SilentLog:
-    """The log of this rank.
-
-    Args:
-        curves: the folder for VisualDL.
-        iteration: a resumed run goes on after this one; None is a new run.
-        evaluated: whether the evaluation of `iteration` has been done; else its points will come again.
-    """
-    return ConsoleLog(curves, iteration, evaluated=evaluated) if ranks.is_main() else SilentLog()

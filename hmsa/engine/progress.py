@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any
 
-import paddle
 from paddle import Tensor
 
 from hmsa.distributed import ranks
@@ -24,24 +22,20 @@ class Meter:
 
     def reset(self) -> None:
         """Start anew."""
-        self._sum: Optional[Tensor] = None
-        self._names: list[str] = []
-        self._count = 0
+        self._steps: list[dict[str, Tensor]] = []  # with values
         self.skipped = 0  # steps without values
         self.data_seconds = 0.0
         self._start = time.perf_counter()
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Add the terms of one step."""
-        stacked = paddle.stack([value.astype("float32").reshape([]) for value in values.values()])
-        self._sum = stacked if self._sum is None else self._sum + stacked
-        self._names = list(values)
-        self._count += 1
+        self._steps.append({name: value.astype("float32") for name, value in values.items()})
 
     def report(self) -> tuple[dict[str, float], float, float]:
         """Mean of every term over the steps that had values, and mean seconds a step: for data, and in all."""
-        means = {} if self._sum is None else dict(zip(self._names, map(float, (self._sum / self._count).numpy())))
-        steps = self._count + self.skipped
+        names = self._steps[0] if self._steps else {}
+        means = {name: float(sum(step[name] for step in self._steps)) / len(self._steps) for name in names}
+        steps = len(self._steps) + self.skipped
         return means, self.data_seconds / steps, (time.perf_counter() - self._start) / steps
 
 
@@ -56,26 +50,16 @@ def timed(micro_batches: Iterator[dict[str, Any]], meter: Meter) -> Iterator[dic
         yield batch
 
 
-class Failures:
-    """Iterations in a row whose loss or gradient was not finite, and where the run stood before them."""
+class Failures(dict[int, list[str]]):
+    """Iterations in a row, counted from 0, without a finite loss or gradient -> images of the ranks that failed."""
 
-    def __init__(self) -> None:
-        self.iterations_before = 0
-        self.schedule_before: Any = {}
-        self.files: list[list[str]] = []  # images an iteration, of the ranks on which it failed
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def add(self, outcome: Outcome, iteration: int, scheduler: paddle.optimizer.lr.LRScheduler, log: SilentLog) -> None:
-        """Note iteration number `iteration`, counted from 0, before the schedule goes on. All ranks must call this."""
-        if not self.files:
-            self.iterations_before, self.schedule_before = iteration, copy.deepcopy(scheduler.state_dict())
+    def add(self, outcome: Outcome, iteration: int, log: SilentLog) -> None:
+        """Note an iteration. All ranks must call this."""
         values = {name: float(outcome.terms[name]) for name in ("loss", "grad_norm")}
         failed = [rank for rank in ranks.all_gather((outcome.failed, values, outcome.files)) if rank[0]]
-        self.files.append([path for *_, files in failed for path in files])
+        self[iteration] = [path for *_, files in failed for path in files]
         _, values, _ = failed[0]
         log.line(
             f"[SKIP] iter {iteration + 1}, loss {values['loss']:g}, grad norm {values['grad_norm']:g}: nothing "
-            f"changed; images {', '.join(self.files[-1])}"
+            f"changed; images {', '.join(self[iteration])}"
         )

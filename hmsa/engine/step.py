@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,37 +32,37 @@ class Outcome(NamedTuple):
     files: list[str]  # images of the batch
 
 
+@dataclass(eq=False)
 class Step:
     """An optimizer step in two halves: micro-batches in, loss terms out (`backward`); parameters changed (`update`).
 
     Gradients of the micro-batches are averaged, over the ranks as well.
     """
 
-    def __init__(
-        self,
-        *,
-        model: nn.Layer,
-        loss: WeightedLoss,
-        optimizer: paddle.optimizer.Optimizer,
-        accumulation: int,
-        precision: str,
-        recompute: bool,
-    ) -> None:
-        check_precision(precision)
+    model: nn.Layer
+    loss: WeightedLoss
+    optimizer: paddle.optimizer.Optimizer
+    accumulation: int
+    precision: str
+    recompute: bool
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
         use_one_heap()
         layers.between_parts = release_unused
-        self.loss = loss
-        self.optimizer = optimizer
-        self.accumulation = accumulation
-        self.scaler = paddle.amp.GradScaler(enable=precision == "fp16", init_loss_scaling=2.0**14)
-        self._parameters = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
-        self._statistics = statistics(model)
-        self._autocast = autocast_options(precision)
+        self.scaler = paddle.amp.GradScaler(enable=self.precision == "fp16", init_loss_scaling=2.0**14)
+        self._parameters = [parameter for parameter in self.model.parameters() if not parameter.stop_gradient]
+        self._statistics = statistics(self.model)
+        self._autocast = {
+            "enable": self.precision != "fp32",
+            "dtype": "float16" if self.precision == "fp16" else "bfloat16",
+            "custom_black_list": set(FLOAT32_OPS),
+        }
         ranks.barrier()  # DataParallel hands out the main rank's parameters
-        self._network = paddle.DataParallel(model) if ranks.world_size() > 1 else model
+        self._network = paddle.DataParallel(self.model) if ranks.world_size() > 1 else self.model
         # Gradients are summed after the backward pass where DataParallel cannot do it during the pass: recomputed parts
         # hand theirs in one by one, which it does not expect, and on CPUs gloo gives up on a rank that is 30 s late.
-        self._reduce_at_end = ranks.world_size() > 1 and (recompute or not on_gpu())
+        self._reduce_at_end = ranks.world_size() > 1 and (self.recompute or not on_gpu())
 
     def backward(self, micro_batches: Iterator[dict[str, Any]], seeds: Iterable[int]) -> Outcome:
         """Gradients of the next `accumulation` micro-batches, each with its seed for dropout."""
@@ -72,7 +73,8 @@ class Step:
             batch = next(micro_batches)
             files += batch["image_path"]
             paddle.seed(seed)
-            with contextlib.nullcontext() if last and not self._reduce_at_end else self._without_reduction():
+            waits = isinstance(self._network, paddle.DataParallel) and (self._reduce_at_end or not last)
+            with self._network.no_sync() if waits else contextlib.nullcontext():
                 with paddle.amp.auto_cast(**self._autocast):
                     outputs = self._network(as_tensor(batch["img"]))
                 release_unused()
@@ -125,25 +127,11 @@ class Step:
         self.optimizer.clear_grad(set_to_zero=False)  # freed, not kept as zeros through the next forward pass
         release_unused()
 
-    def _without_reduction(self) -> Any:
-        parallel = isinstance(self._network, paddle.DataParallel)
-        return self._network.no_sync() if parallel else contextlib.nullcontext()
-
 
 def gradient_norm(parameters: Iterable[Any]) -> Tensor:
     """Euclidean norm, over all tensors together, of the gradients; float32 []."""
     norms = [paddle.linalg.norm(p.grad.astype("float32")) for p in parameters if p.grad is not None]
     return paddle.linalg.norm(paddle.stack(norms))
-
-
-def autocast_options(precision: str) -> dict[str, Any]:
-    """Arguments of `paddle.amp.auto_cast` for "fp32" (off), "bf16" or "fp16"."""
-    return {
-        "enable": precision != "fp32",
-        "level": "O1",
-        "dtype": "float16" if precision == "fp16" else "bfloat16",
-        "custom_black_list": set(FLOAT32_OPS),
-    }
 
 
 def prepare_gpu(precision: str, deterministic: bool) -> None:

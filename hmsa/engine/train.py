@@ -7,13 +7,14 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Optional, cast
 
 import numpy as np
 import paddle
 from paddle import nn
+from tqdm import tqdm
 
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches, training_indices
@@ -21,9 +22,10 @@ from hmsa.distributed import ranks
 from hmsa.engine import checkpoint
 from hmsa.engine.checkpoint import TrainingState
 from hmsa.engine.evaluate import evaluate
-from hmsa.engine.log import SilentLog, duration
+from hmsa.engine.log import SilentLog
 from hmsa.engine.progress import Failures, Meter, timed
 from hmsa.engine.step import Step, prepare_gpu, statistics, step_seeds
+from hmsa.engine.watch import SAME_ANSWERS, EarlyStopping, advice_on_one_answer, only_answer
 from hmsa.errors import DataError, Interrupted
 from hmsa.inference.averaging import InferenceOptions
 from hmsa.inference.network import NetworkInTraining
@@ -53,6 +55,7 @@ class TrainOptions:
     keep_checkpoint_max: int = 5
     nonfinite_limit: int = 10
     ema_decay: Optional[float] = None  # of the averaged weights; None is without
+    class_weights: Optional[list[float]] = None  # that the losses take, for the checkpoints
     config: str = ""  # resolved YAML, kept in every checkpoint
 
 
@@ -60,8 +63,9 @@ class TrainOptions:
 class Trainer:
     """A training run, made from its parts. Every rank makes one and calls the same methods.
 
-    With `val_dataset`, each checkpoint is evaluated, and the best one by mean IoU is kept as `best_model`. With
-    `options.ema_decay`, it is the averaged weights that are evaluated, and they are saved beside the others.
+    With `val_dataset`, each checkpoint is evaluated, and the best one by mean IoU is kept as `best_model`; with
+    `early_stopping` too, an evaluation may be the last. With `options.ema_decay`, it is the averaged weights that are
+    evaluated, and they are saved beside the others.
 
     Raises:
         UsageError: this device does not train in `options.precision`.
@@ -75,6 +79,7 @@ class Trainer:
     options: TrainOptions
     val_dataset: Optional[SegmentationDataset] = None
     inference: InferenceOptions = field(default_factory=InferenceOptions)
+    early_stopping: Optional[EarlyStopping] = None
     log: SilentLog = field(default_factory=SilentLog)
 
     def __post_init__(self) -> None:
@@ -91,7 +96,7 @@ class Trainer:
 
         self.ema = EMA(self.model, options.ema_decay) if options.ema_decay else None
         self.evaluated = NetworkInTraining(self.ema.model if self.ema else self.model, options.engine)
-        self.state = TrainingState(images=self.images)
+        self.state = TrainingState(images=self.images, class_weights=options.class_weights)
         self.stop = StopRequest()
 
     @property
@@ -118,6 +123,7 @@ class Trainer:
                 " has changed: the position in the data moves from epoch {:.2f} to {:.2f}".format(*epochs)
             )
         self.state.images = now
+        self.state.class_weights = self.options.class_weights
 
         averaged = self.state.ema_updates is not None
         if averaged and not self.ema:
@@ -148,8 +154,16 @@ class Trainer:
         with self.stop, self._batches(state.iteration, options.iters) as loaded:
             if self.val_dataset is not None and state.to_evaluate:
                 self._score()
-            self._loop(loaded)
+            if not self.why_ended:
+                self._loop(loaded)
         return self.state
+
+    @property
+    def why_ended(self) -> str:
+        """What early stopping says of the evaluations up to now; empty if the run goes on."""
+        if self.early_stopping is None or self.val_dataset is None or self.state.to_evaluate:
+            return ""
+        return self.early_stopping.reason(self.state.watched)
 
     def _batches(self, first: int, end: int) -> AbstractContextManager[Iterator[dict[str, Any]]]:
         """This rank's micro-batches of the iterations from `first` to before `end`."""
@@ -189,7 +203,7 @@ class Trainer:
                 meter.add(outcome.terms)
                 failures = Failures()
             if failed:
-                failures.add(outcome, iteration, self.scheduler, self.log)
+                failures.add(outcome, iteration, self.log)
                 if len(failures) == options.nonfinite_limit:
                     self._give_up(failures)
             self.scheduler.step()
@@ -208,9 +222,11 @@ class Trainer:
             if stopping:
                 raise self._interrupted()
 
-            # Evaluate: the checkpoint just saved.
+            # Evaluate: the checkpoint just saved, and end where that has been long without a gain.
             if state.to_evaluate:
                 self._score()
+                if self.why_ended:
+                    return
             meter.reset()
 
     def _update(self) -> None:
@@ -219,7 +235,6 @@ class Trainer:
             self.ema.update()
 
     def _folder(self, iteration: int) -> Path:
-        """Where the checkpoint of an iteration is."""
         return self.options.save_dir / f"iter_{iteration}"
 
     def _report(self, meter: Meter, rate: float) -> None:
@@ -241,7 +256,7 @@ class Trainer:
         self.log.line(
             f"[TRAIN] epoch {samples / len(self.dataset):.2f}, iter {iteration}/{options.iters}, loss {total:.4f}, "
             f"grad norm {norm:.4f}, {skipped}lr {rate:.6f}, data {data_seconds:.3f} s, step {seconds:.3f} s, "
-            f"memory {memory / 2**30:.2f} GiB, ETA {duration(seconds * (options.iters - iteration))} | "
+            f"memory {memory / 2**30:.2f} GiB, ETA {tqdm.format_interval(seconds * (options.iters - iteration))} | "
             + " ".join(f"{name} {value:.4f}" for name, value in terms.items())
         )
         if total == norm == 0:
@@ -278,7 +293,7 @@ class Trainer:
         """The scores of the weights of this moment, see `hmsa.engine.evaluate.evaluate`."""
         assert self.val_dataset is not None
         with self.evaluated() as network:
-            return evaluate(network, self.val_dataset, self.inference, **options)
+            return evaluate(network, self.val_dataset, self.inference, loss=self.loss.of_one, **options)
 
     def _score(self) -> None:
         """Evaluate the checkpoint just saved, note the best mean IoU, and keep the checkpoint if it is the best.
@@ -293,12 +308,17 @@ class Trainer:
         scores = found.scores
         if state.best_score is None or scores["mean_iou"] > state.best_score:
             state.best_score, state.best_iteration = scores["mean_iou"], state.iteration
+        state.loss = None if np.isnan(scores["loss"]) else scores["loss"]
+        if self.early_stopping:
+            state.watched = self.early_stopping.watch(state.watched, scores, state.iteration)
 
         self.log.line(
             f"[EVAL] iter {state.iteration}, {found.images} images in {found.seconds:.1f} s, "
             f"mIoU {scores['mean_iou']:.4f}, over classes present {scores['mean_iou_present']:.4f}, "
-            f"accuracy {scores['pixel_accuracy']:.4f}, best mIoU {state.best_score:.4f} at iter {state.best_iteration}"
+            f"accuracy {scores['pixel_accuracy']:.4f}, loss {scores['loss']:.4f}, "
+            f"best mIoU {state.best_score:.4f} at iter {state.best_iteration}"
         )
+        self._look_at_answers(found)
         self.log.scalars(state.iteration, found.curves)
         self.log.flush()
 
@@ -308,6 +328,14 @@ class Trainer:
             if state.best_iteration == state.iteration:
                 checkpoint.keep_as_best(self._folder(state.iteration))
         ranks.barrier()
+
+    def _look_at_answers(self, found: Evaluation) -> None:
+        """Say so if every evaluation for some time has found one class everywhere."""
+        confusion = found.scores["confusion_matrix"]
+        answer = only_answer(confusion)
+        self.state.same_answers = 0 if answer is None else self.state.same_answers + 1
+        if answer is not None and self.state.same_answers % SAME_ANSWERS == 0:
+            self.log.line(advice_on_one_answer(found.class_names[answer], confusion))
 
     def _interrupted(self) -> Interrupted:
         """The end of the run by a signal, which may have reached another rank only."""
@@ -320,13 +348,13 @@ class Trainer:
 
     def _give_up(self, failures: Failures) -> NoReturn:
         """Save the run as it stood before `failures`, and raise DataError."""
-        iteration = failures.iterations_before
+        iteration = min(failures)
         if iteration:
-            self.scheduler.set_state_dict(failures.schedule_before)
-            self.state = replace(self.state, iteration=iteration, to_evaluate=False)
+            self.scheduler.step(iteration)
+            self.state = self.state.model_copy(update={"iteration": iteration, "to_evaluate": False})
             self._save()
 
-        files = [path for paths in failures.files for path in paths]
+        files = [path for paths in failures.values() for path in paths]
         more = f" and {len(files) - 8} more" if len(files) > 8 else ""
         again = f"resume from {self._folder(iteration)}, which is from before them," if iteration else "start again"
         raise DataError(

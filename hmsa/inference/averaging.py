@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -22,6 +22,9 @@ import paddle.nn.functional as F
 from hmsa.errors import DataError
 from hmsa.models.hierarchical import Network
 from hmsa.system.device import as_tensor, on_gpu
+
+if TYPE_CHECKING:
+    from hmsa.config.schema import InferenceSpec
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,7 @@ class InferenceOptions:
 
     def __post_init__(self) -> None:
         assert self.scales and min(self.scales) > 0, self.scales
-        if self.tile is not None:
-            strides = self.stride or self.tile
-            assert all(0 < stride <= side for stride, side in zip(strides, self.tile)), (self.tile, self.stride)
+        assert all(0 < stride <= side for stride, side in zip(self.stride or (), self.tile or ())), self
 
     @property
     def averages_probabilities(self) -> bool:
@@ -48,36 +49,23 @@ class InferenceOptions:
         return self.average == "softmax" and answers > 1
 
     @classmethod
-    def from_test_config(
-        cls,
-        *,
-        aug_eval: bool = False,
-        scales: Sequence[float] = (1.0,),
-        flip_horizontal: bool = False,
-        flip_vertical: bool = False,
-        is_slide: bool = False,
-        crop_size: Sequence[int] | None = None,
-        stride: Sequence[int] | None = None,
-        average: Literal["logits", "softmax"] = "logits",
-    ) -> InferenceOptions:
+    def from_test_config(cls, spec: InferenceSpec) -> InferenceOptions:
         """Read PaddleSeg's `test_config`, whose sizes are (width, height).
 
         As there, scales and flips count only with `aug_eval`, and sizes only with `is_slide`.
         """
-        assert crop_size is not None or not is_slide
+        crop, stride = (spec.crop_size, spec.stride) if spec.is_slide else (None, None)
         return cls(
-            scales=tuple(scales) if aug_eval else (1.0,),
-            flip_horizontal=aug_eval and flip_horizontal,
-            flip_vertical=aug_eval and flip_vertical,
-            tile=(crop_size[1], crop_size[0]) if is_slide and crop_size else None,
-            stride=(stride[1], stride[0]) if is_slide and stride else None,
-            average=average,
+            scales=tuple(spec.scales) if spec.aug_eval else (1.0,),
+            flip_horizontal=spec.aug_eval and spec.flip_horizontal,
+            flip_vertical=spec.aug_eval and spec.flip_vertical,
+            tile=(crop[1], crop[0]) if crop else None,
+            stride=(stride[1], stride[0]) if stride else None,
+            average=spec.average,
         )
 
 
-def class_scores(
-    network: Network, image: paddle.Tensor, options: InferenceOptions = InferenceOptions()
-) -> paddle.Tensor:
+def class_scores(network: Network, image: paddle.Tensor, options: InferenceOptions) -> paddle.Tensor:
     """Average the network's answers over every scale and flip of an image: its logits, or their softmax over classes.
 
     A scaled image is int(H * scale + 0.5) x int(W * scale + 0.5). Both flips together mean four images. Of a single
@@ -100,7 +88,7 @@ def class_scores(
             for flip in flips:
                 # An answer is bound to one name only, so that at most two of full size are alive while a network runs.
                 logits = _flip(scaled, flip)
-                logits = _in_tiles(network, logits, options.tile, options.stride) if options.tile else network(logits)
+                logits = _in_tiles(network, logits, options)
                 logits = _resize(_flip(logits, flip), (H, W)).astype("float32")
                 if count == 1:
                     return logits
@@ -122,18 +110,21 @@ def tile_starts(length: int, tile: int, stride: int) -> list[int]:
     return [*range(0, length - tile, stride), length - tile]
 
 
-def undo_transforms(scores: paddle.Tensor, trans_info: Iterable[tuple[str, Sequence[int]]]) -> paddle.Tensor:
+def undo_transforms(
+    scores: paddle.Tensor, trans_info: Iterable[tuple[str, Sequence[int]]], size: Sequence[int] | None = None
+) -> paddle.Tensor:
     """Undo padding and resizing of one image.
 
     Args:
         scores: [1, K, h, w].
         trans_info: ("resize" or "padding", (height, width) before it), in the order the transforms ran.
+        size: the (height, width) that must come out; None if it is not known.
 
     Returns:
         [1, K, H, W], at the image's own size.
 
     Raises:
-        DataError: a transform that cannot be undone.
+        DataError: a transform that cannot be undone, or another size.
     """
     with paddle.no_grad():
         for kind, (height, width) in reversed(list(trans_info)):
@@ -143,6 +134,13 @@ def undo_transforms(scores: paddle.Tensor, trans_info: Iterable[tuple[str, Seque
                 scores = scores[:, :, :height, :width]
             else:
                 raise DataError(f"A transform recorded '{kind}'; only 'resize' and 'padding' can be undone")
+
+    H, W = scores.shape[-2:]
+    if size is not None and tuple(size) != (H, W):
+        raise DataError(
+            f"the prediction is {W}x{H}, the image {size[1]}x{size[0]}; the transforms of val_dataset may resize and "
+            "pad, but not cut"
+        )
     return scores
 
 
@@ -156,6 +154,12 @@ def best_classes(scores: paddle.Tensor) -> np.ndarray:
     if K > 256:
         raise DataError(f"expected at most 256 classes, which a label map of 8 bits can hold, found {K}")
     return paddle.argmax(scores[0], axis=0, dtype="int32").numpy().astype(np.uint8)
+
+
+def logits_of(scores: paddle.Tensor, options: InferenceOptions) -> paddle.Tensor:
+    """Logits whose softmax is that of what `class_scores` made with these `options`: [N, K, H, W]."""
+    with paddle.no_grad():
+        return paddle.log(scores.clip(min=1e-12)) if options.averages_probabilities else scores
 
 
 def confidences(scores: paddle.Tensor, options: InferenceOptions) -> np.ndarray:
@@ -181,31 +185,43 @@ def confidences(scores: paddle.Tensor, options: InferenceOptions) -> np.ndarray:
     return best
 
 
-def _in_tiles(
-    network: Network, image: paddle.Tensor, tile: tuple[int, int], stride: tuple[int, int] | None
-) -> paddle.Tensor:
+def probabilities(scores: paddle.Tensor, options: InferenceOptions) -> np.ndarray:
+    """The probability of every class, float32 [K, H, W], from what `class_scores` made with these `options`.
+
+    Args:
+        scores: [1, K, H, W].
+    """
+    if options.averages_probabilities:
+        return scores[0].numpy()
+    if on_gpu():
+        return F.softmax(scores, axis=1)[0].numpy()
+
+    powers = scores[0].numpy()  # turned into probabilities in place, a few rows at a time, as in `confidences`
+    with np.errstate(invalid="ignore"):
+        for top in range(0, powers.shape[1], 16):
+            rows = powers[:, top : top + 16]
+            np.exp(rows - rows.max(axis=0), out=rows)
+            rows /= rows.sum(axis=0)
+    return powers
+
+
+def _in_tiles(network: Network, image: paddle.Tensor, options: InferenceOptions) -> paddle.Tensor:
     """Run the network tile by tile and average where tiles overlap. An image within a tile runs whole."""
+    if options.tile is None:
+        return network(image)
     H, W = image.shape[-2:]
-    (tile_h, tile_w), (stride_h, stride_w) = tile, stride or tile
+    (tile_h, tile_w), (stride_h, stride_w) = options.tile, options.stride or options.tile
     tops, lefts = tile_starts(H, tile_h, stride_h), tile_starts(W, tile_w, stride_w)
     # Summed in numpy, in place: writing to a slice of a Paddle tensor copies the whole.
-    total = None
+    total, cover = np.empty(0), np.zeros((H, W), np.float32)
     for top, left in product(tops, lefts):
-        part = network(image[:, :, top : top + tile_h, left : left + tile_w]).astype("float32").numpy()
-        if total is None:
+        place = np.s_[..., top : top + tile_h, left : left + tile_w]
+        part = network(image[place]).astype("float32").numpy()
+        if not total.size:
             total = np.zeros((*part.shape[:2], H, W), np.float32)  # [N, K, H, W]
-        total[:, :, top : top + tile_h, left : left + tile_w] += part
-    assert total is not None
-    total /= _cover(H, tile_h, tops)[:, None] * _cover(W, tile_w, lefts)
-    return as_tensor(total)
-
-
-def _cover(length: int, tile: int, starts: list[int]) -> np.ndarray:
-    """How many tiles lie over each position of one axis, float32 [length]."""
-    count = np.zeros(length, np.float32)
-    for start in starts:
-        count[start : start + tile] += 1
-    return count
+        total[place] += part
+        cover[place] += 1
+    return as_tensor(np.divide(total, cover, out=total))
 
 
 def _flip(x: paddle.Tensor, flip: tuple[bool, bool]) -> paddle.Tensor:

@@ -28,7 +28,7 @@ class Backend:
     Attributes:
         precisions: device, "cpu" or "gpu" -> what it computes in there. One without "gpu" runs on the CPU also where
             Paddle runs on a GPU.
-        open: (path of a program without its ending, precision) -> the program. None: the network itself runs, eagerly.
+        open: (file of a program, precision) -> the program. None: the network itself runs, eagerly.
         forms: of the programs that it reads ("paddle" or "onnx"), the best first.
         packages: that it needs besides Paddle and `CONVERTERS`; they are imported by the names they are installed by.
         extra: the one of pyproject.toml that installs all it needs.
@@ -93,9 +93,15 @@ def choose(name: str, precision: str = "fp32") -> str:
 
     runs_on = device if device in backend.precisions else "cpu"
     if precision not in backend.precisions[runs_on]:
+        able = " or ".join(
+            f"{name} on a {device.upper()}"
+            for name, row in BACKENDS.items()
+            for device, known in row.precisions.items()
+            if precision in known
+        )
         raise UsageError(
-            f"precision {precision} needs the backend {_backends_with(precision)}, but the backend is {chosen} on a "
-            f"{runs_on.upper()}: choose another, or fp32",
+            f"precision {precision} needs the backend {able}, but the backend is {chosen} on a {runs_on.upper()}: "
+            "choose another, or fp32",
             settings=["backend", "precision"],
         )
     if backend.open is None:
@@ -103,35 +109,23 @@ def choose(name: str, precision: str = "fp32") -> str:
     return chosen
 
 
-def _backends_with(precision: str) -> str:
-    """Those that compute in a precision, and where, for a message."""
-    return " or ".join(
-        f"{name} on a {device.upper()}"
-        for name, backend in BACKENDS.items()
-        for device, known in backend.precisions.items()
-        if precision in known
-    )
-
-
 # --- How each opens a program. ---
 
 
 def _open_inference(path: Path, precision: str) -> Program:
-    from hmsa.inference.paddle_inference import open_program
-    from hmsa.inference.tracing import program_file
+    from hmsa.inference.paddle_inference import open_predictor, program_of
 
-    return open_program(program_file(path), path.with_suffix(".pdiparams"))
+    return program_of(open_predictor(path, path.with_suffix(".pdiparams")))
 
 
 def _open_openvino(path: Path, precision: str) -> Program:
     import openvino
 
-    from hmsa.inference.tracing import program_file
     from hmsa.system.environment import threads
 
     # On processors with bf16 it would compute in it without being asked.
     hints = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision], "INFERENCE_NUM_THREADS": threads()}
-    request = openvino.Core().compile_model(program_file(path), "CPU", hints).create_infer_request()
+    request = openvino.Core().compile_model(path, "CPU", hints).create_infer_request()
 
     def run(given: np.ndarray) -> list[np.ndarray]:
         return [output.copy() for output in request.infer([given], share_inputs=True).to_tuple()]
@@ -142,13 +136,12 @@ def _open_openvino(path: Path, precision: str) -> Program:
 def _open_onnxruntime(path: Path, precision: str) -> Program:
     import onnxruntime
 
-    from hmsa.inference.tracing import program_file
     from hmsa.system.environment import threads
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
     options.log_severity_level = 3  # errors only
-    session = onnxruntime.InferenceSession(program_file(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     source = session.get_inputs()[0].name
     return lambda given: cast(Any, session.run(None, {source: given}))
 

@@ -8,21 +8,19 @@ they are in may hold anything else: what no `entry.json` names is never deleted.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Callable
 
-from hmsa.errors import DataError, printable
+from hmsa.errors import DataError
 from hmsa.system.files import cache_folder, sha256
 
 MAX_KEPT = 8
@@ -32,32 +30,27 @@ _INDEX = "entry.json"
 _ENTRY = re.compile("[0-9a-f]{32}")
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}-.+")
 _ABANDONED = 24 * 60 * 60  # Seconds after which nobody is still writing an entry.
-_ADVICE = "set HMSA_CACHE to a folder that can be written to and has room for some GB"
 
 
-def entry(depends_on: Any, write: Callable[[Path], None]) -> Path:
+def entry(depends_on: Any, write: Callable[[Path], object]) -> Path:
     """The folder for what `depends_on` (JSON data) describes; `write` fills a new one if there is none that is whole.
 
-    Where the cache cannot be used, a folder that lasts as long as this process takes its place.
-
     Raises:
-        DataError: there is no room there either.
+        DataError: the cache cannot be used.
         Exception: whatever `write` raises besides OSError; nothing is kept of what it wrote.
     """
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
     try:
         return _entry(cache_folder(), key, write)
     except OSError as error:
-        print(printable(f"warning: inference programs are not kept this time: {error}; {_ADVICE}"), file=sys.stderr)
-    try:
-        temporary = tempfile.mkdtemp(prefix="hmsa-")
-        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-        return _entry(Path(temporary), key, write)
-    except OSError as error:
-        raise DataError(f"expected room for inference programs, but: {error}; {_ADVICE}") from error
+        raise DataError(
+            f"expected room for inference programs, but: {error}; set HMSA_CACHE to a folder that can be written to "
+            "and has room for some GB, or use the backend eager",
+            settings=["backend"],
+        ) from error
 
 
-def _entry(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
+def _entry(cache: Path, key: str, write: Callable[[Path], object]) -> Path:
     folder = cache / key
     if not _is_whole(folder):
         cache.mkdir(parents=True, exist_ok=True)
@@ -78,19 +71,16 @@ def _entry(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
 
 def _publish(made: Path, folder: Path) -> None:
     """Give a new entry its name, unless another process was quicker: it may be reading what it made."""
-    with contextlib.suppress(OSError):
-        made.rename(folder)
-        return
     if not _is_whole(folder):
         damaged = made.with_name(f"{made.name}-damaged")
         with contextlib.suppress(OSError):
             folder.rename(damaged)
         _delete(damaged, _index(made))
-        try:
-            made.rename(folder)
-        except OSError:
-            if not _is_whole(folder):
-                raise
+    try:
+        made.rename(folder)
+    except OSError:
+        if not _is_whole(folder):
+            raise
 
 
 def _tidy(cache: Path) -> None:

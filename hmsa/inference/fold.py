@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import hmsa.system.prepared  # noqa: F401
 
 import paddle
-from paddle import Tensor, nn
+from paddle import nn
 from paddle.nn.layer.norm import _BatchNormBase  # BatchNorm2D and SyncBatchNorm
 
 from hmsa.models import MscaleOCRNet
@@ -29,9 +29,7 @@ def copy_on_cpu(network: _Layer) -> _Layer:
 
 
 def simplified(model: MscaleOCRNet) -> MscaleOCRNet:
-    """The network itself, changed for inference, once for all starts: its normalisation is folded."""
-    replace_sync_batch_norm(model)
-    model.eval()
+    """What `copy_on_cpu` made, itself changed for inference, once for all starts: its normalisation is folded."""
     fold_batch_norm(model, lambda: model.at_scale(paddle.zeros([1, 3, 64, 64]), True))
     for layer in model.sublayers():
         if isinstance(layer, ConvOverParts):
@@ -62,35 +60,30 @@ def _followers(network: nn.Layer, run: Callable[[], Any]) -> list[tuple[Any, Any
     """Every convolution whose output goes to a normalisation and to no other layer, each of the two used once, with
     that normalisation. What a `forward` computes from the output without a layer is not seen.
     """
-    outputs: dict[int, tuple[Any, Tensor]] = {}  # by id; the tensor is kept so that no other gets its id
-    pairs: list[tuple[Any, Any]] = []
-    calls: Counter[int] = Counter()
-    uses: Counter[int] = Counter()
+    calls: list[Any] = []  # (layer, inputs, output); kept so that no other tensor gets their ids
+    note = cast(Any, lambda *call: calls.append(call))
 
-    def note_output(conv: Any, _: Any, output: Tensor) -> None:
-        outputs[id(output)] = (conv, output)
-
-    def look_up_inputs(layer: Any, inputs: Any) -> None:
-        calls[id(layer)] += 1
-        for conv in (outputs[id(given)][0] for given in inputs if id(given) in outputs):
-            uses[id(conv)] += 1
-            if isinstance(layer, _BatchNormBase):
-                pairs.append((conv, layer))
-
-    hooks: list[Any] = []
-    for layer in network.sublayers():
-        is_conv = isinstance(layer, nn.Conv2D)
-        if is_conv:
-            hooks.append(layer.register_forward_post_hook(cast(Any, note_output)))
-        if is_conv or not layer.sublayers():  # A container's input is that of a layer in it.
-            hooks.append(layer.register_forward_pre_hook(cast(Any, look_up_inputs)))
+    # A container's input is that of a layer in it.
+    layers = [layer for layer in network.sublayers() if isinstance(layer, nn.Conv2D) or not layer.sublayers()]
+    hooks = [layer.register_forward_post_hook(note) for layer in layers]
     try:
         with paddle.no_grad():
             run()
     finally:
         for hook in hooks:
             hook.remove()
-    return [(conv, norm) for conv, norm in pairs if calls[id(conv)] == calls[id(norm)] == uses[id(conv)] == 1]
+
+    times = Counter(id(layer) for layer, _, _ in calls)
+    users: defaultdict[int, list[Any]] = defaultdict(list)  # of a tensor, by its id
+    for layer, inputs, _ in calls:
+        for given in inputs:
+            users[id(given)].append(layer)
+    pairs = [(conv, *users[id(output)]) for conv, _, output in calls if isinstance(conv, nn.Conv2D)]
+    return [
+        (pair[0], pair[1])
+        for pair in pairs
+        if len(pair) == 2 and isinstance(pair[1], _BatchNormBase) and all(times[id(layer)] == 1 for layer in pair)
+    ]
 
 
 def _fold(conv: Any, norm: Any) -> None:
@@ -111,13 +104,8 @@ def _fold(conv: Any, norm: Any) -> None:
     conv.bias.set_value(bias.astype("float32"))
 
 
-def replace_sync_batch_norm(layer: nn.Layer) -> None:
-    """Put BatchNorm2D with the same tensors in the place of every SyncBatchNorm below `layer`."""
-    for parent in layer.sublayers(include_self=True):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.SyncBatchNorm):
-                options: Any = {name: getattr(child, f"_{name}") for name in ("momentum", "epsilon", "data_format")}
-                plain = nn.BatchNorm2D(child._mean.shape[0], **options)
-                plain.set_state_dict(child.state_dict())
-                plain.training = child.training
-                parent.add_sublayer(name, plain)
+def replace_sync_batch_norm(network: nn.Layer) -> None:
+    """Make a BatchNorm2D of every SyncBatchNorm in `network`, which differs in its methods only."""
+    for layer in network.sublayers():
+        if isinstance(layer, nn.SyncBatchNorm):
+            cast(Any, layer).__class__ = nn.BatchNorm2D

@@ -23,6 +23,7 @@ from typing import Any, Optional, cast
 import hmsa.system.prepared  # noqa: F401
 
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.version import full_version as PADDLE_VERSION
 
@@ -30,10 +31,50 @@ from hmsa.distributed import ranks
 from hmsa.errors import DataError
 from hmsa.inference import cache
 from hmsa.inference.backends import BACKENDS, choose, packages_of
-from hmsa.inference.programs import Programs, write_checked_programs, write_programs
+from hmsa.inference.programs import open_programs, write_checked_programs, write_programs
 from hmsa.inference.tracing import replaced
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import FLOAT32_OPS, Network, ScaleNetwork, fuse_scales, joint_logits
+
+
+class FusedNetwork:
+    """A network at all its scales: images, float32 [N, 3, H, W] -> logits [N, K, H, W].
+
+    Args:
+        at_scale: the network at one scale.
+        scales, align_corners: see `fuse_scales`.
+        compare: called once, with the first images and their logits.
+    """
+
+    def __init__(
+        self,
+        at_scale: ScaleNetwork,
+        *,
+        scales: Sequence[float],
+        align_corners: bool,
+        compare: Optional[Callable[[Tensor, Tensor], None]] = None,
+    ) -> None:
+        self.scales = tuple(sorted(scales))
+        self._at_scale = at_scale
+        self._align_corners = align_corners
+        self._compare = compare
+
+    def __call__(self, image: Tensor) -> Tensor:
+        logits = fuse_scales(self._at_scale, image, self.scales, align_corners=self._align_corners)["joint"]
+        if self._compare is not None:
+            compare, self._compare = self._compare, None
+            compare(image, logits)
+        return logits
+
+    def attention(self, image: Tensor) -> Tensor:
+        """The attention of every scale in `scales` (the smallest first), at the images' size: [N, S, H, W]."""
+        options: Any = {"align_corners": self._align_corners, "return_attention": True}
+        found = fuse_scales(self._at_scale, image, self.scales, **options)
+        maps = [found[f"attention_{scale:g}"] for scale in self.scales]  # [N, 1, H * scale, W * scale]
+        size = image.shape[-2:]
+        return paddle.concat(
+            [F.interpolate(x, size, mode="bilinear", align_corners=self._align_corners) for x in maps], axis=1
+        )
 
 
 def open_network(
@@ -44,7 +85,7 @@ def open_network(
     align_corners: bool,
     backend: str = "auto",
     precision: str = "fp32",
-) -> Network:
+) -> FusedNetwork:
     """The network for evaluation and prediction, run by a backend.
 
     Args:
@@ -60,20 +101,19 @@ def open_network(
         DataError: the backend does not answer as the network does ("auto" says so and goes on eagerly).
     """
     chosen = choose(backend, precision)
-    folder = None
-    if BACKENDS[chosen].forms:
-        folder = _cached_programs(build, identity, chosen, fall_back=backend == "auto")
+    has_programs, fall_back = BACKENDS[chosen].forms, backend == "auto"
+    folder = _cached_programs(build, identity, chosen, fall_back=fall_back) if has_programs else None
     if folder is None:
         model = build()
         model.eval()
         in_precision = {"fp32": model.at_scale, "bf16": _in_bf16(model.at_scale)}
 
-    def network(precision: str) -> Network:
-        at_scale = in_precision[precision] if folder is None else Programs(folder, chosen, precision)
-        return lambda image: fuse_scales(at_scale, image, scales, align_corners=align_corners)["joint"]
+    def network(precision: str, compare: Optional[Callable[[Tensor, Tensor], None]] = None) -> FusedNetwork:
+        at_scale = in_precision[precision] if folder is None else open_programs(folder, chosen, precision)
+        return FusedNetwork(at_scale, scales=scales, align_corners=align_corners, compare=compare)
 
     exact = network("fp32")
-    return exact if precision == "fp32" else _with_agreement(network(precision), exact, precision)
+    return exact if precision == "fp32" else network(precision, _agreement_with(exact, precision))
 
 
 class NetworkInTraining:
@@ -81,12 +121,14 @@ class NetworkInTraining:
 
     With an engine, its programs are written anew each time. Paddle never gives back all of the memory that this takes:
     for a small W18 it was 3 MiB an evaluation with Paddle 2.6.2 and 3.2.2, whatever the size of the weights.
+
+    Raises:
+        UsageError: see `choose`; a call raises DataError where the engine does not answer as the network does.
     """
 
     def __init__(self, model: nn.Layer, engine: str = "auto") -> None:
         self._model = model
-        self._chosen = choose(engine)
-        self._fall_back = engine == "auto"
+        self._backend = choose(engine)
         self._written: Optional[MscaleOCRNet] = None
 
     @contextlib.contextmanager
@@ -96,29 +138,15 @@ class NetworkInTraining:
         was_training = model.training
         model.eval()
         try:
+            if self._backend == "eager" or not isinstance(model, MscaleOCRNet):
+                yield joint_logits(model)
+                return
             with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
-                at_scale = self._programs(Path(folder))
-                if at_scale is None:
-                    yield joint_logits(model)
-                else:
-                    programs, options = at_scale, {"scales": model.scales, "align_corners": model.align_corners}
-                    yield lambda image: fuse_scales(programs, image, **options)["joint"]
+                programs = write_checked_programs(model, Path(folder), self._backend, self._write)
+                yield FusedNetwork(programs, scales=model.scales, align_corners=model.align_corners)
         finally:
             if was_training:
                 model.train()
-
-    def _programs(self, folder: Path) -> Optional[Programs]:
-        """The engine's programs; None where the network runs eagerly."""
-        if self._chosen == "eager" or not isinstance(self._model, MscaleOCRNet):
-            return None
-        try:
-            return write_checked_programs(self._model, folder, self._chosen, self._write)
-        except DataError as error:
-            if not self._fall_back:
-                raise
-            self._chosen = "eager"
-            _warn_of_eager_mode(error)
-            return None
 
     def _write(self, model: MscaleOCRNet, folder: Path, form: str) -> None:
         # Paddle 2.6 never frees the tensors of a network that it has written: it is the first one, with new values.
@@ -134,37 +162,22 @@ def _cached_programs(
     build: Callable[[], MscaleOCRNet], identity: Any, backend: str, *, fall_back: bool
 ) -> Optional[Path]:
     """The folder of the network's programs, written and checked if need be; None where eager mode has to do."""
-    depends_on = {"network": identity, "backend": backend, "versions": _versions(backend), "code": code_hash()}
-    built = False
-
-    def write(folder: Path) -> None:
-        nonlocal built
-        model = build()
-        built = True
-        write_checked_programs(model, folder, backend)
-
+    # All that has a part in making and running a program.
+    versions = [PADDLE_VERSION, *map(version, ("paddleseg", *packages_of(backend)))]
+    depends_on = {"network": identity, "backend": backend, "versions": versions, "code": code_hash()}
+    if not ranks.is_main():
+        ranks.barrier()  # The first rank fills the cache, the others find it full.
     try:
-        if not ranks.is_main():
-            ranks.barrier()  # The first rank fills the cache, the others find it full.
-            return cache.entry(depends_on, write)
-        try:
-            return cache.entry(depends_on, write)
-        finally:
-            ranks.barrier()
+        return cache.entry(depends_on, lambda folder: write_checked_programs(build(), folder, backend))
     except DataError as error:
-        if not (fall_back and built):  # Weights that do not fit do not fit in eager mode either.
+        # Weights that do not fit do not fit in eager mode either.
+        if not (fall_back and "backend" in error.settings):
             raise
-        _warn_of_eager_mode(error)
+        print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
         return None
-
-
-def _warn_of_eager_mode(error: DataError) -> None:
-    print(f"warning: {error}; the network runs eagerly instead", file=sys.stderr)
-
-
-def _versions(backend: str) -> list[str]:
-    """Of all that has a part in making and running a program."""
-    return [PADDLE_VERSION, *map(version, ("paddleseg", *packages_of(backend)))]
+    finally:
+        if ranks.is_main():
+            ranks.barrier()
 
 
 def code_hash(package: Path = Path(__file__).parents[1]) -> str:
@@ -186,17 +199,13 @@ def _in_bf16(at_scale: ScaleNetwork) -> ScaleNetwork:
     return run
 
 
-def _with_agreement(fast: Network, exact: Network, precision: str) -> Network:
-    """`fast`; its first answer is compared with that of `exact`, which is then dropped."""
-    reference = [exact]
+def _agreement_with(exact: Network, precision: str) -> Callable[[Tensor, Tensor], None]:
+    """What prints how many pixels keep the class that they have in fp32, given images and their logits."""
 
-    def run(image: Tensor) -> Tensor:
-        logits = fast(image)
-        if reference:
-            same = paddle.argmax(logits, axis=1) == paddle.argmax(reference.pop()(image), axis=1)
-            share = 100 * float(same.astype("float32").mean())
-            if ranks.is_main():
-                print(f"{precision}: {share:.2f} % of the pixels of the first image get the class they get in fp32")
-        return logits
+    def compare(image: Tensor, logits: Tensor) -> None:
+        same = paddle.argmax(logits, axis=1) == paddle.argmax(exact(image), axis=1)
+        share = 100 * float(same.astype("float32").mean())
+        if ranks.is_main():
+            print(f"{precision}: {share:.2f} % of the pixels of the first image get the class they get in fp32")
 
-    return run
+    return compare

@@ -20,37 +20,11 @@ Program = Callable[[np.ndarray], list[np.ndarray]]
 """An input, float32 -> all outputs."""
 
 
-def open_program(model: Path, params: Path) -> Program:
+def open_predictor(model: Path, params: Path) -> Any:
     """Load a program with one input into Paddle Inference, on the GPU if Paddle has one, else with oneDNN.
 
-    The function that comes back keeps one set of buffers: call it from one thread at a time.
+    The predictor, Paddle's own object, knows the names of input and outputs.
     """
-    return program_of(open_predictor(model, params))
-
-
-def open_predictor(model: Path, params: Path) -> Any:
-    """Load a program into Paddle Inference, as `open_program` does: its own object, which knows the names."""
-    return paddle.inference.create_predictor(_config(model, params))
-
-
-def program_of(predictor: Any) -> Program:
-    """What `open_program` returns, of a program that is open."""
-    source = predictor.get_input_handle(predictor.get_input_names()[0])
-    results = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
-
-    def run(given: np.ndarray) -> list[np.ndarray]:
-        source.reshape(given.shape)
-        source.copy_from_cpu(np.ascontiguousarray(given, np.float32))
-        predictor.run()
-        answers = [result.copy_to_cpu() for result in results]
-        predictor.clear_intermediate_tensor()
-        return answers
-
-    return run
-
-
-def _config(model: Path, params: Path) -> Any:
-    """Options under which Paddle Inference answers as the network does."""
     config = paddle.inference.Config(str(model), str(params))
     config.disable_glog_info()
     if Version(PADDLE_VERSION).major >= 3:
@@ -67,11 +41,30 @@ def _config(model: Path, params: Path) -> Any:
     device = paddle.device.get_device()
     if device.startswith("gpu"):
         config.enable_use_gpu(256, int(device.partition(":")[2] or 0))
-        return config
-    config.disable_gpu()
-    config.enable_mkldnn()
-    config.set_cpu_math_library_num_threads(threads())  # the default is 1
-    if Version(PADDLE_VERSION).release[:2] == (3, 3):
-        # In 3.3 this pass makes every bilinear resize fail (Paddle issues 77340 and 79749).
-        config.delete_pass("onednn_placement_pass")
-    return config
+    else:
+        config.disable_gpu()
+        config.enable_mkldnn()
+        config.set_cpu_math_library_num_threads(threads())  # the default is 1
+        if Version(PADDLE_VERSION).release[:2] == (3, 3):
+            # In 3.3 this pass makes every bilinear resize fail (Paddle issues 77340 and 79749).
+            config.delete_pass("onednn_placement_pass")
+    return paddle.inference.create_predictor(config)
+
+
+def program_of(predictor: Any) -> Program:
+    """The program that is open in a predictor.
+
+    The function that comes back keeps one set of buffers: call it from one thread at a time.
+    """
+    source = predictor.get_input_handle(predictor.get_input_names()[0])
+    results = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
+
+    def run(given: np.ndarray) -> list[np.ndarray]:
+        source.reshape(given.shape)
+        source.copy_from_cpu(np.ascontiguousarray(given, np.float32))
+        predictor.run()
+        answers = [result.copy_to_cpu() for result in results]
+        predictor.clear_intermediate_tensor()
+        return answers
+
+    return run

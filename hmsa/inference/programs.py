@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional, cast
@@ -17,8 +18,7 @@ from paddle.version import full_version as PADDLE_VERSION
 from hmsa.errors import DataError, HmsaError
 from hmsa.inference.backends import BACKENDS, form_of
 from hmsa.inference.fold import copy_on_cpu, simplified
-from hmsa.inference.paddle_inference import Program
-from hmsa.inference.tracing import convert_to_onnx, write_program
+from hmsa.inference.tracing import convert_to_onnx, program_file, write_program
 from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import ScaleNetwork
 from hmsa.system.device import as_tensor, on_cpu, on_gpu
@@ -46,24 +46,17 @@ class AtScale(nn.Layer):
         return (logits, weight) if self.attention else logits
 
 
-class Programs:
-    """The network at one scale, run by a backend from the programs in a folder; see `ScaleNetwork`.
+def open_programs(folder: Path, backend: str, precision: str = "fp32") -> ScaleNetwork:
+    """The network at one scale, run by a backend from the programs in a folder, each opened when it is first wanted."""
+    open_program = BACKENDS[backend].open
+    assert open_program is not None
+    opened = functools.cache(lambda name: open_program(program_file(folder / name), precision))
 
-    A program is opened when it is first wanted.
-    """
-
-    def __init__(self, folder: Path, backend: str, precision: str = "fp32") -> None:
-        open_program = BACKENDS[backend].open
-        assert open_program is not None
-        self._open = lambda name: open_program(folder / name, precision)
-        self._programs: dict[str, Program] = {}
-
-    def __call__(self, x: Tensor, attention: bool) -> tuple[Tensor, Optional[Tensor]]:
-        name = "attended" if attention else "logits"
-        if name not in self._programs:
-            self._programs[name] = self._open(name)
-        logits, *weight = map(as_tensor, self._programs[name](x.numpy()))
+    def run(x: Tensor, attention: bool) -> tuple[Tensor, Optional[Tensor]]:
+        logits, *weight = map(as_tensor, opened("attended" if attention else "logits")(x.numpy()))
         return logits, weight[0] if weight else None
+
+    return run
 
 
 def write_programs(model: MscaleOCRNet, folder: Path, form: str) -> None:
@@ -81,7 +74,7 @@ def write_checked_programs(
     folder: Path,
     backend: str,
     write: Optional[Callable[[MscaleOCRNet, Path, str], None]] = None,
-) -> Programs:
+) -> ScaleNetwork:
     """Write the programs of a network for a backend, and make sure that they answer as the network does.
 
     They are written and compared on the CPU, whatever device runs them later; the network itself is left as it is.
@@ -102,7 +95,7 @@ def write_checked_programs(
 
         try:
             (write or write_programs)(simplified(twin), folder, form)
-            programs = Programs(folder, backend)
+            programs = open_programs(folder, backend)
             check_programs(programs, images, expected)
         except HmsaError:
             raise
@@ -111,7 +104,7 @@ def write_checked_programs(
             raise DataError(
                 f"expected a network that the backend {backend} can run, but: {error}", settings=["backend"]
             ) from error
-    return Programs(folder, backend) if on_gpu() else programs
+    return open_programs(folder, backend) if on_gpu() else programs
 
 
 def check_programs(programs: ScaleNetwork, images: Sequence[Tensor], expected: Sequence[Any]) -> None:

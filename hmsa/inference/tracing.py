@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Optional
 
@@ -54,7 +53,8 @@ def write_program(
         Exception: whatever Paddle raises where it cannot trace the network.
     """
     spec = paddle.static.InputSpec(list(input_shape), "float32", INPUT_NAME)
-    with _writing(old_form):
+    # FLAGS_enable_pir_api may have left Paddle 3 with the old form.
+    with _old_form() if old_form or not writes_json() else paddle.pir_utils.DygraphPirGuard():
         paddle.jit.save(paddle.jit.to_static(network, input_spec=[spec], full_graph=True), str(path))
     path.with_suffix(".pdiparams.info").unlink(missing_ok=True)
     return program_file(path)
@@ -88,11 +88,6 @@ def convert_to_onnx(path: Path) -> None:
 OLD_OPERATORS = {"bmm": ("bmm", "X", "Y"), "sigmoid": ("sigmoid", "X"), "argmax": ("arg_max", "X")}
 """Functions that Paddle 3 no longer puts into programs of the old form by itself, which still has their operators: the
 operator's name and its inputs' names."""
-
-
-def _writing(old: bool) -> AbstractContextManager[Any]:
-    """The form in which Paddle writes programs; FLAGS_enable_pir_api may have left Paddle 3 with the old one."""
-    return _old_form() if old or not writes_json() else paddle.pir_utils.DygraphPirGuard()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ once each. N images, K classes, M pixels.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Optional, Protocol
+from typing import Callable, Optional, Union
 
 import numpy as np
 import paddle
@@ -23,24 +23,18 @@ from hmsa.system.environment import threads
 _BLOCK_PIXELS = 4096
 
 
-class DenseSoftmax(Protocol):
-    """Probabilities of all classes, with 0 at ignored pixels."""
-
-    cross_entropy: Tensor  # [N, M] float32, 0 at ignored pixels
-    totals: Tensor  # [N, K] float32, sum of each class's probability over the valid pixels
-
-    def gradient(self, every: Tensor, own: Tensor, region: Optional[Tensor]) -> Tensor:
-        """[N, K, M]: p[k] * (region[k] - sum_j p[j] * region[j] + every) + [k = y] * own. To be asked for once."""
-        ...
-
-
-def dense_softmax(logits: Tensor, labels: Tensor, valid: Tensor) -> DenseSoftmax:
+def dense_softmax(logits: Tensor, labels: Tensor, valid: Tensor) -> Union[ArraySoftmax, TensorSoftmax]:
     """The one for where `logits` [N, K, M] float32 is; labels [N, M] int64 in 0..K-1, valid [N, M] 1 or 0."""
     return (ArraySoftmax if logits.place.is_cpu_place() else TensorSoftmax)(logits, labels, valid)
 
 
 class TensorSoftmax:
-    """In Paddle operators, on any device."""
+    """Probabilities of all classes, with 0 at ignored pixels; in Paddle operators, on any device.
+
+    Attributes:
+        cross_entropy: [N, M] float32, 0 at ignored pixels.
+        totals: [N, K] float32, sum of each class's probability over the valid pixels.
+    """
 
     def __init__(self, logits: Tensor, labels: Tensor, valid: Tensor) -> None:
         log_probabilities = F.log_softmax(logits, axis=1)
@@ -51,6 +45,7 @@ class TensorSoftmax:
         self.totals = self._probabilities.sum(axis=2)
 
     def gradient(self, every: Tensor, own: Tensor, region: Optional[Tensor]) -> Tensor:
+        """[N, K, M]: p[k] * (region[k] - sum_j p[j] * region[j] + every) + [k = y] * own. To be asked for once."""
         factor = every.unsqueeze(1)
         if region is not None:
             region = region.unsqueeze(2)
@@ -62,7 +57,7 @@ class TensorSoftmax:
 
 
 class ArraySoftmax:
-    """In NumPy, on a CPU, with one buffer as large as the logits: for the probabilities, then for the gradient."""
+    """The same in NumPy, on a CPU. One buffer, as large as the logits, holds the probabilities, then the gradient."""
 
     def __init__(self, logits: Tensor, labels: Tensor, valid: Tensor) -> None:
         dense = logits.numpy()  # a copy, which becomes the probabilities

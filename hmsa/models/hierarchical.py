@@ -8,6 +8,7 @@ by pixel, how much of this scale's answer to take; the rest comes from the next 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Callable, Optional, cast
 
 import paddle
@@ -18,7 +19,6 @@ from hmsa.models.ocr import OCRHead
 
 OUTPUTS = ("joint", "joint_aux", "low", "high")
 """What the network returns in training, and what loss weights are named by."""
-
 
 FLOAT32_OPS = ("softmax", "bmm", "softmax_with_cross_entropy", "sigmoid", "bilinear_interp_v2", "bilinear_interp")
 """What stays in float32 under bf16 and fp16: the object attention (a pixel's share of a region is below what fp16 can
@@ -74,41 +74,35 @@ def fuse_scales(
         x: normalised images [N, 3, H, W].
         scales: 1.0 among them.
         align_corners: how every bilinear resize places the corners.
-        return_attention: whether every scale's attention is wanted.
 
     Returns:
         `joint` [N, K, H, W]; with `return_attention` also `attention_<scale>` [N, 1, floor(H * s), floor(W * s)].
     """
-
-    def to(tensor: Tensor, *sizes: Any) -> Tensor:
-        return resize_through(tensor, sizes, align_corners=align_corners)
-
+    to = partial(resize_through, align_corners=align_corners)
     attentions: dict[str, Tensor] = {}
-    joint: Optional[Tensor] = None
+    joint: Any = None
     pending: list[Any] = []  # sizes that `joint` is still to be brought to, one after the other
     for scale in sorted(scales, reverse=True):
-        scaled = x if scale == 1.0 else to(x, scaled_size(x, scale))
+        scaled = x if scale == 1.0 else to(x, [scaled_size(x, scale)])
         size = image_size(scaled)
-        logits, attention = network(scaled, return_attention or joint is not None)
+        is_asked = return_attention or joint is not None
+        logits, attention = cast(Any, network)(scaled, is_asked)
         del scaled
-        if attention is not None:
-            attention = to(attention, size)
+        if is_asked:
+            attention = to(attention, [size])
         if return_attention:
-            attentions[f"attention_{scale:g}"] = cast(Tensor, attention)
+            attentions[f"attention_{scale:g}"] = attention
         if joint is None:
             joint, pending = logits, [size]
             continue
-        assert attention is not None
-        if scale >= 1.0:
-            previous = to(joint, *pending, size)
-            joint, pending = attention * to(logits, size) + (1 - attention) * previous, []
-        else:
-            joint, pending = to(joint, *pending), []
-            weighted = to(attention * to(logits, size), image_size(joint))
-            joint = weighted + (1 - to(attention, image_size(joint))) * joint
-        del logits, attention
-    assert joint is not None
-    return {"joint": to(joint, *pending), **attentions}
+
+        joint, pending = to(joint, pending + [size] * (scale >= 1.0)), []
+        weighted = attention * to(logits, [size])
+        if scale < 1.0:
+            weighted, attention = (to(part, [image_size(joint)]) for part in (weighted, attention))
+        joint = weighted + (1 - attention) * joint
+        del logits, attention, weighted
+    return {"joint": to(joint, pending), **attentions}
 
 
 class MscaleOCRNet(nn.Layer):

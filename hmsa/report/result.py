@@ -8,7 +8,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from typing import Any
 
 import hmsa.system.prepared  # noqa: F401
@@ -16,7 +16,7 @@ import hmsa.system.prepared  # noqa: F401
 import numpy as np
 from paddle.version import full_version as PADDLE_VERSION
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from hmsa.errors import printable
 from hmsa.metrics import Metric
@@ -69,7 +69,7 @@ class Evaluation:
         absent = [name for name, there in zip(self.class_names, true | predicted) if not there]
         if absent:
             remarks.append(
-                f"neither in the labels nor predicted: {listed(absent, 8)}; in a mean over all classes this counts as 0"
+                f"neither in the labels nor predicted: {listed(absent)}; in a mean over all classes this counts as 0"
             )
         labelled = [name for name, there in zip(self.class_names, true) if there]
         if len(labelled) < 2:
@@ -80,21 +80,19 @@ class Evaluation:
     def table(self) -> str:
         """Per-class and overall scores for a person to read, in percent."""
         columns = self._per_class()
-        table = Table("class", *map(self._title, columns))
-        for column in table.columns[1:]:
-            column.justify = "right"
+        table = Table("class", *(Column(self._title(name), justify="right") for name in columns))
         for name, *values in zip(self.class_names, *columns.values()):
             table.add_row(name, *map(_percent, values))
+
+        summary = Table.grid("score", Column("percent", justify="right"), padding=(0, 2))
+        for name, value in self._overall().items():
+            summary.add_row(self._title(name), _percent(value))
+
         text = io.StringIO()
-        Console(file=text, width=100, markup=False, emoji=False).print(table)
-
-        lines = [(self._title(name), _percent(value)) for name, value in self._overall().items()]
-        width = max((len(title) for title, _ in lines), default=0)
-        summary = "".join(f"{title:<{width}}  {value:>6}\n" for title, value in lines)
-
-        summary += "".join(f"{remark}\n" for remark in map(printable, self.remarks))
+        Console(file=text, width=100, markup=False, emoji=False).print(table, summary)
+        remarks = "".join(f"{remark}\n" for remark in map(printable, self.remarks))
         cost = f"{self.seconds:.1f} s, peak memory {self.peak_memory_bytes / 2**30:.2f} GiB"
-        return f"{text.getvalue()}{summary}{self.images} images in {cost}"
+        return f"{text.getvalue()}{remarks}{self.images} images in {cost}"
 
     def to_json(self, *, config: dict[str, Any], weights_sha256: str) -> dict[str, Any]:
         """Everything for a program to read; scores are fractions, null where nothing can be said.
@@ -103,12 +101,10 @@ class Evaluation:
             config: the resolved YAML.
             weights_sha256: hash of the weight file.
         """
-        per_class = {
-            name: dict(zip(self.class_names, _plain(values.tolist()))) for name, values in self._per_class().items()
-        }
+        per_class = {name: dict(zip(self.class_names, _plain(values))) for name, values in self._per_class().items()}
         return {
             "pictures": self.images,
-            **{name: _plain(np.asarray(value).tolist()) for name, value in self.scores.items()},
+            **{name: _plain(value) for name, value in self.scores.items()},
             **per_class,
             "class_names": list(self.class_names),
             "remarks": self.remarks,
@@ -122,17 +118,9 @@ class Evaluation:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages a result depends on; None for one that is not installed."""
-    found: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "hmsa": VERSION,
-        "paddle": PADDLE_VERSION,
-    }
-    for package in ("paddleseg", "numpy", "opencv-python"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    packages = ("paddleseg", "numpy", "opencv-python")
+    installed = {name: next((found.version for found in distributions(name=name)), None) for name in packages}
+    return {"python": platform.python_version(), "hmsa": VERSION, "paddle": PADDLE_VERSION, **installed}
 
 
 def _percent(fraction: float) -> str:
@@ -140,7 +128,5 @@ def _percent(fraction: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers, or lists of them, with None for NaN."""
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return None if value != value else value
+    """A number or an array as numbers, or lists of them, with None for NaN."""
+    return np.where(np.isnan(value), np.array(None), value).tolist()

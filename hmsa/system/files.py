@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Callable, Optional, Union
 
@@ -92,19 +93,15 @@ def write_atomically(
     partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            partial.write_bytes(content)
-        else:
-            with partial.open("wb") as file:
+        with partial.open("wb") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
                 content(file)
         if durable:
             flush_to_disk(partial)
         if keep_earlier and os.path.lexists(path):
-            kept = free_name(path)
-            try:
-                os.link(path, kept, follow_symlinks=False)
-            except (OSError, NotImplementedError):  # a file system without links
-                path.rename(kept)
+            kept = path.rename(free_name(path))
         partial.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
@@ -112,6 +109,15 @@ def write_atomically(
         with contextlib.suppress(OSError):
             partial.unlink()
     return kept
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | Path, advice: str = "choose another place") -> Iterator[None]:
+    """A DataError in place of an OSError, as `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); {advice}") from error
 
 
 def flush_to_disk(path: Path) -> None:

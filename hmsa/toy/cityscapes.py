@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from cityscapesscripts.helpers.labels import name2label
 from PIL import Image, ImageDraw
@@ -43,10 +44,8 @@ def auto_labels(rng: np.random.Generator, objects: Sequence[dict[str, Any]], hei
         return np.ptp(thing["polygon"], axis=0).max() > 0.1 * height or rng.random() < 0.6
 
     ids = label_ids([thing for thing in objects if is_seen(thing)], height, width)
-    border = np.zeros(ids.shape, bool)
-    for axis, length in enumerate(ids.shape):
-        differs = np.diff(ids.astype(int), axis=axis) != 0
-        border |= np.insert(differs, length - 1, False, axis=axis) | np.insert(differs, 0, False, axis=axis)
+    neighbours = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    border = cv2.morphologyEx(ids, cv2.MORPH_GRADIENT, neighbours) > 0
     return np.where(border, np.uint8(name2label["unlabeled"].id), ids)
 
 

@@ -28,8 +28,6 @@ from hmsa.errors import DataError, UsageError
 from hmsa.system.files import write_atomically
 from hmsa.weights.pickles import DAMAGED, WRONG_SIZE, Machine, Refused, Room, Source, Storage, Tensor, check, is_shape
 
-_BIG_ENDIAN = "it was written on a big-endian machine"
-
 _SAFETENSORS = {
     "F64": "<f8",
     "F32": "<f4",
@@ -100,7 +98,7 @@ def _read_zip(file: IO[bytes], room: Room, *, packed: bool) -> dict[str, np.ndar
         listing.weight = 0  # What is read from here on is counted in `read`.
         roots = [name[: -len("data.pkl")] for name in archive.namelist() if name.endswith("data.pkl")]
         if not roots and not packed:
-            return _read_from_zip(archive, room)
+            return _read_packed(*_only_in_zip(archive, room))
         check(len(roots) == 1, f"its zip holds {len(roots)} files called data.pkl instead of one")
 
         def read(name: str) -> bytes:
@@ -115,43 +113,37 @@ def _read_zip(file: IO[bytes], room: Room, *, packed: bool) -> dict[str, np.ndar
             check(len(data) == storage.nbytes, WRONG_SIZE)
             return data
 
-        if f"{roots[0]}byteorder" in archive.NameToInfo:
-            check(read("byteorder") == b"little", _BIG_ENDIAN)
         return _arrays(Machine(Source(io.BytesIO(read("data.pkl")), room)).load(), read_storage, room)
 
 
-def _read_from_zip(archive: zipfile.ZipFile, room: Room) -> dict[str, np.ndarray]:
-    """The only weight file in a zip."""
+def _only_in_zip(archive: zipfile.ZipFile, room: Room) -> tuple[str, bytes]:
+    """The only weight file in a zip, and its name."""
     info = archive.getinfo(_only_weights(archive.namelist()))
     # The others that zips know can be made to ask for any amount of memory.
     check(info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
     check(info.file_size <= _max_unpacked(room), _BOMB)
     with archive.open(info) as entry:
-        return _read_packed(info.filename, entry.read(info.file_size))
+        return info.filename, entry.read(info.file_size)
 
 
-def _read_tar(file: IO[bytes], room: Room) -> dict[str, np.ndarray]:
-    """The only weight file in a tar, which may be compressed with gzip. It is read once, from end to end."""
+def _only_in_tar(file: IO[bytes], room: Room) -> tuple[str, bytes]:
+    """The only weight file in a tar, which may be compressed with gzip, and its name."""
     is_gzip = file.read(2) == _GZIP
     file.seek(0)
-    stream = _Limited(gzip.GzipFile(fileobj=file) if is_gzip else file, _max_unpacked(room))
+    data = gzip.GzipFile(fileobj=file).read(_max_unpacked(room) + 1) if is_gzip else file.read()
+    check(len(data) <= _max_unpacked(room), _BOMB)
+
     names: list[str] = []
-    data = b""
-
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:  # type: ignore[call-overload]
+    content = b""
+    # As a stream, which never goes back, whatever sizes are claimed.
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive:
         for member in archive:
-            archive.members = []  # which would grow
-            content = archive.extractfile(member) if member.isreg() and not member.issparse() else None
-            if content is not None and _is_weights(member.name):
+            archive.members = []  # type: ignore[attr-defined]  # which would grow
+            opened = archive.extractfile(member) if member.isreg() and not member.issparse() else None
+            if opened is not None and _is_weights(member.name):
                 names.append(member.name)
-                _only_weights(names)
-                check(member.size <= _max_unpacked(room), _BOMB)
-                data = content.read(member.size)
-                check(len(data) == member.size, "it ends too early")
-
-    while stream.read(1 << 20):  # gzip's checksum stands at the end
-        pass
-    return _read_packed(_only_weights(names), data)
+                content = opened.read()
+    return _only_weights(names), content
 
 
 def _read_packed(name: str, data: bytes) -> dict[str, np.ndarray]:
@@ -180,19 +172,6 @@ def _max_unpacked(room: Room) -> int:
     return _UNPACKED * room.file_size + (16 << 20)
 
 
-class _Limited:
-    """A file for `tarfile`, of which no more than `left` bytes are read."""
-
-    def __init__(self, file: Any, left: int) -> None:
-        self._file, self._left = file, left
-
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        self._left -= len(data)
-        check(self._left >= 0, _BOMB)
-        return data
-
-
 class _Listing:
     """A file for `zipfile`, which makes large objects of its list of contents: that counts for more than its bytes."""
 
@@ -219,8 +198,8 @@ def _read_pickles(file: IO[bytes], room: Room) -> dict[str, np.ndarray]:
 
 def _read_torch_legacy(source: Source, room: Room) -> dict[str, np.ndarray]:
     """What comes behind the magic number."""
-    Machine(source).load()  # the protocol's version
-    check(Machine(source).load()["little_endian"], _BIG_ENDIAN)
+    for _ in ("the protocol's version", "sizes of numbers"):
+        Machine(source).load()
     machine = Machine(source)
     content = machine.load()
     wanted = {tensor.storage.key for tensor in _named(content).values() if isinstance(tensor, Tensor)}
@@ -257,24 +236,17 @@ def _read_safetensors(file: IO[bytes], room: Room) -> dict[str, np.ndarray]:
 def _read(path: Path, title: str, read: Callable[[IO[bytes], Room], Any], what: str) -> Any:
     try:
         if not path.is_file():
-            raise DataError(f"{title}: expected {what}, but there is no such file; check the path")
-        file = path.open("rb")
-    except OSError as error:
-        raise DataError(
-            f"{title}: expected {what}, but it cannot be opened ({error.strerror}); check the path"
-        ) from error
-    with file:
-        try:
+            raise Refused("there is no such file", "check the path")
+        with path.open("rb") as file:
             return read(file, Room(os.fstat(file.fileno()).st_size))
-        except Refused as refusal:
-            why = str(refusal)
-        except MemoryError:
-            why = "there is not enough memory to read it; use a machine with more"
-        except OSError as error:
-            why = str(Refused(f"{DAMAGED} ({error.strerror})" if error.strerror else DAMAGED))
-        # A damaged file makes the parsers of pickles, archives and JSON, and NumPy, raise almost anything.
-        except Exception:
-            why = str(Refused(DAMAGED))
+    except Refused as refusal:
+        why = str(refusal)
+    except MemoryError:
+        why = "there is not enough memory to read it; use a machine with more"
+    # A damaged file makes the parsers of pickles, archives and JSON, and NumPy, raise almost anything.
+    except Exception as error:
+        cause = getattr(error, "strerror", None)  # the system's, which is not about what is in the file
+        why = f"it cannot be opened or read ({cause}); check the path" if cause else str(Refused(DAMAGED))
     raise DataError(f"{title}: expected {what}, but {why}")
 
 
@@ -318,7 +290,7 @@ def _parse(file: IO[bytes], suffix: str, room: Room, *, packed: bool) -> dict[st
     elif head.startswith(b"PK\3\4"):
         arrays = _read_zip(file, room, packed=packed)
     elif not packed and (head.startswith(_GZIP) or head[257:262] == b"ustar"):
-        arrays = _read_tar(file, room)
+        arrays = _read_packed(*_only_in_tar(file, room))
     else:
         arrays = _read_pickles(file, room)
     check(bool(arrays), "it holds no arrays by name")

@@ -44,10 +44,10 @@ def as_float32(array: np.ndarray) -> np.ndarray:
     return converted
 
 
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """The first names of a list, short enough for a message."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    shown = (name if len(name) <= 120 else f"{name[:117]}..." for name in names[:most])
+def listed(names: Sequence[str]) -> str:
+    """The first four names of a list, short enough for a message."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    shown = (name if len(name) <= 120 else f"{name[:117]}..." for name in names[:4])
     return printable(", ".join(shown)) + more
 
 
@@ -153,4 +153,4 @@ def load_pretrained(model: nn.Layer, path: Union[str, Path]) -> str:
     for names, what in ((wrong, "not fitting"), (missing, "not in the file"), (left, "in the file only")):
         if names:
             report += f"; {what}: {listed(names)}"
-    return report
+    return f"{report}; what is not loaded starts anew" if wrong or missing else report

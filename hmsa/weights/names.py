@@ -4,45 +4,64 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from functools import lru_cache
-from typing import Callable, NamedTuple
+from collections.abc import Iterable, Iterator
+from itertools import product
+from typing import Callable
 
 import numpy as np
 
+_MAX_BLOCKS = 4  # of HRNet: in a branch or its first stage; also modules in a stage
 _OCR = "ocr.ocr_distri_head.object_context_block"
 _RELEASED_OCR = "ocrnet.head.spatial_ocr.attention_block"
-_PARTS: list[tuple[str, str, str]] = [
-    # Our convolution, our normalisation, and the released layer that holds both, as `_conv` and `_batch_norm`. $1 is a
-    # digit; $1+ is the same digit counted from 1.
-    ("backbone.conv$1", "backbone.bn$1", "ocrnet.backbone.conv_layer1_$1"),
-    ("backbone.layer1.$1.conv$2", "backbone.layer1.$1.bn$2", "ocrnet.backbone.la1.bb_layer2_$1+.conv$2"),
-    (
-        "backbone.layer1.$1.downsample.0",
-        "backbone.layer1.$1.downsample.1",
-        "ocrnet.backbone.la1.bb_layer2_$1+.conv_down",
-    ),
-    ("backbone.transition1.0.0", "backbone.transition1.0.1", "ocrnet.backbone.tr1.transition_tr1_layer_1"),
-    (
-        "backbone.transition$1.$2.0.0",
-        "backbone.transition$1.$2.0.1",
-        "ocrnet.backbone.tr$1.transition_tr$1_layer_$2+",
-    ),
-    (
-        "backbone.stage$1.$2.branches.$3.$4.conv$5",
-        "backbone.stage$1.$2.branches.$3.$4.bn$5",
-        "ocrnet.backbone.st$1.stage_st$1_$2+.branches_func.bb_st$1_$2+_branch_layer_$3+_$4+.conv$5",
-    ),
-    (
-        "backbone.stage$1.$2.fuse_layers.$3.$4.0",
-        "backbone.stage$1.$2.fuse_layers.$3.$4.1",
-        "ocrnet.backbone.st$1.stage_st$1_$2+.fuse_func.residual_st$1_$2+_layer_$3+_$4+",
-    ),
-    (
-        "backbone.stage$1.$2.fuse_layers.$3.$4.$5.0",
-        "backbone.stage$1.$2.fuse_layers.$3.$4.$5.1",
-        "ocrnet.backbone.st$1.stage_st$1_$2+.fuse_func.residual_st$1_$2+_layer_$3+_$4+_$5+",
-    ),
+
+
+def _backbone_parts() -> Iterator[tuple[str, str, str, str]]:
+    """Of HRNet: our convolution, our normalisation, and the layer that holds both, as released and as in PaddleClas."""
+    for i in (1, 2):
+        yield f"conv{i}", f"bn{i}", f"conv_layer1_{i}", f"conv_layer1_{i}"
+
+    for block in range(_MAX_BLOCKS):
+        ours, released = f"layer1.{block}", f"la1.bb_layer2_{block + 1}"
+        yield f"{ours}.downsample.0", f"{ours}.downsample.1", f"{released}.conv_down", f"{ours}.conv_down"
+        for i in (1, 2, 3):
+            yield f"{ours}.conv{i}", f"{ours}.bn{i}", f"{released}.conv{i}", f"{ours}.conv{i}"
+
+    yield "transition1.0.0", "transition1.0.1", "tr1.transition_tr1_layer_1", "tr1_1"
+    for i, theirs in ((1, "tr1_2"), (2, "tr2"), (3, "tr3")):
+        ours = f"transition{i}.{i}.0"
+        yield f"{ours}.0", f"{ours}.1", f"tr{i}.transition_tr{i}_layer_{i + 1}", theirs
+
+    for stage, module in product((2, 3, 4), range(_MAX_BLOCKS)):
+        yield from _module_parts(stage, module)
+
+
+def _module_parts(stage: int, module: int) -> Iterator[tuple[str, str, str, str]]:
+    """Of one of HRNet's modules, which has as many branches as its stage's number says."""
+    module_ours = f"stage{stage}.{module}"
+    module_released = f"st{stage}.stage_st{stage}_{module + 1}"
+    module_theirs = f"st{stage}.stage_func_list.{module}"
+
+    for branch, block, i in product(range(stage), range(_MAX_BLOCKS), (1, 2)):
+        ours = f"{module_ours}.branches.{branch}.{block}"
+        released = f"branches_func.bb_st{stage}_{module + 1}_branch_layer_{branch + 1}_{block + 1}.conv{i}"
+        theirs = f"{module_theirs}.basic_block_list.{branch}.{block}.conv{i}"
+        yield f"{ours}.conv{i}", f"{ours}.bn{i}", f"{module_released}.{released}", theirs
+
+    count = 0  # PaddleClas has the fusing convolutions in one list, row by row
+    for target, source in product(range(stage), repeat=2):
+        for step in [None] if source > target else range(target - source):
+            ours = f"{module_ours}.fuse_layers.{target}.{source}"
+            released = f"fuse_func.residual_st{stage}_{module + 1}_layer_{target + 1}_{source + 1}"
+            if step is not None:
+                ours, released = f"{ours}.{step}", f"{released}_{step + 1}"
+            theirs = f"{module_theirs}.fuse_func.residual_func_list.{count}"
+            yield f"{ours}.0", f"{ours}.1", f"{module_released}.{released}", theirs
+            count += 1
+
+
+_PARTS = [
+    # Our convolution, our normalisation, and the released layer that holds both, as `_conv` and `_batch_norm`.
+    *((f"backbone.{conv}", f"backbone.{norm}", f"ocrnet.backbone.{its}") for conv, norm, its, _ in _backbone_parts()),
     ("ocr.conv3x3_ocr.0", "ocr.conv3x3_ocr.1.0", "ocrnet.head.conv3x3_ocr"),
     ("ocr.aux_head.0", "ocr.aux_head.1.0", "ocrnet.head.aux_head.0"),
     (f"{_OCR}.f_pixel.0", f"{_OCR}.f_pixel.1.0", f"{_RELEASED_OCR}.f_pixel.0"),
@@ -59,88 +78,32 @@ _PARTS: list[tuple[str, str, str]] = [
     ("scale_attn.conv0", "scale_attn.bn0", "scale_attn.atten_head.0"),
     ("scale_attn.conv1", "scale_attn.bn1", "scale_attn.atten_head.1"),
 ]
-_LAYERS = [
-    ("ocr.cls_head", "ocrnet.head.cls_head"),
-    ("ocr.aux_head.2", "ocrnet.head.aux_head.1"),
-    ("scale_attn.conv2", "scale_attn.atten_head.2"),
-    *((convolution, f"{released}._conv") for convolution, _, released in _PARTS),
-    *((normalisation, f"{released}._batch_norm") for _, normalisation, released in _PARTS),
-]
+_RELEASED = {
+    "ocr.cls_head": "ocrnet.head.cls_head",
+    "ocr.aux_head.2": "ocrnet.head.aux_head.1",
+    "scale_attn.conv2": "scale_attn.atten_head.2",
+    **{conv: f"{released}._conv" for conv, _, released in _PARTS},
+    **{norm: f"{released}._batch_norm" for _, norm, released in _PARTS},
+}
+_CLASSIFICATION = {
+    **{f"backbone.{conv}": f"{theirs}._conv" for conv, _, _, theirs in _backbone_parts()},
+    **{f"backbone.{norm}": f"{theirs}._batch_norm" for _, norm, _, theirs in _backbone_parts()},
+}
 _TENSORS = ("weight", "bias", "_mean", "_variance")
-_DIGIT = re.compile(r"\$(\d)(\+?)")
+
+Renaming = Callable[[str], str]
+"""From our name of a tensor to another; '' if it has no counterpart."""
 
 
-def _classification_layers() -> list[tuple[str, str]]:
-    """Our layers and PaddleClas'. There, a module's fusing convolutions are one list, counted row by row."""
-    parts = [
-        ("conv$1", "bn$1", "conv_layer1_$1"),
-        ("layer1.$1.conv$2", "layer1.$1.bn$2", "layer1.$1.conv$2"),
-        ("layer1.$1.downsample.0", "layer1.$1.downsample.1", "layer1.$1.conv_down"),
-        ("transition1.0.0", "transition1.0.1", "tr1_1"),
-        ("transition1.1.0.0", "transition1.1.0.1", "tr1_2"),
-        ("transition2.2.0.0", "transition2.2.0.1", "tr2"),
-        ("transition3.3.0.0", "transition3.3.0.1", "tr3"),
-        (
-            "stage$1.$2.branches.$3.$4.conv$5",
-            "stage$1.$2.branches.$3.$4.bn$5",
-            "st$1.stage_func_list.$2.basic_block_list.$3.$4.conv$5",
-        ),
-    ]
-    for branches in (2, 3, 4):  # which is also the stage's number
-        count = 0
-        for to in range(branches):
-            for source in range(branches):
-                steps = [""] if source > to else [f".{step}" for step in range(to - source)]
-                for step in steps:
-                    ours = f"stage{branches}.$1.fuse_layers.{to}.{source}{step}"
-                    theirs = f"st{branches}.stage_func_list.$1.fuse_func.residual_func_list.{count}"
-                    parts.append((f"{ours}.0", f"{ours}.1", theirs))
-                    count += 1
-    return [
-        *((f"backbone.{convolution}", f"{theirs}._conv") for convolution, _, theirs in parts),
-        *((f"backbone.{normalisation}", f"{theirs}._batch_norm") for _, normalisation, theirs in parts),
-    ]
-
-
-def _renamer(pairs: Iterable[tuple[str, str]]) -> Callable[[str], str]:
-    """A function from a tensor's name to the one `pairs` of layer names give it, '' if none does."""
-    rules = [(re.compile(_pattern(source)), target) for source, target in pairs]
-
-    @lru_cache(maxsize=4096)
-    def renamed_layer(layer: str) -> str:
-        for pattern, target in rules:
-            if found := pattern.fullmatch(layer):
-                return _filled(target, found.groupdict())
-        return ""
-
+def _by_layer(layers: dict[str, str]) -> Renaming:
     def rename(name: str) -> str:
         layer, _, tensor = name.rpartition(".")
-        renamed = renamed_layer(layer) if tensor in _TENSORS else ""
-        return f"{renamed}.{tensor}" if renamed else ""
+        return f"{layers[layer]}.{tensor}" if layer in layers and tensor in _TENSORS else ""
 
     return rename
 
 
-def _pattern(template: str) -> str:
-    """A regular expression with a group `from0_1` for $1 and `from1_1` for $1+."""
-    seen = set()
-
-    def group(digit: re.Match[str]) -> str:
-        name = f"from{len(digit[2])}_{digit[1]}"
-        if name in seen:
-            return f"(?P={name})"
-        seen.add(name)
-        return f"(?P<{name}>[0-9])"
-
-    return _DIGIT.sub(group, template.replace(".", r"\."))
-
-
-def _filled(template: str, digits: dict[str, str]) -> str:
-    values = {name[-1]: int(digit) - int(name[4]) for name, digit in digits.items()}
-    return _DIGIT.sub(lambda digit: str(values[digit[1]] + len(digit[2])), template)
-
-
-released_name = _renamer(_LAYERS)
+released_name = _by_layer(_RELEASED)
 """Our tensor name -> the one in the Paddle weights released with PaddleSeg ('' if they have none)."""
 
 
@@ -154,58 +117,36 @@ def original_name(name: str) -> str:
     return f"module.{_torch_name(name)}"
 
 
-class Scheme(NamedTuple):
-    """How the tensors of a network are called. A name that has no counterpart becomes ''."""
-
-    theirs: Callable[[str], str]  # from our name
-    ours: Callable[[str], str]  # from their name
-
-
-def _variant(scheme: Scheme, *prefixes: tuple[str, str]) -> Scheme:
+def _variant(scheme: Renaming, *prefixes: tuple[str, str]) -> Renaming:
     """A scheme in which names begin otherwise: pairs of a beginning in `scheme` and what it is here, the first wins."""
 
-    def theirs(name: str) -> str:
-        name = scheme.theirs(name)
+    def rename(name: str) -> str:
+        name = scheme(name)
         before, after = next((pair for pair in prefixes if name.startswith(pair[0])), ("", ""))
         return after + name[len(before) :]
 
-    def ours(name: str) -> str:
-        candidates = (
-            scheme.ours(before + name[len(after) :])
-            for before, after in (*prefixes, ("", ""))
-            if name.startswith(after)
-        )
-        return next((candidate for candidate in candidates if released_name(candidate)), "")
-
-    return Scheme(theirs, ours)
+    return rename
 
 
-_HMSA = Scheme(lambda name: name, lambda name: name)
-_PYTORCH = Scheme(
-    _torch_name, lambda name: name.replace(".running_mean", "._mean").replace(".running_var", "._variance")
-)
-_RELEASED = Scheme(released_name, _renamer((released, ours) for ours, released in _LAYERS))
-_CLASSIFICATION = _classification_layers()
-
-SCHEMES = {
-    "hmsa": _HMSA,
-    "hmsa backbone": _variant(_HMSA, ("backbone.", "")),
-    "original PyTorch": _PYTORCH,
-    "HRNet PyTorch": _variant(_PYTORCH, ("backbone.", "")),
+SCHEMES: dict[str, Renaming] = {
+    "hmsa": str,
+    "hmsa backbone": _variant(str, ("backbone.", "")),
+    "original PyTorch": _torch_name,
+    "HRNet PyTorch": _variant(_torch_name, ("backbone.", "")),
     # Its head stands beside the backbone, and counts another way where it has BatchNorm without a Sequential around it.
     "HRNet-OCR PyTorch": _variant(
-        _PYTORCH,
+        _torch_name,
         ("ocr.conv3x3_ocr.1.0.", "conv3x3_ocr.1."),
         ("ocr.aux_head.1.0.", "aux_head.1."),
         ("ocr.aux_head.2.", "aux_head.3."),
         ("ocr.", ""),
         ("backbone.", ""),
     ),
-    "released Paddle": _RELEASED,
-    "PaddleSeg OCRNet": _variant(_RELEASED, ("ocrnet.", "")),
-    "PaddleSeg HRNet": _variant(_RELEASED, ("ocrnet.backbone.", "")),
+    "released Paddle": released_name,
+    "PaddleSeg OCRNet": _variant(released_name, ("ocrnet.", "")),
+    "PaddleSeg HRNet": _variant(released_name, ("ocrnet.backbone.", "")),
     "PaddleSeg MscaleOCRNet": _variant(
-        _RELEASED,
+        released_name,
         *(
             (f"{_RELEASED_OCR}.{part}.{index}.", f"ocr.ocr_distri_head.{part}.conv_bn_relu_{index + 1}.")
             for part in ("f_pixel", "f_object")
@@ -218,7 +159,7 @@ SCHEMES = {
         ("scale_attn.atten_head.2.", "scale_attn.conv2."),
         ("scale_attn.atten_head.", "scale_attn.conv_bn_re"),
     ),
-    "PaddleClas HRNet": Scheme(_renamer(_CLASSIFICATION), _renamer((theirs, ours) for ours, theirs in _CLASSIFICATION)),
+    "PaddleClas HRNet": _by_layer(_CLASSIFICATION),
 }
 """Naming schemes by their name in messages, none with a wrapper's name before it."""
 
@@ -237,20 +178,14 @@ def _unwrapped(names: Iterable[str]) -> list[dict[str, str]]:
 
 def recognised(names: Iterable[str]) -> list[str]:
     """Our names of what `names` stand for in a network with a backbone of ours, in the scheme that knows most."""
-    readings = (
-        [ours for name in group if released_name(ours := scheme.ours(name)) and scheme.theirs(ours) == name]
-        for group in _unwrapped(names)
-        for scheme in SCHEMES.values()
-    )
-    return max(readings, key=len)
+    known = (f"{layer}.{tensor}" for layer, tensor in product(_RELEASED, _TENSORS))
+    return list(correspondence(names, known)[1].values())
 
 
 def correspondence(given: Iterable[str], names: Iterable[str]) -> tuple[str, dict[str, str]]:
     """The scheme that knows most of `given` in a network with the tensors `names`; and given names -> our names."""
     names = list(names)
-    tables = {
-        key: {theirs: name for name in names if (theirs := scheme.theirs(name))} for key, scheme in SCHEMES.items()
-    }
+    tables = {key: {theirs: name for name in names if (theirs := scheme(name))} for key, scheme in SCHEMES.items()}
     readings = (
         (key, {original: table[name] for name, original in group.items() if name in table})
         for group in _unwrapped(given)

@@ -129,25 +129,12 @@ def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarra
     return _numbers(data, dtype).reshape(shape, order=cast(Any, order))
 
 
-def _scalar(dtype: Any, data: Any) -> Any:
-    return _numbers(data, dtype)[0]
-
-
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Tensor:
     check(isinstance(storage, Storage) and is_shape((offset,)) and is_shape(size) and is_shape(stride))
     check(len(size) == len(stride))
     last = offset + sum((n - 1) * s for n, s in zip(size, stride))
     check(0 in size or last < storage.count, "a tensor reaches beyond its storage")
     return Tensor(storage, offset, size, stride)
-
-
-def _dict() -> dict[Any, Any]:
-    return {}
-
-
-def _bytes() -> bytes:
-    """How old pickles spell no data."""
-    return b""
 
 
 def _tuple(items: Any) -> tuple:
@@ -171,13 +158,14 @@ TORCH_STORAGES = {
 
 # What a pickle may name. What is a function here can be called; `encode` is a method of the machine.
 _KNOWN: dict[str, Any] = {
-    "collections.OrderedDict": _dict,
+    "collections.OrderedDict": lambda: {},  # noqa: PIE807 - dict itself takes arguments
     **{f"{builtins}.tuple": _tuple for builtins in ("builtins", "__builtin__")},
-    **{f"{builtins}.bytes": _bytes for builtins in ("builtins", "__builtin__")},
+    # How old pickles spell no data.
+    **{f"{builtins}.bytes": lambda: b"" for builtins in ("builtins", "__builtin__")},
     "numpy.ndarray": "ndarray",
     "numpy.dtype": _dtype,
     **{f"numpy.{core}.multiarray._reconstruct": _new_array for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": lambda dtype, data: _numbers(data, dtype)[0] for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": _array_of_buffer for core in ("core", "_core")},
     **{f"torch.{name}": dtype for name, dtype in TORCH_STORAGES.items()},
     "torch._utils._rebuild_tensor": _tensor,
@@ -210,7 +198,9 @@ class _Instructions(dict):
         super().__setitem__(getattr(pickle, name)[0], counted)
 
     def __missing__(self, code: int) -> NoReturn:
-        _refuse(code)
+        name = next((name for name in pickle.__all__ if getattr(pickle, name) == bytes([code])), "")
+        check(not name, f"it uses the pickle instruction {name}, which no weights need and which was not run")
+        raise Refused(DAMAGED)
 
 
 class Machine(_Unpickler):
@@ -285,18 +275,6 @@ def _build(target: Any, state: Any) -> None:
         check(type(target) is dict)  # PyTorch's notes on a dictionary, which are not needed
 
 
-def _refuse(code: int) -> NoReturn:
-    """Refused, with what an instruction that is none of weights would do."""
-    name = next((name for name in pickle.__all__ if getattr(pickle, name) == bytes([code])), "")
-    check(not name, f"it uses the pickle instruction {name}, which no weights need and which was not run")
-    raise Refused(DAMAGED)
-
-
-def _refuse_instance(machine: Machine) -> NoReturn:
-    machine.load_global()  # which says what it asks for
-    raise Refused(DAMAGED)
-
-
 for _name in _PLAIN:
     Machine.dispatch[_name] = _Unpickler.dispatch[getattr(pickle, _name)[0]]
 for _name, _size in _TEXTS.items():
@@ -305,5 +283,4 @@ Machine.dispatch["BYTEARRAY8"] = lambda machine: machine.append(machine.source.r
 Machine.dispatch["FRAME"] = lambda machine: machine.source.number(8)  # how much can be read at once
 Machine.dispatch["SETITEM"] = lambda machine: machine.put(machine.pop(2))
 Machine.dispatch["SETITEMS"] = lambda machine: machine.put(machine.pop_mark())
-Machine.dispatch["INST"] = _refuse_instance
 Machine.dispatch["BUILD"] = lambda machine: _build(machine.stack[-2], machine.pop(1)[0])

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 import yaml
 from PIL import Image
@@ -16,7 +17,7 @@ from PIL import Image
 import hmsa
 from hmsa import draft
 from hmsa.builder import build_dataset, build_model
-from hmsa.commands import init
+from hmsa.commands import convert, init
 from hmsa.datasets.classes import Classes
 from hmsa.errors import DataError, UsageError
 from hmsa.toy.shapes import KINDS, write_shapes
@@ -67,33 +68,54 @@ def test_a_recipe_for_every_form_of_masks_trains(shapes, tmp_path, masks, values
     assert set(np.unique(labels)) - {255} == set(range(len(values)))
     assert build_model(config).num_classes == len(values)
     out = capsys.readouterr().out
-    assert f"check{'-' if 'hmsa check' in out else '_'}data" in out and str(path) in out and "--do_eval" in out
+    assert f"hmsa check-data --config {path}\n" in out and f"hmsa train --config {path} --do_eval " in out
 
 
-def test_a_few_iterations_of_what_it_writes(shapes, tmp_path):
+def labelme_masks(folder: Path) -> None:
+    """What the message about polygons says to do."""
+    with pytest.raises(UsageError, match=r"found 10 files of labelme's polygons, such as shapes_000\.json") as error:
+        run(folder, masks=None)
+    command = str(error.value).split("run hmsa convert ")[1].split(", and then")[0]
+    assert command == f"labelme --annotations {folder}/images --output {folder}/images_masks"
+    args = convert.make_parser().parse_args(command.split())
+    convert.main(args)
+
+
+@pytest.mark.parametrize("masks", ["values", "colors", "binary", "labelme"])
+def test_a_few_iterations_of_what_it_writes(shapes, tmp_path, masks):
     sys.path.insert(0, str(ROOT))
     import train
 
+    if masks == "labelme":
+        labelme_masks(shapes / masks)
+    path = run(shapes / masks, masks="images_masks/masks" if masks == "labelme" else "masks")
+    if masks == "labelme":
+        names = {of.name for of in hmsa.load_config(path).classes or ()}
+        assert names == {"background", *(kind.name for kind in KINDS)}
+    small = ["model.ocr_mid_channels=16", "model.ocr_key_channels=8", "lr_scheduler.warmup_iters=0"]
+    flags = ["--config", str(path), "--iters", "3", "--batch_size", "2", "--save_dir", str(tmp_path / "run")]
+    crop = "train_dataset.transforms.1.crop_size=[64, 64]"
+    train.main(train.make_parser().parse_args([*flags, "--do_eval", "--opts", crop, *small]))
+    assert (tmp_path / "run/best_model/ema.pdparams").is_file()
+
+
+def test_weights_bring_their_network_and_are_tried_out(shapes, tmp_path, capsys):
     path = run(shapes / "values")
-    small = [
-        "--opts",
-        "model.ocr_mid_channels=16",
-        "model.ocr_key_channels=8",
-        "train_dataset.transforms.1.crop_size=[64, 64]",
-    ]
-    flags = [
-        "--config",
-        str(path),
-        "--iters",
-        "30",
-        "--batch_size",
-        "2",
-        "--save_dir",
-        str(tmp_path / "run"),
-        "--do_eval",
-    ]
-    train.main(train.make_parser().parse_args([*flags, "--save_interval", "30", *small]))
-    assert (tmp_path / "run/best_model/model.pdparams").is_file()
+    opts = ["model.ocr_mid_channels=16", "model.scales=[0.5,1.0,2.0]", "model.num_classes=5", "classes=null"]
+    config = hmsa.load_config(path, [*opts, "train_dataset=null", "val_dataset=null"])
+    folder = tmp_path / "best model"
+    folder.mkdir()
+    (folder / "config.yml").write_text(config.dump(), encoding="utf-8")
+    paddle.save(build_model(config).state_dict(), str(folder / "model.pdparams"))
+    capsys.readouterr()
+    started = hmsa.load_config(run(shapes / "values", "--weights", folder))
+    assert (started.model.ocr_mid_channels, started.model.scales) == (16, [0.5, 1.0, 2.0])
+    assert started.model.pretrained == str(folder) and "tensors; not fitting: " in capsys.readouterr().out
+    (tmp_path / "other.pdparams").write_bytes(b"no weights")
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"other\.pdparams"):
+        run(shapes / "values", "--weights", tmp_path / "other.pdparams")
+    assert path.read_bytes() == before
 
 
 def test_the_script_says_what_comes_next_and_replaces_nothing(shapes, tmp_path):
@@ -106,13 +128,6 @@ def test_the_script_says_what_comes_next_and_replaces_nothing(shapes, tmp_path):
     assert first.returncode == 0, first.stderr
     assert "10 images with masks" in first.stdout and f"--config '{tmp_path}/my recipe.yml'" in first.stdout
     assert second.returncode == 2 and "replace it by --force" in second.stderr
-
-
-def test_polygons_are_converted_first(shapes):
-    folder = shapes / "labelme"
-    with pytest.raises(UsageError, match=r"found 10 files of labelme's polygons, such as shapes_000\.json") as error:
-        run(folder, masks=None)
-    assert f"hmsa convert labelme --annotations {folder}/images --output {folder}/images_masks, " in str(error.value)
 
 
 def test_names_come_from_the_table_beside_the_masks(shapes, tmp_path):
@@ -218,30 +233,36 @@ def test_wrong_turns_are_a_sentence(shapes, tmp_path):
     (tmp_path / "masks").mkdir()
     with pytest.raises(DataError, match=r"images should hold images whose names fit '\*', but it holds none"):
         run(tmp_path)
+    Image.new("RGB", (9, 8)).save(tmp_path / "images/a.jpg")
+    Image.new("L", (8, 8)).save(tmp_path / "masks/a.png")
+    with pytest.raises(DataError, match=r"but 1 are not: \S+a\.png is 8x8, its image 9x8; pair them"):
+        run(tmp_path)
     (tmp_path / "images/a.jpg").write_text("no image")
     Image.new("L", (8, 8)).save(tmp_path / "masks/a.png")
     with pytest.raises(DataError, match=r"a\.jpg should be a readable image, but: cannot identify"):
         run(tmp_path)
-    for word in ("0", "1", "x", "-1"):
+    Image.new("RGB", (8, 8)).save(tmp_path / "images/a.jpg")
+    with pytest.raises(DataError, match=r"the masks should tell two classes apart at least, but all 1 hold 0 alone"):
+        run(tmp_path)
+    for word in ("0", "100", "x", "-1", "nan"):
         with pytest.raises(SystemExit):
             init.make_parser().parse_args(["--images", "x", "--val", word])
 
 
-@pytest.mark.parametrize("pretrained", [False, True])
+@pytest.mark.parametrize("weights", [None, "my weights.pdparams"])
 @pytest.mark.parametrize("machine", [draft.Machine(False, 0), draft.Machine(True, 0), draft.Machine(True, 80 * 2**30)])
 @pytest.mark.parametrize("sizes", [[(28, 28)], [(300, 200), (140, 320)], [(4000, 3000)], [(2048, 1024)]])
-def test_plans_fit_images_and_machine(tmp_path, machine, sizes, pretrained):
+def test_plans_fit_images_and_machine(tmp_path, machine, sizes, weights):
     write_shapes(tmp_path, masks="binary", count=5)
     found = draft.survey(str(tmp_path / "images"), str(tmp_path / "masks"), (None, None), 0)
     found.sizes = sizes * 5
     for train in (4, 100, 30000):
-        plan = draft.planned(found, (train, 1), machine, pretrained=pretrained)
+        plan = draft.planned(found, (train, 1), machine, weights=weights)
         assert plan.small is not machine.gpu and all(side % 32 == 0 and side >= 64 for side in plan.crop)
         assert 1 <= plan.batch <= 8 and plan.interval <= plan.iters
         kind = init_kind(found)
         naming = draft.Naming(kind.classes, kind.ignored, kind.numbered)
         split = draft.Split(0.2, 0, 0, None)
-        weights = "my weights.pdparams" if pretrained else None
         text = draft.recipe(found, kind, naming, plan, split=split, weights=weights)
         path = tmp_path / "recipe.yml"
         path.write_text(text)
@@ -249,6 +270,9 @@ def test_plans_fit_images_and_machine(tmp_path, machine, sizes, pretrained):
         assert config.model.pretrained == weights and config.iters == plan.iters
         assert yaml.safe_load(text)["train_dataset"]["split"] == {"val": 0.2, "seed": 0}
         assert max(map(len, text.splitlines())) <= 120
+        path.write_text(text.replace("# class_w", "class_w").replace("# early_s", "early_s"))
+        more = hmsa.load_config(path)
+        assert more.class_weights == "auto" and more.early_stopping
     assert isinstance(init_classes(config), Classes)
 
 

@@ -382,18 +382,16 @@ def test_a_text_that_looks_like_a_number_stays_one_in_the_dump(tmp_path: Path) -
             "loss: {types: [{type: MixedLoss, losses: [{type: DiceLoss}], coef: [1, 2]}], coef: {joint: 1}}",
             r"expected loss.types.0 to be given with as many numbers in coef as losses \(1\)",
         ),
-        (
-            "loss: {types: [{type: MixedLoss, losses: [{type: DiceLoss, ignore_index: 0}, {type: CrossEntropyLoss}], "
-            "coef: [1, 2]}], coef: {joint: 1}}",
-            r"expected loss.types to be a list of losses with the same ignore_index",
-        ),
         ("test_config: {is_slide: true}", r"expected test_config to be given with a crop_size"),
         ("test_config: {crop_size: [64, 64], stride: [64, 65]}", r"test_config to be .* stride no larger than crop"),
-        ("test_config: {crop_size: [64, 32]}", r"test_config.crop_size .* at least 64 px"),
+        ("test_config: {crop_size: [64, 32]}", r"test_config.crop_size.1 to be greater than or equal to 64, found 32"),
         ("test_config: {crop_size: 64}", r"expected test_config.crop_size to be a list, found 64"),
         ("test_config: {scales: [0]}", r"expected test_config.scales.0 to be greater than or equal to 0.0625, found 0"),
         ("test_config: {scales: [99]}", r"expected test_config.scales.0 to be less than or equal to 16, found 99"),
-        ("test_config: {crop_size: [64, 99999]}", r"test_config.crop_size .* at most 16384 px, found \[64, 99999\]"),
+        (
+            "test_config: {crop_size: [64, 99999]}",
+            r"test_config.crop_size.1 to be less than or equal to 16384, found 99999",
+        ),
         ("test_config: null", r"expected test_config to be a mapping .*, found None"),
         ("lr_scheduler: []\nlearning_rate: {decay: {type: poly}}", r"expected learning_rate.decay and lr_scheduler to"),
         ("seed: 4294967296", r"expected seed to be less than or equal to 4294967295"),
@@ -432,11 +430,6 @@ def test_a_text_that_looks_like_a_number_stays_one_in_the_dump(tmp_path: Path) -
         ("export: {transforms: []}", r"found export: an export takes the transforms of val_dataset, .*: remove it"),
         ("Iters: 5\niters: 6", r"expected one value, found both Iters and iters: remove one"),
         ("'type:x': 1", r"expected only known keys, found 'type:x': choose from"),
-        (
-            "loss: {types: [{type: DiceLoss, ignore_index: 254}, {type: BootstrappedCrossEntropyLoss, min_K: 1, "
-            "loss_th: 0}], coef: {low: 1}}",
-            r"expected loss.types to be a list of losses with the same ignore_index",
-        ),
         ("train_dataset: {type: CityscapesAutolabeling, mode: train}", r"train_dataset.dataset_root to be given"),
         ("val_dataset: {type: Dataset, transforms: [{type: RandomDistort, hue: 1}]}", r"val_dataset.transforms.0.hue"),
         ("val_dataset: {type: Dataset, val_pth: x}", r"found val_dataset.val_pth: did you mean val_path\?"),
@@ -456,8 +449,11 @@ def test_one_problem_one_sentence(tmp_path: Path, text: str, sentence: str) -> N
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("scales: [0.5, 2]", r"expected model.scales to be a list of scales that contains 1.0, found \[0.5, 2\]"),
-        ("scales: [1, 1.0]", r"expected model.scales to be a list of scales without duplicates"),
+        (
+            "scales: [0.5, 2]",
+            r"expected model.scales to be a list of scales that contains 1.0, and none twice, found \[0.5, 2\]",
+        ),
+        ("scales: [1, 1.0]", r"expected model.scales to be a list of scales that contains 1.0, and none twice"),
         ("scales: [1, -1]", r"expected model.scales.1 to be greater than or equal to 0.0625, found -1"),
         ("scales: []", r"expected model.scales to be at least 1 long"),
         ("scale: [1]", r"found model.scale: did you mean scales\?"),
@@ -638,9 +634,7 @@ def test_a_stray_key_is_sent_where_it_would_be_read(tmp_path: Path) -> None:
 
 def test_a_crop_must_leave_the_network_a_pixel(tmp_path: Path) -> None:
     message = refused(write(tmp_path, a=FULL.replace("[256, 128]", "[256, 63]")))
-    assert "train_dataset.transforms.0.crop_size" in message
-    assert "at least 64 px" in message
-    assert "[256, 63]" in message
+    assert "train_dataset.transforms.0.crop_size.1 to be greater than or equal to 64, found 63" in message
 
 
 def classes(*changes: str) -> str:

@@ -382,7 +382,7 @@ def test_a_file_beside_an_export_that_is_not_of_it_is_refused(tmp_path):
     export(awaken(Small()), tmp_path, ANY)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     (tmp_path / "model.json").write_text("mine")
-    with pytest.raises(DataError, match=r"model\.json: .* found one that no deploy\.yaml there names") as error:
+    with pytest.raises(DataError, match=r"model\.json: .* found one that no deploy\.yaml there describes") as error:
         export(awaken(Small()), tmp_path, ANY)
     assert error.value.settings == ["save_dir"]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {**before, "model.json": b"mine"}

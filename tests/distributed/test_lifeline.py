@@ -35,9 +35,16 @@ FAIL = "line.fail('image.png is empty', certain=True); sys.exit(1)"
 FOLLOWS = "line.fail('connection reset', certain=False); sys.exit(1)"
 DIE = "os.kill(os.getpid(), 9)"
 DONE = "line.done()"
-GREETING = struct.pack("<I64s", 1, b"node") + b"x"  # not all of it
+GREETING = struct.pack("!i", 32) + b"x"  # not all of it
 BABBLE = [b"", b"G", random.Random(0).randbytes(1000), b"\x1b]0;owned\x07" * 20, GREETING]
-SEND = "line._all_started.wait(); line._peers[0].socket.sendall({!r});"
+SEND = "line._all_started.wait(); os.write(line._peers[0].fileno(), {!r});"
+
+
+def message(data):
+    return struct.pack("!i", len(data)) + data
+
+
+NONCE = message(bytes(16))
 
 
 def free_port():
@@ -160,8 +167,8 @@ def test_ranks_end_with_their_launcher():
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (b"\x20\0\0\0F", "rank 2 on {host}: image.png is empty"),  # no more of it ever comes
-        (b"\xff\xff\xff\xff", "rank 1 on {host} announced a message of 4294967295 bytes, more than any rank sends"),
+        (b"\0\0\0\x20F", "rank 2 on {host}: image.png is empty"),  # no more of it ever comes
+        (b"\x7f\xff\xff\xff", "rank 1 on {host} ended without a word; was it killed, or out of memory or of reach?"),
     ],
     ids=["half", "huge"],
 )
@@ -217,7 +224,7 @@ def test_no_stranger_outlives_the_start():
     with call(port) as stranger:
         processes.append(start(1, 2, port, MEET + "time.sleep(3);" + DONE))
         stranger.settimeout(10)
-        assert len(stranger.recv(100)) == lifeline._NONCE_BYTES
+        assert len(stranger.recv(100)) == len(NONCE)
         assert stranger.recv(100) == b""
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
@@ -232,7 +239,7 @@ def test_ranks_with_another_secret_are_strangers(monkeypatch):
     other = start(1, 2, port, FAIL)
     assert main.communicate(timeout=30)[1].startswith("error: rank 1 has not started within 2 s")
     said = other.communicate(timeout=30)[1]
-    assert "(closed by the other side); did it start, with the same HMSA_JOB_KEY" in said
+    assert "(it was not let in, or what listens there is not rank 0 of this job); did it start, with the same H" in said
     assert "image.png" not in said
 
 
@@ -243,13 +250,27 @@ def test_what_does_not_know_the_secret_is_no_main_rank(monkeypatch):
         rank = start(1, 2, server.getsockname()[1], MEET)
         impostor, _ = server.accept()
         with impostor:
-            impostor.sendall(bytes(lifeline._NONCE_BYTES))
+            impostor.sendall(NONCE)
             impostor.recv(200)
-            impostor.sendall(bytes(lifeline._DIGEST_BYTES) + b"\4\0\0\0Fbad")
+            impostor.sendall(message(bytes(32)) + message(b"welcome") + message(b"Fbad"))
             said = rank.communicate(timeout=30)[1]
     assert said.startswith("error: rank 1 has not reached rank 0 at 127.0.0.1:")
-    assert "(what listens there is not rank 0 of this job)" in said
+    assert "what listens there is not rank 0 of this job)" in said
     assert "bad" not in said
+
+
+def test_the_main_rank_proves_nothing_to_a_stranger():
+    """It would help whoever passes for it elsewhere."""
+    port = free_port()
+    main = start(0, 2, port, MEET)
+    with call(port) as stranger:
+        stranger.settimeout(10)
+        stranger.recv(100)
+        stranger.sendall(message(bytes(32)) + NONCE)
+        with contextlib.suppress(ConnectionResetError):
+            assert stranger.recv(100) == b""
+    main.kill()
+    main.communicate()
 
 
 @pytest.mark.slow
@@ -260,7 +281,7 @@ def test_a_greeting_that_was_overheard_is_of_no_use():
         rank = start(1, 2, port, WORK)
         impostor, _ = server.accept()
         with impostor:
-            impostor.sendall(bytes(lifeline._NONCE_BYTES))
+            impostor.sendall(NONCE)
             greeting = impostor.recv(200)
     rank.kill()
     rank.communicate()
@@ -268,7 +289,7 @@ def test_a_greeting_that_was_overheard_is_of_no_use():
     with call(port) as stranger:
         stranger.sendall(greeting)
         stranger.settimeout(10)
-        assert len(stranger.recv(100)) == lifeline._NONCE_BYTES
+        assert len(stranger.recv(100)) == len(NONCE)
         assert stranger.recv(100) == b""
     assert main.communicate(timeout=30)[1].startswith("error: rank 1 has not started within 4 s")
 

@@ -313,7 +313,8 @@ def test_a_state_that_means_something_else_is_refused_but_only_when_it_is_needed
     change_state(tmp_path / "iter_1", best_score={"mIoU": 0.5}, best_iteration="../iter_1")
     checkpoint.tidy(tmp_path)
     save(tmp_path / "iter_2", model, optimizer, iteration=2)
-    assert checkpoint.read_state(tmp_path / "iter_2").serial == 2
+    assert checkpoint.newest(tmp_path) == tmp_path / "iter_2"
+    assert checkpoint.unreadable(tmp_path) == [tmp_path / "iter_1"]
     with pytest.raises(DataError, match=r"iter_1: expected a checkpoint.*state\.json: best_score"):
         checkpoint.resume(tmp_path / "iter_1", model=model, optimizer=optimizer)
 

@@ -4,20 +4,20 @@ import sys
 import pytest
 from visualdl import LogReader
 
-from hmsa.engine.log import CURVES_FILE, ConsoleLog, SilentLog, duration, open_log
+from hmsa.engine.log import CURVES_FILE, SilentLog, open_log
 from hmsa.errors import UsageError
 
 
 def test_lines_carry_the_time(capsys):
-    ConsoleLog().line("hello")
+    open_log().line("hello")
     assert capsys.readouterr().out.endswith(" hello\n")
 
 
 def record(folder, steps, iteration=None, scale=1.0, **options):
-    log = ConsoleLog(folder, iteration, **options)
+    log = open_log(folder, iteration, **options)
     for step in steps:
         log.scalars(step, {"train/loss": scale * step})
-    log.close()
+    log.flush()
 
 
 def curve(path, tag="train/loss"):
@@ -40,10 +40,10 @@ def test_curves_of_a_resumed_run_continue(tmp_path, capsys, torn):
 def test_points_of_an_evaluation_that_will_be_done_again_are_dropped(tmp_path, evaluated, points):
     """Killed after them, and before or after the checkpoint said that they are there."""
     record(tmp_path, (1, 2, 3, 4))
-    log = ConsoleLog(tmp_path, 4)
+    log = open_log(tmp_path, 4)
     for iteration, value in [(2, 0.5), (4, 0.25)]:
         log.scalars(iteration, {"eval/mIoU": value})
-    log.close()
+    log.flush()
     record(tmp_path, (), iteration=4, evaluated=evaluated)
     assert curve(tmp_path / CURVES_FILE, "eval/mIoU") == points
     assert curve(tmp_path / CURVES_FILE) == [(1, 1), (2, 2), (3, 3), (4, 4)]
@@ -73,15 +73,14 @@ def test_why_visualdl_cannot_be_imported_is_said(tmp_path, monkeypatch, failure,
     (tmp_path / "visualdl/__init__.py").write_text(failure)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError, match=rf"recording curves needs VisualDL, which cannot be imported \({cause}"):
-        ConsoleLog(tmp_path)
+        open_log(tmp_path)
 
 
 def test_a_flushed_point_is_in_the_file(tmp_path):
-    log = ConsoleLog(tmp_path)
+    log = open_log(tmp_path)
     log.scalars(1, {"train/loss": 1.0})
     log.flush()
     assert curve(tmp_path / CURVES_FILE) == [(1, 1)]
-    log.close()
 
 
 def test_other_ranks_are_silent(tmp_path, monkeypatch, capsys):
@@ -90,13 +89,6 @@ def test_other_ranks_are_silent(tmp_path, monkeypatch, capsys):
     assert type(log) is SilentLog
     log.line("hello")
     log.scalars(1, {"a": 1.0})
-    log.close()
+    log.flush()
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3725, "1:02:05"), (90000, "25:00:00")]
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text

@@ -11,10 +11,10 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from hmsa.datasets.find import OVERLAY_SUFFIXES, LeftOut
+from hmsa.datasets.find import OVERLAY_SUFFIXES, LeftOut, find_images
 from hmsa.datasets.images import IMAGE_SUFFIXES
 from hmsa.distributed import ranks
-from hmsa.engine.predict import find_images, notices, predict
+from hmsa.engine.predict import Results, notices, predict
 from hmsa.inference.averaging import InferenceOptions
 from hmsa.visualize import color_palette, overlay
 
@@ -37,8 +37,8 @@ def write_picture(path: Path, height: int = 6, width: int = 9, seed: int = 0) ->
 
 
 def run(pictures, save_dir, **options):
-    given = {"transforms": [], "options": InferenceOptions(), "colors": COLORS, "progress": False}
-    return predict(red_channel, pictures, save_dir=save_dir, **given, **options)
+    given = {"transforms": [], "options": InferenceOptions(), "progress": False}
+    return predict(red_channel, pictures, Results(save_dir, COLORS), **given, **options)
 
 
 def test_every_unusable_file_is_named_and_the_others_are_done(tmp_path, capsys):
@@ -82,11 +82,9 @@ def test_results_are_written(tmp_path):
     failed = predict(
         red_channel,
         find_images(str(tmp_path / "in")),
+        Results(save_dir, COLORS, raw_values=range(100, 119)),
         transforms=[],
         options=InferenceOptions(),
-        save_dir=save_dir,
-        colors=COLORS,
-        raw_values=range(100, 119),
         progress=False,
     )
     assert failed == []
@@ -106,15 +104,7 @@ def test_a_bad_picture_does_not_stop_the_others(tmp_path, capsys):
         write_picture(folder / name, seed=index)
     write_picture(folder / "tiny.png", 1, 1)
     (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
-    failed = predict(
-        red_channel,
-        find_images(str(folder)),
-        transforms=[],
-        options=InferenceOptions(),
-        save_dir=tmp_path,
-        colors=COLORS,
-        progress=False,
-    )
+    failed = run(find_images(str(folder)), tmp_path)
     assert failed == [folder / "b.png", folder / "tiny.png"]
     assert {path.name for path in (tmp_path / "added_prediction").iterdir()} == {"a.png", "c.png"}
     errors = capsys.readouterr().err
@@ -134,15 +124,7 @@ def test_ranks_share_the_pictures(tmp_path, monkeypatch):
     for rank in range(2):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         save_dir = tmp_path / str(rank)
-        predict(
-            red_channel,
-            pictures,
-            transforms=[],
-            options=InferenceOptions(),
-            save_dir=save_dir,
-            colors=COLORS,
-            progress=False,
-        )
+        run(pictures, save_dir)
         written.append(sorted(path.stem for path in (save_dir / "added_prediction").iterdir()))
     assert written == [["0", "2", "4"], ["1"]]
     assert_array_equal(sum(flags), [0, 0, 0, 1, 0])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from paddle.nn import functional as F
 
+from hmsa.config.schema import InferenceSpec
 from hmsa.errors import DataError
 from hmsa.inference.averaging import (
     InferenceOptions,
@@ -110,7 +111,7 @@ def test_of_a_single_answer_both_averages_have_the_same_labels(seed, spread):
 
 def test_plain_inference_is_the_network_itself(convolution):
     image = picture(9, 7)
-    assert_array_equal(class_scores(convolution, image).numpy(), convolution(image).numpy())
+    assert_array_equal(class_scores(convolution, image, InferenceOptions()).numpy(), convolution(image).numpy())
 
 
 def test_both_flips_are_four_pictures():
@@ -249,19 +250,20 @@ def test_restore_names_what_it_cannot_undo():
 
 
 def test_options_from_paddleseg_sizes_are_width_height():
-    options = InferenceOptions.from_test_config(
+    spec = InferenceSpec(
         aug_eval=True,
         scales=[0.5, 1],
         flip_horizontal=True,
         is_slide=True,
-        crop_size=[20, 10],
+        crop_size=[128, 64],
         stride=[8, 4],
         average="softmax",
     )
-    sizes = {"tile": (10, 20), "stride": (4, 8)}
+    options = InferenceOptions.from_test_config(spec)
+    sizes = {"tile": (64, 128), "stride": (4, 8)}
     assert options == InferenceOptions(scales=(0.5, 1), flip_horizontal=True, average="softmax", **sizes)
 
 
 def test_options_count_only_when_switched_on():
-    options = InferenceOptions.from_test_config(scales=[0.5], flip_vertical=True, crop_size=[20, 10], stride=[8, 4])
-    assert options == InferenceOptions()
+    spec = InferenceSpec(scales=[0.5], flip_vertical=True, crop_size=[128, 64], stride=[8, 4])
+    assert InferenceOptions.from_test_config(spec) == InferenceOptions()

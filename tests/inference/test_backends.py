@@ -109,7 +109,7 @@ def test_a_backend_is_added_by_a_row(monkeypatch, make_tiny_network, tmp_path):
     opened = []
 
     def open_slowly(path, precision):
-        opened.append((path.name, precision))
+        opened.append((path.stem, precision))
         return BACKENDS["inference"].open(path, precision)
 
     monkeypatch.setitem(BACKENDS, "mine", Backend({"cpu": ("fp32", "int8")}, open_slowly, ("paddle",), extra="mine"))

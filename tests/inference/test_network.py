@@ -190,6 +190,18 @@ def test_auto_goes_on_eagerly_where_the_backend_gets_the_network_wrong(
         assert_array_equal(network(picture(1, 3, 97, 161)).numpy(), eager(SERIES, (1, 3, 97, 161)))
 
 
+def test_auto_goes_on_eagerly_where_nothing_can_be_kept(tmp_path, monkeypatch, make_tiny_network, eager, capsys):
+    monkeypatch.setenv("HMSA_CACHE", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    options = {"identity": "tiny", "scales": SERIES, "align_corners": False}
+    with pytest.raises(DataError, match="expected room for inference programs"):
+        open_network(make_tiny_network, backend="inference", **options)
+    network = open_network(make_tiny_network, backend="auto", **options)
+    assert "set HMSA_CACHE" in capsys.readouterr().err
+    with paddle.no_grad():
+        assert_array_equal(network(picture(1, 3, 97, 161)).numpy(), eager(SERIES, (1, 3, 97, 161)))
+
+
 def test_weights_that_do_not_fit_are_an_error_and_no_warning(own_cache, capsys):
     def build():
         raise DataError("these weights are of another network")

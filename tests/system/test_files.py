@@ -18,18 +18,16 @@ def test_write_makes_folders_and_replaces(tmp_path):
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
     target = tmp_path / "result.json"
     write_atomically(target, b"old")
 
-    def full(self, data):
-        with self.open("wb") as file:
-            file.write(data[:1])
+    def full(file):
+        file.write(b"n")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(DataError, match=r"result\.json: cannot be written \(No space left on device\)"):
-        write_atomically(target, b"new")
+        write_atomically(target, full)
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 
@@ -51,16 +49,6 @@ def test_what_was_there_is_kept_under_the_next_number(tmp_path):
         "result.4.json": b"elsewhere",
         "elsewhere.json": b"elsewhere",
     }
-
-
-def test_what_was_there_is_kept_also_where_there_are_no_links(tmp_path, monkeypatch):
-    def no_links(*_, **__):
-        raise OSError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", no_links)
-    write_atomically(tmp_path / "result", b"a", keep_earlier=True)
-    assert write_atomically(tmp_path / "result", b"b", keep_earlier=True) == tmp_path / "result.1"
-    assert (tmp_path / "result.1").read_bytes() == b"a"
 
 
 def test_a_name_for_a_result_is_checked_before_the_work(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hmsa.weights.files import read_weights, write_weights
-from hmsa.weights.names import SCHEMES, original_name, released_name
+from hmsa.weights.names import original_name, recognised, released_name
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden"
@@ -36,7 +36,7 @@ def weights():
     """Small tensors under all names of the small network, by our names."""
     released = json.loads((GOLDEN / "released_keys_w18_small_v1.json").read_text())
     rng = np.random.default_rng(0)
-    return {SCHEMES["released Paddle"].ours(name): rng.normal(size=3).astype(np.float32) for name in released}
+    return {name: rng.normal(size=3).astype(np.float32) for name in recognised(released)}
 
 
 @pytest.mark.parametrize(

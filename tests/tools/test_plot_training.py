@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa.engine.log import CURVES_FILE, ConsoleLog
+from hmsa.engine.log import CURVES_FILE, open_log
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/plot_training.py"
 
@@ -18,11 +18,11 @@ def run(*arguments):
 
 @pytest.fixture
 def curves(tmp_path):
-    log = ConsoleLog(tmp_path)
+    log = open_log(tmp_path)
     for step in range(1, 5):
         log.scalars(step, {"train/loss": 1 / step})
     log.scalars(4, {"eval/mIoU_present": 0.5})
-    log.close()
+    log.flush()
 
 
 @pytest.mark.usefixtures("curves")

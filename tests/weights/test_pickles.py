@@ -107,7 +107,7 @@ def test_wherever_it_stands(tmp_path, place):
 INSTRUCTIONS = {
     "GLOBAL": (lambda m: b"cos\nsystem\n" + text(touch(m)) + b"\x85R.", r"os\.system"),
     "STACK_GLOBAL": (lambda m: text("os") + text("system") + b"\x93" + text(touch(m)) + b"\x85R.", r"os\.system"),
-    "INST": (lambda m: b"(" + text(touch(m)) + b"ios\nsystem\n.", r"os\.system"),
+    "INST": (lambda m: b"(" + text(touch(m)) + b"ios\nsystem\n.", "INST"),
     "OBJ": (lambda m: b"(cos\nsystem\n" + text(touch(m)) + b"o.", r"os\.system"),
     "NEWOBJ": (lambda m: b"cos\n_Environ\n(}NNNNt\x81.", r"os\._Environ"),
     "NEWOBJ of a known class": (lambda m: b"cnumpy\nndarray\n((K\x01tt\x81.", "NEWOBJ"),

@@ -304,7 +304,6 @@ BOMBS = {
         lambda: torch_zip(b"\x80\x02}.", {"../../data.pkl": b"\x80\x02}."}),
         "holds 2 files called data",
     ),
-    "big_endian.pth": (lambda: torch_zip(b"\x80\x02}.", {"archive/byteorder": b"big"}), "big-endian"),
     "legacy_count.pth": (
         lambda: torch_legacy(
             tensors(1, (2,), (1,), numbers=1 << 60), b"\x80\x02]" + text("0") + b"a.", (1 << 60).to_bytes(8, "little")
