@@ -108,6 +108,6 @@ def _end(findings: list[Finding], recipe: str) -> None:
     if errors:
         things = "1 thing" if len(errors) == 1 else f"{len(errors)} things"
         raise DataError(
-            f"{recipe}: expected data to train on, found {things} with which training fails or learns nothing: put right "
-            "what is called error above"
+            f"{recipe}: expected data to train on, found {things} with which training fails or learns nothing: put "
+            "right what is called error above"
         )
