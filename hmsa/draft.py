@@ -236,7 +236,7 @@ class Plan:
     iters: int
     scaling: tuple[float, float]  # by which images become smaller and larger at random
     rate: float
-    small: bool  # machine
+    on_cpu: bool
     network: Network
     interval: int  # iterations between evaluations
 
@@ -251,7 +251,7 @@ def planned(survey: Survey, counts: tuple[int, int], machine: Machine, *, weight
         width, height = (side * longest // max(width, height) for side in (width, height))
 
     crop, batch = _crop_and_batch(width, height, machine)
-    epochs, least, most = (60, 3000, 65000) if machine.gpu else (40, 300, 6000)
+    epochs, least, most = (60, 3000, 65000) if machine.gpu else (50, 400, 6000)
     iters = min(max(epochs * counts[0] // batch, least), most) // (2 if pretrained else 1)
     iters = max(iters // 50, 1) * 50
     small_rate = 0.006 if pretrained or iters > 1500 else 0.012
@@ -269,17 +269,17 @@ def planned(survey: Survey, counts: tuple[int, int], machine: Machine, *, weight
         batch=batch,
         iters=iters,
         rate=large_rate if machine.gpu else small_rate,
-        small=not machine.gpu,
-        scaling=(0.75, 2.25) if is_small else (0.5, 2.0) if machine.gpu else (0.5, 1.5),
+        on_cpu=not machine.gpu,
+        scaling=(0.75, 2.0) if is_small else (0.5, 2.0) if machine.gpu else (0.5, 1.5),
         network=(weights and network_of(weights)) or network,
-        interval=max(iters // 8 // 50, 1) * 50,
+        interval=max(iters // 4 // 50, 1) * 50,
     )
 
 
 def _crop_and_batch(width: int, height: int, machine: Machine) -> tuple[tuple[int, int], int]:
     """As much of an image as a step has time for (CPU) or memory for (GPU), on the grid of 32 of the network."""
     if not machine.gpu:
-        longest = 192 if max(width, height) < 400 else 256
+        longest = 224 if max(width, height) < 400 else 256
         return (_on_grid(width, longest), _on_grid(height, longest)), 4
     memory = machine.memory or 16 * 2**30
     pixels = (0.6 * memory - 2 * 2**30) / 4000  # bytes of a pixel in HRNet-W48 with recompute, and those of the weights
@@ -359,7 +359,7 @@ def _model(plan: Plan, classes: int, weights: Optional[str]) -> str:
     lines += [f"  {key}: {getattr(network, key)}" for key in sizes]
     more = "" if 2.0 in network.scales else "; 2.0 beside them finds smaller things"
     lines.append(f"  scales: {list(network.scales)}  # that the network weighs against each other{more}")
-    if not plan.small:
+    if not plan.on_cpu:
         lines.append("  recompute: true  # a third of the memory for a third more time")
     start = "weights to start from; what does not fit, such as other classes, starts at random"
     lines.append(
@@ -432,7 +432,7 @@ def _normalized() -> str:
 
 
 def _optimizer(plan: Plan, weights: Optional[str]) -> str:
-    if plan.small or not weights:
+    if plan.on_cpu or not weights:
         optimizer = "optimizer:\n  type: AdamW  # learns from random weights in fewer iterations than SGD"
         if plan.iters < 1000:
             optimizer += "\n  beta2: 0.98  # so few iterations forget the first gradients sooner"

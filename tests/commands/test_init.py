@@ -258,7 +258,7 @@ def test_plans_fit_images_and_machine(tmp_path, machine, sizes, weights):
     found.sizes = sizes * 5
     for train in (4, 100, 30000):
         plan = draft.planned(found, (train, 1), machine, weights=weights)
-        assert plan.small is not machine.gpu and all(side % 32 == 0 and side >= 64 for side in plan.crop)
+        assert plan.on_cpu is not machine.gpu and all(side % 32 == 0 and side >= 64 for side in plan.crop)
         assert 1 <= plan.batch <= 8 and plan.interval <= plan.iters
         kind = init_kind(found)
         naming = draft.Naming(kind.classes, kind.ignored, kind.numbered)
