@@ -120,8 +120,8 @@ def warnings_before_training(datasets: Mapping[str, SegmentationDataset]) -> lis
     skips = datasets["train"].bad_sample_limit is not None
     fatal = ("binary_masks", "nothing_labelled", *(() if skips else OF_SINGLE_FILES))
     for finding in (finding for finding in found if finding.kind in fatal):
-        such_as = f" (such as {finding.names[0]})" if finding.names else ""
-        raise DataError(f"{finding.dataset}: {finding.sentence}{such_as}", *finding.lines)
+        such_as = f", such as {finding.names[0]}" if finding.names else ""
+        raise DataError(f"{finding.dataset}{such_as}: {finding.sentence}", *finding.lines)
     return [f"{finding.dataset}: {finding.sentence}" for finding in found]
 
 
