@@ -16,6 +16,7 @@ from PIL import Image
 
 import hmsa
 from hmsa.builder import build_model, build_transforms, inference_transforms
+from hmsa.commands import check_data
 from hmsa.config.reading import load_config
 from hmsa.datasets.bands import read_bands
 from hmsa.datasets.statistics import channel_statistics
@@ -144,6 +145,15 @@ def test_the_export_answers_as_the_network(run: Path, tmp_path: Path) -> None:
 
     logits = model(paddle.to_tensor(given))["joint"].numpy()
     np.testing.assert_allclose(load_predictor(tmp_path / "model")(given), logits, atol=1e-4 * np.ptp(logits))
+
+
+def test_check_data_measures_and_shows_them(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", str(run / "recipe.yml"), "--output", str(tmp_path), "--statistics"]
+    check_data.main(check_data.make_parser().parse_args(arguments))
+    found = channel_statistics(sorted(run.glob("*.tif")), in_channels=C)
+    printed = capsys.readouterr().out
+    assert f"mean: [{', '.join(f'{value:.4f}' for value in found.mean)}]" in printed
+    assert "4 channels of uint16" in printed and np.ptp(np.asarray(Image.open(tmp_path / "samples.png"))) == 255
 
 
 def test_a_segmenter_takes_files_and_arrays(run: Path, tmp_path: Path) -> None:

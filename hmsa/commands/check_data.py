@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     if args.output:
         facts = data.to_json(surveys, findings, config=args.config, seconds=time.perf_counter() - start)
         write_atomically(args.output / FACTS, json.dumps(facts, indent=1).encode())
-        sheet = data.sheet(surveys, config.max_image_pixels)
+        sheet = data.sheet(surveys, config.max_image_pixels, config.in_channels)
         if sheet:
             content = io.BytesIO()
             sheet.save(content, "PNG")

@@ -13,6 +13,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Optional
 
+import cv2
 import numpy as np
 
 from hmsa.datasets.bands import read_bands
@@ -64,7 +65,7 @@ def sums_of(image: np.ndarray) -> ChannelSums:
     sums, squares = [Fraction()] * C, [Fraction()] * C
     rows = max(1, _PIXELS_AT_ONCE // W)
     for channel, top in product(range(C), range(0, H, rows)):
-        total, square = _sums(image[top : top + rows, :, channel])
+        total, square = _sums(image[top : top + rows], channel)
         sums[channel] += Fraction(total) / divisor
         squares[channel] += Fraction(square) / divisor**2
     return ChannelSums(1, H * W, sums, squares)
@@ -73,13 +74,15 @@ def sums_of(image: np.ndarray) -> ChannelSums:
 _PIXELS_AT_ONCE = 2**20  # of which there are 8 bytes each in memory beside the image
 
 
-def _sums(part: np.ndarray) -> tuple[float, float]:
-    """The sum of a part of a channel, and that of its squares; ints of whole numbers."""
-    if part.dtype.kind != "u":
-        part = part.astype(np.float64)
-        return float(part.sum()), float(np.square(part).sum())
-    counts = np.bincount(part.ravel())  # of every value, at most 65536
-    values = np.arange(len(counts))
+def _sums(rows: np.ndarray, channel: int) -> tuple[float, float]:
+    """The sum of a channel in some rows, and that of its squares; ints of whole numbers."""
+    if rows.dtype.kind != "u":
+        values = rows[..., channel].astype(np.float64)
+        return float(values.sum()), float(np.square(values).sum())
+    size = int(np.iinfo(rows.dtype).max) + 1
+    values = np.arange(size)
+    # In float32, which holds these counts exactly.
+    counts = cv2.calcHist([rows], [channel], None, [size], [0, size]).ravel().astype(np.int64)
     return int(counts @ values), int(counts @ values**2)
 
 

@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from hmsa.datasets.bands import displayed, read_bands
 from hmsa.datasets.classes import Classes, Value
 from hmsa.datasets.dataset import Pair, SegmentationDataset
-from hmsa.datasets.images import IMAGE_FORMATS, read_bytes, read_mask, read_upright
+from hmsa.datasets.images import IMAGE_FORMATS, read_bytes, read_mask
 from hmsa.datasets.kinds import counts_of
 from hmsa.datasets.lists import is_file
 from hmsa.datasets.similar import SIDE, thumbnail
+from hmsa.datasets.statistics import ChannelSums, sums_of
 from hmsa.errors import DataError
 from hmsa.system.environment import threads
 
@@ -54,7 +55,7 @@ class ImageFacts(NamedTuple):
     orientation: int  # EXIF's, 1 to 8
     digest: int  # of its bytes
     thumbnail: np.ndarray  # uint8 [SIDE, SIDE]
-    moments: np.ndarray  # float64 [2, 3]: mean of the values and of their squares, of values 0 to 1
+    sums: ChannelSums
 
 
 class MaskFacts(NamedTuple):
@@ -75,7 +76,14 @@ class Facts(NamedTuple):
     problems: list[tuple[str, str]]  # kind and sentence, of what training could not use
 
 
-def facts_of(pair: Pair, classes: Classes, max_pixels: Optional[int] = None, *, masks_only: bool = False) -> Facts:
+def facts_of(
+    pair: Pair,
+    classes: Classes,
+    max_pixels: Optional[int] = None,
+    *,
+    masks_only: bool = False,
+    in_channels: int = 3,
+) -> Facts:
     """Look at the files of a pair; nothing in them raises."""
     image_path, mask_path = pair
     problems: list[tuple[str, str]] = []
@@ -85,7 +93,7 @@ def facts_of(pair: Pair, classes: Classes, max_pixels: Optional[int] = None, *, 
     problems += [("missing_files", path) for path in missing]
     if not masks_only and image_path not in missing:
         try:
-            image = _image(image_path, max_pixels)
+            image = _image(image_path, in_channels, max_pixels)
         except DataError as error:
             problems.append(("unreadable_images", str(error)))
     if mask_path is not None and mask_path not in missing:
@@ -99,17 +107,16 @@ def facts_of(pair: Pair, classes: Classes, max_pixels: Optional[int] = None, *, 
     return Facts(image, mask, problems)
 
 
-def _image(path: str, max_pixels: Optional[int]) -> ImageFacts:
-    data = read_bytes(path, max_pixels)
-    pixels, orientation = read_upright(path, max_pixels)
-    mean, deviation = (moment.reshape(-1) / 255 for moment in cv2.meanStdDev(pixels))
+def _image(path: str, in_channels: int, max_pixels: Optional[int]) -> ImageFacts:
+    pixels, orientation = read_bands(path, in_channels, max_pixels)
+    data = Path(path).read_bytes()
     return ImageFacts(
         size=(pixels.shape[1], pixels.shape[0]),
-        stored=_stored(data),
+        stored=_stored(data) if in_channels == 3 else f"{in_channels} channels of {pixels.dtype}",
         orientation=orientation,
         digest=_digest(data),
-        thumbnail=thumbnail(pixels),
-        moments=np.stack([mean, deviation**2 + mean**2]),
+        thumbnail=thumbnail(displayed(pixels)),
+        sums=sums_of(pixels),
     )
 
 
@@ -196,7 +203,7 @@ class Survey:
         self.orientations: Counter[int] = Counter()
         self.digests = np.zeros((len(self.pairs), 2), np.uint64)  # of image and mask; 0 where there is none
         self.thumbnails = np.zeros((len(self.pairs), SIDE, SIDE), np.uint8)
-        self._moments, self._pixels = np.zeros((2, 3)), 0
+        self._sums = ChannelSums()
         self._meaning = meaning(self.classes)
 
     @property
@@ -215,9 +222,10 @@ class Survey:
         return [value for value, _ in self.values.most_common() if value not in self._meaning]
 
     def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the pixels of all images, each float64 [3], of values 0 to 1; NaN if none could be read."""
-        mean, square = self._moments / self._pixels if self._pixels else np.full((2, 3), np.nan)
-        return mean, np.sqrt(np.maximum(square - mean**2, 0))
+        """Of the pixels of all images, each float64 [C], as `Normalize` takes them; NaN if none could be read."""
+        if not self._sums.pixels:
+            return np.full(3, np.nan), np.full(3, np.nan)
+        return np.array(self._sums.mean), np.array(self._sums.std)
 
     def count(self, kind: str) -> int:
         """How many of a kind are in `named`."""
@@ -242,9 +250,7 @@ class Survey:
         self.orientations[image.orientation] += 1
         self.digests[index, 0] = image.digest
         self.thumbnails[index] = image.thumbnail
-        pixels = image.size[0] * image.size[1]
-        self._moments += pixels * image.moments
-        self._pixels += pixels
+        self._sums += image.sums
 
     def _add_mask(self, index: int, mask: MaskFacts) -> None:
         path = self.pairs[index][1] or ""
@@ -311,7 +317,8 @@ def survey(
     workers = num_workers or threads()
 
     def look(pair: Pair) -> Facts:
-        return facts_of(pair, dataset.classes, dataset.max_image_pixels, masks_only=masks_only)
+        options = {"masks_only": masks_only, "in_channels": dataset.in_channels}
+        return facts_of(pair, dataset.classes, dataset.max_image_pixels, **options)
 
     with (
         ThreadPoolExecutor(workers) as executor,

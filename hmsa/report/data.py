@@ -15,10 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
+from hmsa.datasets.bands import displayed, read_bands
 from hmsa.datasets.classes import Classes, Value
 from hmsa.datasets.dataset import Pair
 from hmsa.datasets.findings import Finding
-from hmsa.datasets.images import read_image, read_mask
+from hmsa.datasets.images import read_mask
 from hmsa.datasets.survey import Survey, meaning, spread
 from hmsa.errors import DataError, printable
 from hmsa.visualize import color_palette, overlay
@@ -190,7 +191,9 @@ def _numbers(values: np.ndarray) -> Optional[list[float]]:
 # --- To look at ---
 
 
-def sheet(surveys: Mapping[str, Survey], max_pixels: Optional[int] = None) -> Optional[Image.Image]:
+def sheet(
+    surveys: Mapping[str, Survey], max_pixels: Optional[int] = None, in_channels: int = 3
+) -> Optional[Image.Image]:
     """Samples of every data set: images with the colours of their masks laid over, and a legend.
 
     What the recipe does not name is chequered, and ignored pixels show the image. None where no pair can be read.
@@ -199,7 +202,7 @@ def sheet(surveys: Mapping[str, Survey], max_pixels: Optional[int] = None) -> Op
     cells = []
     for name, of in surveys.items():
         for pair in spread([pair for pair in of.pairs if pair[1]], count):
-            cell = _sample(pair, of.classes, max_pixels)
+            cell = _sample(pair, of.classes, max_pixels, in_channels)
             if cell is not None:
                 cells.append((f"{name}: {pair[0].replace(chr(92), '/').rpartition('/')[2]}", cell))
     if not cells:
@@ -222,10 +225,10 @@ def sheet(surveys: Mapping[str, Survey], max_pixels: Optional[int] = None) -> Op
     return page
 
 
-def _sample(pair: Pair, classes: Classes, max_pixels: Optional[int]) -> Optional[Image.Image]:
+def _sample(pair: Pair, classes: Classes, max_pixels: Optional[int], in_channels: int) -> Optional[Image.Image]:
     """The image and, beside it, its overlay; None if they cannot be read or do not fit."""
     try:
-        image = read_image(pair[0], max_pixels)
+        image = displayed(read_bands(pair[0], in_channels, max_pixels)[0])
         mask = read_mask(pair[1] or "", max_pixels, colors=classes.in_colors)
     except DataError:
         return None
