@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import paddle
 import pytest
 from PIL import Image
 
 from hmsa import builder
 from hmsa.config.reading import load_config
+from hmsa.toy.shapes import write_shapes
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -21,14 +21,15 @@ SMALL = [
     "model.attention_mid_channels=8",
 ]  # fmt: skip
 EXTRA = {
-    "train.py": [
+    "train": [
         *("--iters", "1", "--num_workers", "1", "--opts", *SMALL),
         *("train_dataset.transforms.1.crop_size=[96,64]", "lr_scheduler.warmup_iters=0"),
     ],
-    "val.py": ["--opts", *SMALL],
-    "predict.py": ["--opts", *SMALL],
-    "export.py": ["--opts", *SMALL, "model.scales=[0.5,1.0]"],
+    "val": ["--opts", *SMALL],
+    "predict": ["--opts", *SMALL],
+    "export": ["--opts", *SMALL, "model.scales=[0.5,1.0]"],
 }
+"""What makes each command small."""
 
 
 def blocks(language):
@@ -37,14 +38,16 @@ def blocks(language):
 
 
 def commands():
-    """The README's calls of Python, one string each, in order."""
+    """The README's calls of Python and of `hmsa`, one string each, in order."""
     lines = "\n".join(blocks("shell")).replace("\\\n", " ").splitlines()
-    return [line for line in lines if re.search(r"\bpython\b", line)]
+    return [line.partition(" #")[0].rstrip() for line in lines if re.search(r"\bpython\b|^hmsa\b", line)]
 
 
 def arguments(command):
-    """Script and arguments, without the environment and the launcher."""
+    """Script and arguments, without the environment and the launcher; of `hmsa`, what Python is given for it."""
     words = shlex.split(command)
+    if words[0] == "hmsa":
+        return ["-m", *words]
     while "=" in words[0]:
         words.pop(0)
     assert words.pop(0) == "python"
@@ -70,6 +73,7 @@ def workplace(tmp_path_factory, toy_root):
     demo = folder / "output/demo/model/best_model"
     demo.mkdir(parents=True)
     paddle.save(state, str(demo / "model.pdparams"))
+    (demo / "config.yml").write_text(config.dump())
     photo = next((toy_root / "leftImg8bit/test").rglob("*.png"))
     Image.open(photo).resize((97, 65)).save(folder / "photo.jpg")
     write_own_images(folder)
@@ -77,17 +81,10 @@ def workplace(tmp_path_factory, toy_root):
 
 
 def write_own_images(folder):
-    """Two images and their masks, in lists, and the recipe for them as the README prints it."""
-    rng = np.random.default_rng(0)
-    for kind in ("images", "masks"):
-        (folder / "my_data" / kind).mkdir(parents=True)
-    for name in ("a", "b"):
-        Image.fromarray(rng.integers(0, 256, (80, 120, 3), np.uint8)).save(folder / f"my_data/images/{name}.jpg")
-        Image.fromarray(rng.integers(0, 3, (80, 120), np.uint8)).save(folder / f"my_data/masks/{name}.png")
-    for split, name in (("train", "a"), ("val", "b")):
-        (folder / f"my_data/{split}.txt").write_text(f"images/{name}.jpg masks/{name}.png\n")
-    (recipe,) = blocks("yaml")
-    (folder / "my_recipe.yml").write_text(recipe)
+    """Some images and their masks, as a user of the README has them."""
+    write_shapes(folder / "drawn", count=5)
+    (folder / "drawn/images").rename(folder / "photos")
+    (folder / "drawn/masks").rename(folder / "masks")
 
 
 def test_no_paragraph_is_a_wall():
@@ -97,7 +94,9 @@ def test_no_paragraph_is_a_wall():
 
 
 def test_the_readme_has_the_steps_of_the_reference():
-    scripts = [Path(arguments(command)[0]).name for command in commands()]
+    scripts = [
+        Path(next(word for word in arguments(c) if word.endswith(".py") or word == "hmsa")).name for c in commands()
+    ]
     assert scripts.count("val.py") >= 3
     for script in (
         "convert_cityscapes.py",
@@ -112,11 +111,12 @@ def test_the_readme_has_the_steps_of_the_reference():
 @pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
 def test_command(command, workplace):
-    script, *rest = arguments(command)
-    if script == "tools/make_toy_cityscapes.py":
+    words = arguments(command)
+    name = words[2] if words[0] == "-m" else Path(words[0]).stem
+    if name == "make_toy_cityscapes":
         (workplace / "data/toy_cityscapes").unlink()  # the link to the smaller one, that the commands above run on
     run = subprocess.run(
-        [sys.executable, script, *rest, *EXTRA.get(script, [])],
+        [sys.executable, *words, *EXTRA.get(name, [])],
         cwd=workplace,
         capture_output=True,
         text=True,
