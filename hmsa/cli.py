@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, Optional
 
 from hmsa.distributed import ranks
-from hmsa.errors import HmsaError, Interrupted, UsageError, show_anything
+from hmsa.errors import HmsaError, Interrupted, UsageError, nearest, printable, show_anything
 from hmsa.inference import backends
 
 if TYPE_CHECKING:
@@ -57,12 +57,41 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
     sys.exit(status)
 
 
+class _Help(argparse.HelpFormatter):
+    """Says every default, where the text does not."""
+
+    def _get_help_string(self, action: argparse.Action) -> Optional[str]:
+        none = any(action.default is value for value in (None, True, False, argparse.SUPPRESS)) or action.default == []
+        if none or not action.option_strings or "default" in (action.help or ""):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose texts are not empty."""
+    """A parser whose texts are not empty, whose help says defaults, and which knows what a wrong flag is near to."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**{"formatter_class": _Help, **options})
         self.register("type", None, _text)  # of flags that name no type
+        self._words: Sequence[str] = ()  # that it was given
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in the base class, but that what is not known is an error here, where the flags are known."""
+        self._words = sys.argv[1:] if args is None else list(args)
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        flags = {flag.lstrip("-"): flag for flag in self._option_string_actions}
+        given = (word.partition("=")[0] for word in self._words if word.startswith("--"))
+        wrong = [word for word in given if not any(flag.startswith(word) for flag in flags.values())]
+        for word in dict.fromkeys(wrong):
+            near = nearest(word.lstrip("-").replace("-", "_"), flags)
+            if near or word not in message:
+                message += f"; {word}: " + (f"did you mean {flags[near]}?" if near else "no such flag")
+        super().error(printable(message))
 
     def explained(self, error: HmsaError) -> str:
         """What an error says, and which flags of this command line it is about."""
@@ -90,7 +119,7 @@ def refuse_idle(args: argparse.Namespace, *flags: str, without: str) -> None:
 def config_parser(description: str) -> Parser:
     """A parser with the flags every script takes: --config and --opts."""
     parser = Parser(description=description)
-    parser.add_argument("--config", required=True, help="recipe, e.g. configs/mscale_ocr_toy.yml")
+    parser.add_argument("--config", required=True, help="recipe: a file, or the name of one that ships, e.g. mscale_ocr_toy")
     parser.add_argument(
         "--opts",
         nargs="+",

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 """Train a model; under `python -m paddle.distributed.launch` on several GPUs or machines."""
 
@@ -205,7 +204,3 @@ def main(args: argparse.Namespace) -> None:
     if resume_from:
         trainer.resume(resume_from)
     trainer.train()
-
-
-if __name__ == "__main__":
-    cli.run(main, make_parser())

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 """Draw a run's curves as an image: loss and, where it was evaluated, mean IoU."""
 
@@ -8,7 +7,6 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hmsa import cli
 
 FORMATS = (".jpg", ".pdf", ".png", ".svg")
@@ -57,7 +55,3 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--log_dir", type=Path, required=True, help="--save_dir of a run trained with --use_vdl")
     parser.add_argument("--output", required=True, help="image to write, e.g. curves.png")
     return parser
-
-
-if __name__ == "__main__":
-    cli.run(main, make_parser())

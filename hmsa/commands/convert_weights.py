@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 """Bring weights to another file format or to other tensor names. Needs no PyTorch, and runs nothing a file asks for."""
 
@@ -8,7 +7,6 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hmsa import cli
 
 
@@ -77,7 +75,3 @@ def make_parser() -> cli.Parser:
     )
     parser.add_argument("--config", help="recipe of the network that all the weights must fit, if it is to be checked")
     return parser
-
-
-if __name__ == "__main__":
-    cli.run(main, make_parser())

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 """Export weights for Paddle Inference, with any image size unless --input_shape fixes it, and check the result."""
 
@@ -76,7 +75,3 @@ def main(args: argparse.Namespace) -> None:
     load_weights(model, args.model_path)
     measured = export(model, args.save_dir, options)
     print(f"written to {args.save_dir}; {measured}")
-
-
-if __name__ == "__main__":
-    cli.run(main, make_parser())

@@ -7,7 +7,6 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hmsa import cli
 
@@ -42,7 +41,3 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--test", type=int, default=4, help="images whose labels are withheld")
     parser.add_argument("--seed", type=int, default=42, help="another seed draws other streets")
     return parser
-
-
-if __name__ == "__main__":
-    cli.run(main, make_parser())

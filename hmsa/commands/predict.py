@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 """Predict images: colour maps in SAVE_DIR/pseudo_color_prediction, overlays in SAVE_DIR/added_prediction."""
 
@@ -75,7 +74,3 @@ def main(args: argparse.Namespace) -> None:
         if failed:
             raise DataError(f"{done}: {', '.join(map(str, failed))}")
         print(done)
-
-
-if __name__ == "__main__":
-    cli.run(main, make_parser())

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 """Evaluate weights on the validation set: a table of scores, and a JSON file with everything behind it."""
 
@@ -56,7 +55,3 @@ def main(args: argparse.Namespace) -> None:
         print(f"written to {output}" + (f"; the earlier one is kept as {kept}" if kept else ""))
         for remark in config.remarks():
             print(f"warning: {remark}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    cli.run(main, make_parser())

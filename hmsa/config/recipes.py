@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes that ship with the package, and how they are named: without a path, with or without the ending."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hmsa.errors import nearest
+
+_INSTALLED = Path(__file__).parents[1] / "recipes"
+FOLDER = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "configs"
+"""Where they are: `configs/` of the sources, which an installation has inside the package."""
+
+SCHEMA = FOLDER / "schema.json"
+"""For editors, see `hmsa.config.reference`."""
+
+
+def names() -> list[str]:
+    """What can be given in place of a path; fragments for `_base_` after the recipes."""
+    files = [*sorted(FOLDER.glob("*.yml")), *sorted(FOLDER.glob("_base_/*.yml"))]
+    return [file.relative_to(FOLDER).with_suffix("").as_posix() for file in files]
+
+
+def find(name: str, folder: str | Path = "") -> str:
+    """The file that a recipe's name means, seen from `folder`: one there, with or without its ending, else one that ships.
+
+    `configs/`, where those that ship lie in the sources, may stand before their names. What is not found is returned
+    as the path that it would be.
+    """
+    path = Path(folder, name)
+    shipped = FOLDER / Path(name).as_posix().removeprefix("configs/")
+    for found in (path, Path(f"{path}.yml"), shipped, Path(f"{shipped}.yml")):
+        if found.is_file():
+            return str(found)
+    return str(path)
+
+
+def advice(path: str) -> str:
+    """What to do about a recipe that is not there."""
+    stem = path.removesuffix(".yml")
+    near = nearest(Path(stem).name, [Path(name).name for name in names()])
+    if near:
+        return f"did you mean {next(name for name in names() if Path(name).name == near)}, which ships?"
+    return f"check the path, or name one that ships ({', '.join(name for name in names() if '/' not in name)})"
