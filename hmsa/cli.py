@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import sysconfig
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, Optional
 
 from hmsa.distributed import ranks
@@ -105,6 +108,64 @@ def _text(text: str) -> str:
     return text
 
 
+# --- Commands in processes of their own. ---
+
+
+def command(name: str, *arguments: str) -> list[str]:
+    """The words that run a command of this package in this Python; see `environment_of_commands`."""
+    return [sys.executable, "-u", "-m", "hmsa", name, *arguments]
+
+
+def launched(processes: int, log_dir: str | Path, words: Sequence[str]) -> list[str]:
+    """The words that run a command in several processes by Paddle's launcher, one on each GPU if there are any."""
+    launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
+    return [*launcher, "--log_dir", str(log_dir), *command(*words)]
+
+
+def environment_of_commands() -> dict[str, str]:
+    """The variables with which Python finds this package, also where its sources are run."""
+    root = Path(__file__).resolve().parents[1]
+    if root == Path(sysconfig.get_path("purelib")).resolve():
+        return dict(os.environ)
+    paths = (str(root), os.environ.get("PYTHONPATH", ""))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def add_processes_flag(parser: argparse.ArgumentParser) -> None:
+    """How many processes are to do the work, for `start_processes`."""
+    parser.add_argument(
+        "--nproc_per_node",
+        type=count,
+        default=1,
+        metavar="N",
+        help="processes to start on this machine, one on each GPU, by Paddle's launcher (default: %(default)s). On "
+        "several machines, run on each: python -m paddle.distributed.launch --nnodes ... $(which hmsa) "
+        "and the command",
+    )
+
+
+def start_processes(args: argparse.Namespace, name: str, folder: str | Path) -> None:
+    """Become Paddle's launcher of --nproc_per_node processes, unless one is enough or this is one of them.
+
+    Their logs go to `folder`/log; what the first of them prints, the launcher prints too.
+    """
+    processes = args.nproc_per_node
+    if processes == 1:
+        return
+    here = os.environ.get("PADDLE_LOCAL_SIZE")
+    if here is None:
+        words = launched(processes, Path(folder, "log"), [name, *sys.argv[1:]])
+        os.execve(words[0], words, environment_of_commands())
+    if here != str(processes):
+        raise UsageError(
+            f"expected the launcher alone to say how many processes run, found {here} of them and --nproc_per_node "
+            f"{processes}: leave the flag out"
+        )
+
+
+# --- Flags that several commands have. ---
+
+
 def refuse_idle(args: argparse.Namespace, *flags: str, without: str) -> None:
     """UsageError if any of these flags was given on the command line, as they do nothing without something else."""
     idle = [f"--{flag}" for flag in flags if getattr(args, flag) not in (None, False)]
@@ -116,10 +177,11 @@ def refuse_idle(args: argparse.Namespace, *flags: str, without: str) -> None:
         )
 
 
-def config_parser(description: str) -> Parser:
+def config_parser(description: Optional[str]) -> Parser:
     """A parser with the flags every script takes: --config and --opts."""
     parser = Parser(description=description)
-    parser.add_argument("--config", required=True, help="recipe: a file, or the name of one that ships, e.g. mscale_ocr_toy")
+    recipe = "recipe: a file, or the name of one that ships, e.g. mscale_ocr_toy"
+    parser.add_argument("--config", required=True, help=recipe)
     parser.add_argument(
         "--opts",
         nargs="+",

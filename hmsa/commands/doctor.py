@@ -15,21 +15,22 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Callable
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from hmsa import cli  # noqa: E402 (found through the line above)
-from hmsa.inference.backends import BACKENDS, CONVERTERS  # noqa: E402
+from hmsa import cli
+from hmsa.errors import UsageError, suggest
+from hmsa.inference.backends import BACKENDS, CONVERTERS
 
 REQUIRED = (
-    "paddleseg numpy opencv-python pillow pydantic pyyaml packaging visualdl rich tqdm matplotlib requests filelock"
+    "paddleseg numpy opencv-python pillow pydantic pyyaml packaging visualdl rich tqdm matplotlib requests filelock "
+    "cityscapesscripts shtab"
 )
 EXTRAS = {
     backend.extra: (*backend.packages, *chain.from_iterable(CONVERTERS[form] for form in backend.forms))
@@ -52,15 +53,25 @@ class SkippedError(Exception):
 
 def packages() -> str:
     """Versions of everything that is needed or can be used."""
-    found = {name: _version(name) for name in REQUIRED.split()}
-    missing = [name for name, number in found.items() if number is None]
+    missing = missing_packages()
     if missing:
         raise RuntimeError(f"missing: {', '.join(missing)}")
+    found = {name: _version(name) for name in REQUIRED.split()}
     lines = [", ".join(f"{name} {number}" for name, number in found.items())]
     for extra, names in EXTRAS.items():
         parts = [f"{name} {_version(name)}" if _version(name) else f"{name} missing" for name in names]
         lines.append(f"extra [{extra}]: {', '.join(parts)}")
     return "\n".join(lines)
+
+
+def missing_packages() -> list[str]:
+    """What is needed besides Paddle, and is not installed."""
+    return [name for name in REQUIRED.split() if _version(name) is None]
+
+
+def has_paddle() -> bool:
+    """Whether any Paddle is installed, which is not imported."""
+    return any(map(_version, ("paddlepaddle", "paddlepaddle-gpu"))) or find_spec("paddle") is not None
 
 
 def _version(package: str) -> str | None:
@@ -73,6 +84,10 @@ def _version(package: str) -> str | None:
 
 def paddle() -> str:
     """Whether Paddle is there and tested."""
+    if not has_paddle():
+        raise RuntimeError("none is installed")
+    if "packaging" in missing_packages():
+        raise SkippedError("needs packaging, which is missing")
     from hmsa.system.environment import TESTED_PADDLES, is_tested, paddle_version
 
     found = paddle_version()
@@ -199,8 +214,7 @@ def processes() -> str:
     if gpus == 1:
         raise SkippedError("one GPU")
     with tempfile.TemporaryDirectory() as folder:
-        launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", folder]
-        status, said = outcome([*launcher, __file__, "--here", "rank"], 45)
+        status, said = outcome(cli.launched(2, folder, [*HERE, "rank"]), 45)
         logs = [
             path.read_text(encoding="utf-8", errors="replace").strip()
             for path in sorted(Path(folder).glob("workerlog.*"))
@@ -258,9 +272,7 @@ def _small_network() -> tuple:
     from hmsa.config.reading import load_config
 
     sizes = ["model.ocr_mid_channels=16", "model.ocr_key_channels=8", "model.attention_mid_channels=8"]
-    config = load_config(
-        ROOT / "configs/mscale_ocr_toy.yml", [*sizes, "model.scales=[0.5, 1.0]", "lr_scheduler.warmup_iters=0"]
-    )
+    config = load_config("mscale_ocr_toy", [*sizes, "model.scales=[0.5, 1.0]", "lr_scheduler.warmup_iters=0"])
     model = builder.build_model(config)
     rng = np.random.default_rng(0)
     for tensor in model.state_dict().values():
@@ -283,9 +295,12 @@ class Check:
 
 
 PADDLE_PAGE = "https://www.paddlepaddle.org.cn/en/install/quick"
-REINSTALL = f"install a tested Paddle as {PADDLE_PAGE} says (on a CPU: pip install .[cpu])"
+REINSTALL = (
+    'install a tested Paddle: on a CPU pip install "paddlepaddle>=2.6.2,<3.4"; for GPUs the paddlepaddle-gpu that fits '
+    f"your CUDA version, as {PADDLE_PAGE} says"
+)
 CHECKS = {
-    "packages": Check(packages, "pip install . in the folder of this project"),
+    "packages": Check(packages, "pip install . in the folder of this project, which installs all of them"),
     "paddle": Check(paddle, REINSTALL),
     "devices": Check(devices, f"install the Paddle that fits your CUDA version, or the one for CPUs: {PADDLE_PAGE}"),
     "images": Check(images, "reinstall opencv-python and pillow, and see that nothing loads Paddle before OpenCV"),
@@ -302,10 +317,20 @@ CHECKS = {
 }
 
 
+HERE = ("doctor", "--here")
+"""What, followed by a check's name, runs it in a process of its own."""
+
+
 def outcome(command: list[str], seconds: float) -> tuple[int, str]:
     """Run a check's command -> its status and what it said; whatever ends it, and however slow it is."""
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+        command,
+        env=cli.environment_of_commands(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
     )
     try:
         said, errors = process.communicate(timeout=seconds)
@@ -344,15 +369,20 @@ def check_here(run: Callable[[], str]) -> int:
     return OK
 
 
-def main(names: list[str]) -> int:
+def run_checks(names: Sequence[str] = ()) -> int:
     """Run the checks of these names, all if there are none; the number that failed, at most 1."""
     print(f"Python {platform.python_version()} in {sys.prefix}, {platform.platform()}")
+    lacking = [*missing_packages(), *([] if has_paddle() else ["Paddle"])]
+    first = ("packages", "paddle") if lacking else ()  # which say what to do
     failed = 0
-    for name in names or CHECKS:
+    for name in dict.fromkeys((*first, *(names or CHECKS))):
         check = CHECKS[name]
-        status, said = outcome([sys.executable, __file__, "--here", name], check.seconds)
-        first, *others = said.splitlines() or [""]
-        print(f"{('ok', 'FAILED', 'skipped')[status]:8} {name:12} {first}")
+        if lacking and name not in first:
+            status, said = SKIPPED, f"needs {', '.join(lacking)}"
+        else:
+            status, said = outcome(cli.command(*HERE, name), check.seconds)
+        line, *others = said.splitlines() or [""]
+        print(f"{('ok', 'FAILED', 'skipped')[status]:8} {name:12} {line}")
         for line in [*others, *([f"to do: {check.advice}"] if status == FAILED else [])]:
             print(f"{'':21} {line}")
         sys.stdout.flush()
@@ -368,15 +398,10 @@ def make_parser() -> cli.Parser:
     return parser
 
 
-if __name__ == "__main__":
-    from hmsa.errors import show_anything
-
-    show_anything()
-    parser = make_parser()
-    args = parser.parse_args()
-    unknown = set(args.checks) - set(CHECKS)
-    if unknown:
-        parser.error(f"{', '.join(sorted(unknown))}: no such check; choose from {', '.join(CHECKS)}")
+def main(args: argparse.Namespace) -> None:
+    for name in args.checks:
+        if name not in CHECKS:
+            raise UsageError(f"expected the name of a check, found {name}: {suggest(name, CHECKS)}")
     if args.here:
         sys.exit(check_here(rank if args.here == "rank" else CHECKS[args.here].run))
-    sys.exit(main(args.checks))
+    sys.exit(run_checks(args.checks))

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+from typing import Any
 
 from hmsa import cli
 
 FORMATS = (".jpg", ".pdf", ".png", ".svg")
 
 
-def read_curve(reader: object, tag: str) -> tuple[list[int], list[float]]:
+def read_curve(reader: Any, tag: str) -> tuple[list[int], list[float]]:
     """Steps and values of a curve; where a resumed run wrote a step again, the later value counts."""
     points = {record.id: record.value for record in reader.get_data("scalar", tag)}
     return sorted(points), [points[step] for step in sorted(points)]

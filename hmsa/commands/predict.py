@@ -25,12 +25,14 @@ def make_parser() -> cli.Parser:
         "--custom_color", nargs="+", action="extend", type=int, default=[], help="R G B of the first classes"
     )
     cli.add_inference_flags(parser, "--aug_pred")
+    cli.add_processes_flag(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     config = cli.read_recipe(args, cli.inference_options(args, args.aug_pred))
     cli.check_inference_flags(args, "--aug_pred", config.test_config)
+    cli.start_processes(args, "predict", args.save_dir)
 
     from hmsa.system.environment import prepare
 

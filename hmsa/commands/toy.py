@@ -1,43 +1,93 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw a small street world in the tree of Cityscapes: something to train on without downloading anything."""
+"""Draw something to train on without downloading anything: a small street world in the tree of Cityscapes, or shapes as
+somebody's own images and masks."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
 
 from hmsa import cli
 
+FOLDERS = {"cityscapes": "data/toy_cityscapes", "shapes": "data/toy_shapes"}
+"""Kind -> where it is drawn, if nothing else is said."""
 
-def main(args: argparse.Namespace) -> None:
-    from hmsa.toy.cityscapes import write_toy_cityscapes
-
-    width, height = args.size
-    write_toy_cityscapes(
-        args.output,
-        size=(height, width),
-        train=args.train,
-        coarse=args.coarse,
-        val=args.val,
-        test=args.test,
-        seed=args.seed,
-    )
-    counts = f"{args.train} train, {args.coarse} coarse, {args.val} val and {args.test} test images"
-    print(
-        f"{args.output}: {counts}. Next: python tools/convert_cityscapes.py --cityscapes_path {args.output} && "
-        f"python tools/convert_cityscapes_autolabeling.py --dataset_root {args.output}"
-    )
+STREETS = {"size": [256, 128], "train": 48, "coarse": 48, "val": 16, "test": 4}
+SHAPES = {"masks": "values", "count": 40}
+"""Flags of one kind alone, and their defaults."""
 
 
 def make_parser() -> cli.Parser:
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--output", default="data/toy_cityscapes", help="folder to make or to make again")
-    parser.add_argument("--size", nargs=2, type=int, default=[256, 128], metavar=("WIDTH", "HEIGHT"), help="in pixels")
-    parser.add_argument("--train", type=int, default=48, help="images with fine labels to train on")
-    parser.add_argument("--coarse", type=int, default=48, help="images with auto-labels to train on")
-    parser.add_argument("--val", type=int, default=16, help="images with fine labels to evaluate on")
-    parser.add_argument("--test", type=int, default=4, help="images whose labels are withheld")
-    parser.add_argument("--seed", type=int, default=42, help="another seed draws other streets")
+    parser = cli.Parser(description=__doc__)
+    add = parser.add_argument
+    add("--kind", choices=list(FOLDERS), default="cityscapes", help="what is drawn")
+    places = f"{FOLDERS['cityscapes']}, or of shapes {FOLDERS['shapes']}"
+    add("--output", help=f"folder to make, or of cityscapes to make again (default: {places})")
+    add("--seed", type=cli.count_or_none, default=42, help="another seed draws others")
+
+    streets = parser.add_argument_group("of cityscapes")
+    add = streets.add_argument
+    add("--size", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"), help="in pixels (default: 256 128)")
+    add("--train", type=int, help="images with fine labels to train on (default: 48)")
+    add("--coarse", type=int, help="images with auto-labels to train on (default: 48)")
+    add("--val", type=int, help="images with fine labels to evaluate on (default: 16)")
+    add("--test", type=int, help="images whose labels are withheld (default: 4)")
+    add("--label_ids", action="store_true", help="leave the labels as Cityscapes has them, to be converted")
+
+    shapes = parser.add_argument_group("of shapes")
+    add = shapes.add_argument
+    forms = ["values", "colors", "binary", "labelme"]
+    add("--masks", choices=forms, help="masks of grey values (default), colours, 0 and 255, or polygons")
+    add("--count", type=cli.count, help="images (default: 40)")
     return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    others = {"cityscapes": [*SHAPES], "shapes": [*STREETS, "label_ids"]}[args.kind]
+    cli.refuse_idle(args, *others, without=f"--kind {'shapes' if args.kind == 'cityscapes' else 'cityscapes'}")
+    for name, default in {**STREETS, **SHAPES}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    args.output = args.output or FOLDERS[args.kind]
+    print(draw_streets(args) if args.kind == "cityscapes" else draw_shapes(args))
+
+
+def draw_streets(args: argparse.Namespace) -> str:
+    """Draw the street world -> what was drawn, and what comes next."""
+    from hmsa.toy.cityscapes import write_toy_cityscapes
+
+    width, height = args.size
+    counts = {name: getattr(args, name) for name in ("train", "coarse", "val", "test")}
+    write_toy_cityscapes(args.output, size=(height, width), seed=args.seed, **counts)
+    images = f"{args.train} train, {args.coarse} coarse, {args.val} val and {args.test} test images"
+    drawn = f"{args.output}: {images}. Next: "
+    if args.label_ids:
+        return (
+            f"{drawn}python tools/convert_cityscapes.py --cityscapes_path {args.output} && "
+            f"python tools/convert_cityscapes_autolabeling.py --dataset_root {args.output}"
+        )
+
+    _convert(Path(args.output), fine=args.train + args.val + args.test > 0, coarse=args.coarse > 0)
+    same = Path(args.output) == Path(FOLDERS["cityscapes"])
+    roots = "" if same else " --opts" + "".join(f" {p}_dataset.dataset_root={args.output}" for p in ("train", "val"))
+    return f"{drawn}hmsa train --config mscale_ocr_toy --do_eval{roots}"
+
+
+def _convert(root: Path, *, fine: bool, coarse: bool) -> None:
+    """Write the labels' images of train ids, which training and evaluation read."""
+    from hmsa.datasets.convert import coarse_jobs, fine_jobs, train_ids, write_label
+
+    for job in [*(fine_jobs(root) if fine else ()), *(coarse_jobs(root) if coarse else ())]:
+        write_label(job.target, train_ids(job.source), colored="refinement_final" in job.source.parts)
+
+
+def draw_shapes(args: argparse.Namespace) -> str:
+    """Draw shapes -> what was drawn, and what comes next."""
+    from hmsa.toy.shapes import write_shapes
+
+    write_shapes(args.output, masks=args.masks, count=args.count, seed=args.seed)
+    folder = Path(args.output)
+    drawn = f"{folder}: {args.count} images. Next: "
+    if args.masks == "labelme":
+        return f"{drawn}hmsa convert labelme --annotations {folder / 'images'} --output {folder / 'drawn'}"
+    return f"{drawn}hmsa init --images {folder / 'images'} --masks {folder / 'masks'}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a model; under `python -m paddle.distributed.launch` on several GPUs or machines."""
+"""Train a model, on several GPUs with --nproc_per_node, on several machines under Paddle's launcher."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def make_parser() -> cli.Parser:
     plan = "take two steps, evaluate one image, print the peaks, and end"
     add("--plan-memory", "--plan_memory", action="store_true", help=plan)
     add("--use_vdl", action="store_true", help="record curves for VisualDL in --save_dir")
+    cli.add_processes_flag(parser)
     return parser
 
 
@@ -179,6 +180,7 @@ def start_from_pretrained(model: MscaleOCRNet, config: Config, log: SilentLog) -
 
 def main(args: argparse.Namespace) -> None:
     config = load(args)
+    cli.start_processes(args, "train", args.save_dir)
 
     from hmsa.system.environment import prepare
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from hmsa import cli
 
@@ -20,6 +21,7 @@ def make_parser() -> cli.Parser:
         "--output", default="output/evaluation.json", help="where the JSON goes; an earlier one is kept, as NAME.1.json"
     )
     cli.add_inference_flags(parser, "--aug_eval")
+    cli.add_processes_flag(parser)
     return parser
 
 
@@ -27,6 +29,7 @@ def main(args: argparse.Namespace) -> None:
     config = cli.read_recipe(args, cli.inference_options(args, args.aug_eval))
     cli.check_inference_flags(args, "--aug_eval", config.test_config)
     config.require("val_dataset")
+    cli.start_processes(args, "val", Path(args.output).parent)
 
     from hmsa.system.environment import prepare
 

@@ -28,8 +28,9 @@ from hmsa.errors import UsageError, dotted, shown
 def load_config(path: str | os.PathLike[str], opts: Iterable[str] = (), *, opts_name: str = "opts") -> Config:
     """Read a recipe, lay it over its bases, apply `opts` ("dotted.key=YAML value"), and check all of it.
 
-    `path` may be the name of a recipe that ships, such as "mscale_ocr_toy". `_base_` names one file or several, relative
-    to the file it stands in, or that ship; of several the first that has a key wins, as in PaddleSeg. Mappings are merged, lists replaced; `_inherited_: false` in a mapping drops what it would inherit.
+    `path` may be the name of a recipe that ships, such as "mscale_ocr_toy". `_base_` names one file or several,
+    relative to the file it stands in, or such names; of several the first that has a key wins, as in PaddleSeg.
+    Mappings are merged, lists replaced; `_inherited_: false` in a mapping drops what it would inherit.
 
     Raises:
         UsageError: one line for each problem found (at most 20), each naming its file, or `opts_name` for an option.

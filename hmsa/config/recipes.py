@@ -22,7 +22,7 @@ def names() -> list[str]:
 
 
 def find(name: str, folder: str | Path = "") -> str:
-    """The file that a recipe's name means, seen from `folder`: one there, with or without its ending, else one that ships.
+    """The file that a recipe's name means, seen from `folder`: one there, else one that ships; with or without .yml.
 
     `configs/`, where those that ship lie in the sources, may stand before their names. What is not found is returned
     as the path that it would be.
