@@ -100,7 +100,7 @@ def paddle() -> str:
 def devices() -> str:
     """What Paddle computes on."""
     _prepare()
-    import paddle
+    import paddle.version
 
     from hmsa.system.environment import threads
     from hmsa.system.memory import total_memory_bytes
