@@ -149,14 +149,17 @@ def start_processes(args: argparse.Namespace, name: str, folder: str | Path) -> 
 
     Their logs go to `folder`/log; what the first of them prints, the launcher prints too.
     """
+    from hmsa.system.environment import paddle_version
+
     processes = args.nproc_per_node
     if processes == 1:
         return
     here = os.environ.get("PADDLE_LOCAL_SIZE")
     if here is None:
+        paddle_version()  # there is one
         words = launched(processes, Path(folder, "log"), [name, *sys.argv[1:]])
         os.execve(words[0], words, environment_of_commands())
-    if here != str(processes):
+    elif here != str(processes):
         raise UsageError(
             f"expected the launcher alone to say how many processes run, found {here} of them and --nproc_per_node "
             f"{processes}: leave the flag out"

@@ -9,12 +9,13 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hmsa import cli
+from hmsa import cli, commands
 from hmsa.commands import COMMANDS, train
 from hmsa.commands.export import chosen_output
 from hmsa.config.reading import load_config
@@ -34,7 +35,7 @@ def parser_of(script: Path) -> argparse.ArgumentParser:
 
 
 PARSERS = {script.stem: parser_of(script) for script in SCRIPTS}
-PARSERS.update({name: importlib.import_module(place).make_parser() for name, (place, _) in COMMANDS.items()})
+PARSERS.update({name: commands.parser_of(name) for name, (place, _) in COMMANDS.items() if find_spec(place)})
 FLAGS = [
     (name, action.option_strings[0])
     for name, parser in PARSERS.items()

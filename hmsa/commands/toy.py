@@ -5,6 +5,7 @@ somebody's own images and masks."""
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from hmsa import cli
@@ -68,8 +69,9 @@ def draw_streets(args: argparse.Namespace) -> str:
         )
 
     _convert(Path(args.output), fine=args.train + args.val + args.test > 0, coarse=args.coarse > 0)
+    place = shlex.quote(args.output)
     same = Path(args.output) == Path(FOLDERS["cityscapes"])
-    roots = "" if same else " --opts" + "".join(f" {p}_dataset.dataset_root={args.output}" for p in ("train", "val"))
+    roots = "" if same else f" --opts train_dataset.dataset_root={place} val_dataset.dataset_root={place}"
     return f"{drawn}hmsa train --config mscale_ocr_toy --do_eval{roots}"
 
 
@@ -86,8 +88,8 @@ def draw_shapes(args: argparse.Namespace) -> str:
     from hmsa.toy.shapes import write_shapes
 
     write_shapes(args.output, masks=args.masks, count=args.count, seed=args.seed)
-    folder = Path(args.output)
-    drawn = f"{folder}: {args.count} images. Next: "
+    images, masks, converted = (shlex.quote(str(Path(args.output, name))) for name in ("images", "masks", "drawn"))
+    drawn = f"{args.output}: {args.count} images. Next: "
     if args.masks == "labelme":
-        return f"{drawn}hmsa convert labelme --annotations {folder / 'images'} --output {folder / 'drawn'}"
-    return f"{drawn}hmsa init --images {folder / 'images'} --masks {folder / 'masks'}"
+        return f"{drawn}hmsa convert labelme --annotations {images} --output {converted}"
+    return f"{drawn}hmsa init --images {images} --masks {masks}"
