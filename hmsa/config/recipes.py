@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hmsa.errors import nearest
@@ -30,7 +31,7 @@ def find(name: str, folder: str | Path = "") -> str:
     path = Path(folder, name)
     shipped = FOLDER / Path(name).as_posix().removeprefix("configs/")
     for found in (path, Path(f"{path}.yml"), shipped, Path(f"{shipped}.yml")):
-        if found.is_file():
+        if os.path.isfile(found):  # noqa: PTH113 (False also for a name that no file can have)
             return str(found)
     return str(path)
 
