@@ -17,11 +17,17 @@ from hmsa.system.version import VERSION as __version__
 if TYPE_CHECKING:
     from hmsa.builder import build_model as build_model
     from hmsa.config.reading import load_config as load_config
+    from hmsa.segmenter import Segmenter as Segmenter
     from hmsa.weights.loading import load_weights as load_weights
 
-__all__ = ["__version__", "build_model", "load_config", "load_weights"]
+__all__ = ["Segmenter", "__version__", "build_model", "load_config", "load_weights"]
 
-_HOMES = {"load_config": "hmsa.config.reading", "build_model": "hmsa.builder", "load_weights": "hmsa.weights.loading"}
+_HOMES = {
+    "load_config": "hmsa.config.reading",
+    "build_model": "hmsa.builder",
+    "load_weights": "hmsa.weights.loading",
+    "Segmenter": "hmsa.segmenter",
+}
 
 
 def __getattr__(name: str) -> Any:

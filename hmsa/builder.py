@@ -7,14 +7,16 @@ own.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Literal, NamedTuple, Optional
 
 import hmsa.system.prepared  # noqa: F401
 
+import numpy as np
 import paddle
 from paddle.optimizer import lr
 from paddle.version import full_version as PADDLE_VERSION
@@ -22,22 +24,25 @@ from paddle.version import full_version as PADDLE_VERSION
 from hmsa.components import IMAGENET, KINDS, MixedLossSpec, imported
 from hmsa.config.dialect import folded
 from hmsa.config.fields import Component, arguments
-from hmsa.config.schema import Config
+from hmsa.config.schema import Config, takes_weights
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
+from hmsa.datasets.histogram import balanced_weights, class_histogram
 from hmsa.datasets.transforms import PaddleSegTransform, Transform
-from hmsa.distributed.ranks import is_main, world_size
+from hmsa.distributed.ranks import decided_by_main, is_main, world_size
+from hmsa.engine.parts import freeze, scale_rates
 from hmsa.errors import DataError, HmsaError, UsageError, dotted, printable, shown, suggest
 from hmsa.losses.foreign import ForeignLoss
 from hmsa.losses.weighted import WeightedLoss
 from hmsa.models import MscaleOCRNet
-from hmsa.models.hierarchical import Network
 from hmsa.system.device import on_gpu
 from hmsa.system.files import sha256
-from hmsa.weights.loading import load_weights, weight_file
+from hmsa.weights.loading import listed, load_weights, weight_file
 
 if TYPE_CHECKING:
     from hmsa.engine.train import TrainOptions
+    from hmsa.engine.watch import EarlyStopping
+    from hmsa.inference.network import FusedNetwork
 
 # --- The network. ---
 
@@ -58,7 +63,7 @@ def build_model(config: Config) -> MscaleOCRNet:
     return network
 
 
-def open_network(config: Config, weights: str, *, backend: str, precision: str) -> tuple[Network, str]:
+def open_network(config: Config, weights: str, *, backend: str, precision: str) -> tuple[FusedNetwork, str]:
     """The network of a recipe with its weights, run by a backend (see `hmsa.inference.network`).
 
     Where the backend's programs are in the cache, neither the network nor its weights need to be loaded.
@@ -203,23 +208,65 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
 # --- The loss. ---
 
 
-def build_loss(config: Config) -> WeightedLoss:
+def class_weights(config: Config, dataset: SegmentationDataset, kept: Optional[list[float]] = None) -> ClassWeights:
+    """The numbers a class that all losses take: those of the recipe, or with `auto` those that follow from the labels
+    of `dataset`, which the main process counts. All processes must call this.
+
+    Args:
+        kept: what a run that goes on has counted before.
+    """
+    given = config.class_weights
+    if given is None or isinstance(given, list):
+        return ClassWeights(given, "as the recipe says")
+    if kept and len(kept) == config.model.num_classes:
+        return ClassWeights(kept, "auto, as counted when the run began")
+    found = decided_by_main(lambda: class_histogram(dataset, progress=True))
+    absent = [dataset.classes.names[index] for index in np.flatnonzero(found.pixels == 0)]
+    part = f"{found.labels} of {found.of}" if found.labels < found.of else f"all {found.of}"
+    without = f"; in none of them: {listed(absent)}" if absent else ""
+    return ClassWeights(balanced_weights(found.pixels), f"auto, from {part} labels{without}")
+
+
+class ClassWeights(NamedTuple):
+    """A number a class, None for 1 each, and where they are from."""
+
+    values: Optional[list[float]]
+    source: str
+
+    def line(self, names: Sequence[str]) -> str:
+        """For a person: the smallest and the largest first, where there are many."""
+        assert self.values is not None
+        pairs = sorted(zip(self.values, names))
+        shown = pairs if len(pairs) <= 12 else [*pairs[:4], *pairs[-4:]]
+        some = ", lowest and highest" if len(shown) < len(pairs) else ""
+        return f"class weights ({self.source}){some}: " + ", ".join(f"{name} {w:.3g}" for w, name in shown)
+
+
+def build_loss(config: Config, weights: Optional[list[float]] = None) -> WeightedLoss:
     """(outputs by name, labels) -> (total, every term by name): each loss of `loss.types` on each output.
 
     A loss of PaddleSeg's that cannot be trained with is a UsageError.
+
+    Args:
+        weights: of the classes, see `class_weights`; for the losses that take them.
     """
     (spec,), where = config.require("loss"), config.where("loss.types")
-    terms = {part.type: _build_loss(part, config, f"{where}.{index}") for index, part in enumerate(spec.types)}
+    terms = {part.type: _build_loss(part, config, f"{where}.{index}", weights) for index, part in enumerate(spec.types)}
     return WeightedLoss(terms=terms, weights=spec.coef)
 
 
-def _build_loss(spec: Any, config: Config, where: str) -> Callable[..., paddle.Tensor]:
+def _build_loss(spec: Any, config: Config, where: str, weights: Optional[list[float]]) -> Callable[..., paddle.Tensor]:
     """One loss; those of PaddleSeg are tried out."""
     found = _find("loss", spec.type, where)
     if isinstance(spec, MixedLossSpec):
-        parts = [_build_loss(part, config, f"{where}.losses.{index}") for index, part in enumerate(spec.losses)]
+        parts = [
+            _build_loss(part, config, f"{where}.losses.{index}", weights) for index, part in enumerate(spec.losses)
+        ]
         return _construct(found, {**arguments(spec), "losses": parts}, where)
-    loss = _construct(found, arguments(spec), where)
+    options = arguments(spec)
+    if weights and takes_weights(spec):
+        options["weight"] = weights
+    loss = _construct(found, options, where)
     if found.ours:
         return loss
 
@@ -251,7 +298,28 @@ def build_lr_scheduler(config: Config) -> lr.LRScheduler:
 
 
 def build_optimizer(config: Config, scheduler: lr.LRScheduler, model: paddle.nn.Layer) -> paddle.optimizer.Optimizer:
-    """The optimizer over all parameters of `model`."""
+    """The optimizer over all parameters of `model`, in which what the recipe leaves as it is has been frozen."""
+    with _told_where(config, "freeze"):
+        freeze(model, config.freeze or ())
+    optimizer = _optimizer_of_all(config, scheduler, model)
+    with _told_where(config, "lr_mult"):
+        idle = scale_rates(model, config.lr_mult or {})
+        if idle:
+            raise UsageError(
+                f"expected parts that are trained, found {idle[0]}, which is in freeze: remove it from one"
+            )
+    return optimizer
+
+
+@contextlib.contextmanager
+def _told_where(config: Config, key: str) -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{config.where(key)}: {error}") from error
+
+
+def _optimizer_of_all(config: Config, scheduler: lr.LRScheduler, model: paddle.nn.Layer) -> paddle.optimizer.Optimizer:
     (spec,), where = config.require("optimizer"), config.where("optimizer")
     _look_for_idle_layers(config, getattr(model, "backbone", model))
 
@@ -271,7 +339,8 @@ def _look_for_idle_layers(config: Config, backbone: paddle.nn.Layer) -> None:
     """A warning if a backbone of PaddleSeg's has layers behind the chosen feature maps, which would stay random; on
     several GPUs, where training would wait for their gradients, a UsageError."""
     spec = config.model
-    if _find("backbone", spec.backbone.type, config.where("model.backbone")).ours:
+    ours = _find("backbone", spec.backbone.type, config.where("model.backbone")).ours
+    if ours or all(parameter.stop_gradient for parameter in backbone.parameters()):
         return
     backbone.eval()  # for a trial that leaves running statistics alone
     features = backbone(paddle.ones([1, 3, 128, 128]))
@@ -292,6 +361,19 @@ def _look_for_idle_layers(config: Config, backbone: paddle.nn.Layer) -> None:
             raise UsageError(problem)
         if is_main():
             print(printable(f"warning: {problem}"), file=sys.stderr)
+
+
+def build_early_stopping(config: Config) -> Optional[EarlyStopping]:
+    """What ends a training before its last iteration, if the recipe says so."""
+    from hmsa.engine.watch import EarlyStopping
+    from hmsa.metrics import build_metrics
+
+    spec = config.early_stopping
+    if spec is None:
+        return None
+    with _told_where(config, "early_stopping.metric"):
+        metrics = build_metrics(config.model.num_classes, 255, lambda logits, labels: logits.sum())
+        return EarlyStopping.on(spec.metric, spec.patience, metrics)
 
 
 def train_options(config: Config, **options: Any) -> TrainOptions:

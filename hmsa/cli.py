@@ -116,6 +116,11 @@ def command(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-u", "-m", "hmsa", name, *arguments]
 
 
+def program(name: str) -> str:
+    """What a person types to run a command next, who ran this one as a script or as `hmsa`."""
+    return f"hmsa {name}" if sys.argv[0].startswith("hmsa ") else f"python {name}.py"
+
+
 def launched(processes: int, log_dir: str | Path, words: Sequence[str]) -> list[str]:
     """The words that run a command in several processes by Paddle's launcher, one on each GPU if there are any."""
     launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]

@@ -323,6 +323,19 @@ class DiceLossSpec(Component):
     """Number of pixels that do not count."""
 
 
+class TverskyLossSpec(Component):
+    weight: Optional[Weights] = None
+    """A number for each class, by which its loss is multiplied."""
+    alpha: NonNegative = 0.3
+    """Price of a pixel that is taken for the class and is not of it."""
+    beta: NonNegative = 0.7
+    """Price of a pixel of the class that is missed."""
+    smooth: NonNegative = 1.0
+    """Added above and below the fraction; pulls the loss of small classes towards 0."""
+    ignore_index: Label = 255
+    """Number of pixels that do not count."""
+
+
 class BootstrappedCrossEntropyLossSpec(Component):
     min_K: Count
     """Pixels of an image that count at least: those with the largest losses."""
@@ -350,6 +363,8 @@ class OhemCrossEntropyLossSpec(Component):
     """Probability of its own class below which a pixel counts."""
     min_kept: Natural = 10000
     """Pixels of a batch that count at least: the hardest."""
+    weight: Optional[Weights] = None
+    """A number for each class, by which its pixels' losses are multiplied."""
     ignore_index: Label = 255
     """Number of pixels that do not count."""
 
@@ -369,6 +384,7 @@ class MixedLossSpec(Component):
 
 LOSSES: Table = {
     "DiceLoss": (DiceLossSpec, "hmsa.losses.dice:DiceLoss"),
+    "TverskyLoss": (TverskyLossSpec, "hmsa.losses.tversky:TverskyLoss"),
     "BootstrappedCrossEntropyLoss": (
         BootstrappedCrossEntropyLossSpec,
         "hmsa.losses.bootstrapped_cross_entropy:BootstrappedCrossEntropyLoss",
@@ -461,8 +477,11 @@ SCHEDULERS: Table = {"PolynomialDecay": (PolynomialDecaySpec, "paddle.optimizer.
 METRICS = {
     "confusion": "hmsa.metrics.confusion:Confusion",
     "boundary": "hmsa.metrics.boundary:BoundaryIoU",
+    "image_iou": "hmsa.metrics.image_iou:ImageIoU",
     "calibration": "hmsa.metrics.calibration:Calibration",
 }
+MEAN_LOSS = "hmsa.metrics.loss:MeanLoss"
+"""What evaluations in a training measure too."""
 
 
 KINDS: dict[str, Table] = {

@@ -72,6 +72,5 @@ class EMA:
         """Take in the weights as an optimizer's update has left them; in place, tensor by tensor."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for average, weight in self._pairs:
-            average.scale_(decay)
-            average.add_(weight * (1 - decay))
+            average.add_((weight - average).scale_(1 - decay))  # exactly the weight where both are equal
         self.updates += 1

@@ -152,17 +152,6 @@ def test_the_inference_engine_counts_as_eager_mode_does(workplace, one_process):
     assert np.abs(eager - engine).sum() / 2 <= 0.001 * eager.sum()
 
 
-def test_label_ids_without_a_data_set_that_has_some_are_refused(workplace):
-    (workplace / "five.yml").write_text(yaml.safe_dump({"model": {**CONFIG["model"], "num_classes": 5}}))
-    arguments = ("--config", "five.yml", "--model_path", "model.pdparams", "--image_path", "data/leftImg8bit/val")
-    result = run(ROOT / "predict.py", *arguments, "--save_dir", "refused", "--label_ids", folder=workplace)
-    assert result.returncode == 2
-    assert result.stderr.strip().splitlines()[-1] == (
-        "error: expected --label_ids with a data set that has other numbers than its classes' in its label files, as "
-        "Cityscapes has, found a recipe without one: leave it out"
-    )
-
-
 def test_predict(workplace):
     pictures = workplace / "data" / "leftImg8bit" / "val"
     (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")

@@ -100,7 +100,7 @@ def test_they_are_known_in_other_spellings(recipe: Any) -> None:
     [
         ("loss.types.0.factor=-1", "expected loss.types.0.factor to be greater than or equal to 0, found -1"),
         ("loss.types.0.facter=1", "found loss.types.0.facter: did you mean factor?"),
-        ("loss.types.0.smooth=1", "loss.types.0.smooth: it is for the type DiceLoss, not for SquaredLoss"),
+        ("loss.types.0.loss_th=1", "it is for the type BootstrappedCrossEntropyLoss, not for SquaredLoss"),
         ("loss.types.1.losses.0.factor=1", "it is for the type SquaredLoss, not for DiceLoss: remove it"),
         ("val_dataset.transforms.1={type: Posterize}", "expected val_dataset.transforms.1.levels to be given"),
         ("val_dataset.transforms.0.levels=4", "found val_dataset.transforms.0.levels: it is for the type Posterize"),

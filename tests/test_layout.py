@@ -16,6 +16,7 @@ FLOORS = [
     {"weights", "datasets", "losses", "metrics", "optim"},
     {"inference"},
     {"builder", "engine", "deploy", "report"},
+    {"segmenter"},
     {"hmsa", "cli", "toy"},
     {"commands", "__main__"},
 ]

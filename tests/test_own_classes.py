@@ -15,7 +15,8 @@ import yaml
 from awaken import awaken
 from PIL import Image
 
-from hmsa.errors import UsageError
+from hmsa.errors import DataError, UsageError
+from hmsa.inference.video import Video, VideoWriter
 from hmsa.visualize import palette
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -105,10 +106,94 @@ def test_overlays_and_colour_maps(folder, tmp_path, custom):
     assert np.abs(overlay - (0.6 * image + 0.4 * shown)).max() <= 1
 
 
-def test_there_are_no_label_ids(folder, tmp_path):
-    with pytest.raises(UsageError, match="expected --label_ids with a data set that has other numbers"):
-        run(predict, folder, "--image_path", folder / "images", "--save_dir", tmp_path / "out", "--label_ids")
+def test_label_files_are_written(folder, tmp_path, capsys):
+    """The data set's own hold class numbers, and so do these; what is unknown gets a number that no class has."""
+    out = tmp_path / "out"
+    flags = ["--engine", "eager", "--label_ids", "--unknown_below", "0.9", "--legend", "--sheet", "--opacity", "1"]
+    run(predict, folder, "--image_path", folder / "images", "--save_dir", out, *flags)
+    said = "below 0.9 are unknown: 255 in colour maps, 255 in label_ids, in the colour 128 128 128"
+    assert said in capsys.readouterr().out
+    with Image.open(out / "label_ids/a.png") as written:
+        assert written.mode == "L"
+        label = np.asarray(written)
+    with Image.open(out / "pseudo_color_prediction/a.png") as written:
+        np.testing.assert_array_equal(written, label)
+        colors = np.array(written.getpalette(), np.uint8).reshape(-1, 3)
+    assert set(np.unique(label)) > {255} and (label < 5).any()
+    assert colors[255].tolist() == [128, 128, 128]
+
+    np.testing.assert_array_equal(cv2.imread(str(out / "added_prediction/a.png"))[:, :, ::-1], colors[label])
+    legend = np.asarray(Image.open(out / "legend/legend.png"))
+    for color in [*np.array(SHOWN).reshape(5, 3), colors[255]]:
+        assert (legend == color).all(axis=2).sum() > 100
+    assert np.asarray(Image.open(out / "sheets/a.png"))[:64, 104:200].tolist() == colors[label].tolist()
+
+    run(predict, folder, "--engine", "eager", "--image_path", folder / "images", "--save_dir", tmp_path / "known")
+    known = np.asarray(Image.open(tmp_path / "known/pseudo_color_prediction/a.png"))
+    np.testing.assert_array_equal(label[label != 255], known[label != 255])
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (["--opacity", "40"], "expected --opacity from 0 to 1, found 40"),
+        (["--unknown_below", "0.2"], "expected --unknown_below above 0.2, which the best of 5 classes has at least"),
+        (["--unknown_below", "60"], "and up to 1, found 60"),
+    ],
+)
+def test_shares_out_of_range(folder, tmp_path, flags, error):
+    with pytest.raises(UsageError, match=error):
+        run(predict, folder, "--image_path", folder / "images", "--save_dir", tmp_path / "out", *flags)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_video(folder, tmp_path, capsys):
+    path = tmp_path / "my videö.mp4"
+    images = [cv2.imread(str(folder / f"images/{name}.png"))[:, :, ::-1] for name in "ab"]
+    with VideoWriter(path, 12.5) as writer:
+        for image in images * 3:
+            writer.write(image)
+    flags = ["--engine", "eager", "--label_ids", "--sheet", "--unknown_below", "0.5"]
+    for _ in range(2):
+        run(predict, folder, "--image_path", path, "--save_dir", tmp_path / "out", *flags)
+    printed = capsys.readouterr().out.splitlines()
+    assert "found a video of 6 frames of 96x64, 12.5 a second; sound is not kept" in printed
+    assert f"written 6 frames to {tmp_path}/out" in printed
+    assert f"{tmp_path}/out/added_prediction/my videö.mp4 of an earlier run will be replaced" in printed
+
+    frames = list(Video.open(path))
+    overlays = Video.open(tmp_path / "out/added_prediction/my videö.mp4")
+    assert (overlays.size, overlays.rate, overlays.frames) == ((64, 96), 12.5, 6)
+    sheets = Video.open(tmp_path / "out/sheets/my videö.mp4")
+    assert sheets.frames == 6 and sheets.size[1] >= 3 * 96
+    labels = sorted((tmp_path / "out/label_ids/my videö.mp4").iterdir())
+    assert [label.name for label in labels] == [f"{number:06}.png" for number in range(6)]
+
+    expected = tmp_path / "frame.png"
+    Image.fromarray(frames[4]).save(expected)
+    run(predict, folder, "--image_path", expected, "--save_dir", tmp_path / "still", *flags)
+    label = np.asarray(Image.open(tmp_path / "still/label_ids/frame.png"))
+    np.testing.assert_array_equal(Image.open(labels[4]), label)
+
+
+def test_a_damaged_video(folder, tmp_path, capsys):
+    path = tmp_path / "cut.avi"
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    with VideoWriter(path, 25) as writer:
+        for _ in range(30):
+            writer.write(image)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(
+        DataError, match=r"should have 30 frames, as it says, but: \d+ of them can be read.*the results"
+    ):
+        run(predict, folder, "--engine", "eager", "--image_path", path, "--save_dir", tmp_path / "out")
+    assert 10 < Video.open(tmp_path / "out/added_prediction/cut.avi").frames < 28
+
+    path.write_bytes(data[:1000])
+    with pytest.raises(DataError, match=r"cut\.avi should be a video, but: it is damaged"):
+        run(predict, folder, "--engine", "eager", "--image_path", path, "--save_dir", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_exported_model(folder, tmp_path):

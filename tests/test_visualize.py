@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from hmsa.errors import UsageError
-from hmsa.visualize import color_palette, overlay, palette, pseudo_color
+from hmsa.visualize import color_palette, legend, overlay, palette, pseudo_color, sheet
 
 
 @pytest.fixture
@@ -66,3 +66,31 @@ def test_a_class_has_the_custom_colour_or_else_its_own_or_else_the_palettes():
     colors = color_palette([1, 2, 3], [(9, 9, 9), (4, 5, 6)])
     assert colors == [1, 2, 3, 4, 5, 6, *palette(256)[6:]]
     assert color_palette([1, 2, 3] * 3, [(9, 9, 9), (4, 5, 6)]) == color_palette([1, 2, 3] * 3)
+
+
+def test_a_legend_shows_every_colour():
+    colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    for width in (None, 600):
+        picture = legend(["Straße", "x" * 100, "中"], colors, width)
+        assert picture.dtype == np.uint8
+        for color in colors:
+            assert (picture == color).all(axis=2).sum() > 100
+        assert (picture.sum(axis=2) == 0).any()  # letters
+    assert picture.shape[1] == 600
+    assert len(legend(["a", "b", "c"], colors, 600)) < len(picture)  # in columns
+
+
+def test_a_sheet_is_image_prediction_and_overlay():
+    image = np.full((64, 200, 3), 100, np.uint8)
+    label = np.zeros((64, 200), np.uint8)
+    label[:, 100:] = 255
+    colors = color_palette((), [(10, 20, 30)])
+    found = sheet(image, label, colors, [(0, "road"), (255, "unknown")], 0.5)
+    assert found.shape[1] == 3 * 200 + 2 * 8 and found.shape[0] > 64
+    prediction = np.reshape(colors, (256, 3))[label]
+    for left, expected in ((0, image), (208, prediction), (416, overlay(image, label, colors, 0.5))):
+        assert_array_equal(found[:64, left : left + 200], expected)
+    assert (found[64:] == (10, 20, 30)).all(axis=2).sum() > 100
+
+    large = sheet(np.zeros((10, 5000, 3), np.uint8), np.zeros((10, 5000), np.uint8), colors, [(0, "road")], 0.5)
+    assert large.shape[1] == 3 * 1280 + 2 * 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -116,6 +117,11 @@ def load(args: argparse.Namespace) -> Config:
     config.require("train_dataset", "optimizer", "lr_scheduler", "loss", *(["val_dataset"] if with_val else []))
     if not with_val:
         cli.refuse_idle(args, "engine", without="--do_eval")
+    if config.early_stopping and not (with_val or args.plan_memory):
+        raise UsageError(
+            f"{config.where('early_stopping')}: expected --do_eval, as it looks at evaluations, found a run without: "
+            "add it, or set early_stopping to null"
+        )
     args.engine = args.engine or "eager"
     return config
 
@@ -150,17 +156,23 @@ def build_trainer(
 
     if not resume_from:
         start_from_pretrained(model, config, log)
+    weights = builder.class_weights(config, dataset, state.class_weights)
+    if weights.values:
+        log.line(weights.line(dataset.classes.names))
     scheduler = builder.build_lr_scheduler(config)
     flags = ("engine", "num_workers", "log_iters", "save_interval", "keep_checkpoint_max")
     return Trainer(
         model=model,
-        loss=builder.build_loss(config),
+        loss=builder.build_loss(config, weights.values),
         optimizer=builder.build_optimizer(config, scheduler, model),
         scheduler=scheduler,
         dataset=dataset,
         val_dataset=val_dataset,
         inference=InferenceOptions.from_test_config(config.test_config),
-        options=builder.train_options(config, save_dir=save_dir, **{name: getattr(args, name) for name in flags}),
+        early_stopping=builder.build_early_stopping(config),
+        options=builder.train_options(
+            config, save_dir=save_dir, class_weights=weights.values, **{name: getattr(args, name) for name in flags}
+        ),
         log=log,
     )
 
@@ -179,24 +191,35 @@ def start_from_pretrained(model: MscaleOCRNet, config: Config, log: SilentLog) -
 
 
 def main(args: argparse.Namespace) -> None:
+    start = time.monotonic()
     config = load(args)
     cli.start_processes(args, "train", args.save_dir)
 
     from hmsa.system.environment import prepare
 
     prepare()
+    from tqdm import tqdm
+
+    from hmsa import builder
     from hmsa.distributed import ranks
     from hmsa.engine import checkpoint
     from hmsa.engine.log import open_log
+    from hmsa.report.run import beginning, ending
 
     ranks.init()
     resume_from = ranks.decided_by_main(lambda: choose_checkpoint(args))
     state = checkpoint.read_state(resume_from) if resume_from else checkpoint.TrainingState()
-    if not (args.plan_memory or state.iteration < config.iters or (state.to_evaluate and args.do_eval)):
+    early_stopping = builder.build_early_stopping(config)
+    to_evaluate = state.to_evaluate and args.do_eval
+    if not (args.plan_memory or state.iteration < config.iters or to_evaluate):
         open_log().line(
             f"already finished: {resume_from} is at iteration {state.iteration} of {config.iters}; a larger --iters "
             "goes on"
         )
+        return
+    ended = early_stopping.reason(state.watched) if early_stopping else ""
+    if ended and not (args.plan_memory or to_evaluate):
+        open_log().line(f"already finished: in {resume_from}, {ended}; a larger patience goes on")
         return
 
     trainer = build_trainer(args, config, resume_from, state)
@@ -205,4 +228,13 @@ def main(args: argparse.Namespace) -> None:
         return
     if resume_from:
         trainer.resume(resume_from)
+    for line in beginning(trainer):
+        trainer.log.line(line)
     trainer.train()
+    config_and_weights = "--config {folder}/config.yml --model_path {folder}"
+    next_steps = [
+        f"{cli.program('val')} {config_and_weights}",
+        f"{cli.program('predict')} {config_and_weights} --image_path FOLDER_OR_IMAGE",
+    ]
+    for line in ending(trainer, tqdm.format_interval(time.monotonic() - start), next_steps):
+        trainer.log.line(line)

@@ -11,7 +11,18 @@ from typing import Any
 from hmsa.components import IMAGENET, KINDS, RANDOM, NetworkSpec, checked_specs
 from hmsa.config import dialect
 from hmsa.config.fields import MAX_CLASSES_WITH_VALUES, Section
-from hmsa.config.schema import ClassSpec, Config, EMASpec, IgnoreSpec, InferenceSpec, LossSpec, Origins, single_losses
+from hmsa.config.schema import (
+    ClassSpec,
+    Config,
+    EarlyStoppingSpec,
+    EMASpec,
+    IgnoreSpec,
+    InferenceSpec,
+    LossSpec,
+    Origins,
+    single_losses,
+    takes_weights,
+)
 from hmsa.errors import dotted, shown, suggest
 
 MAX_PROBLEMS = 20
@@ -22,6 +33,7 @@ SECTIONS: dict[str, type[Section]] = {
     "classes": ClassSpec,
     "ignore": IgnoreSpec,
     "ema": EMASpec,
+    "early_stopping": EarlyStoppingSpec,
     "loss": LossSpec,
     "test_config": InferenceSpec,
 }
@@ -115,14 +127,7 @@ def problems_between_sections(config: Config) -> Iterator[tuple[str, str]]:
             yield from _problems_of_transforms(name, getattr(config, name).transforms)
     if config.train_dataset:
         yield from _problems_with_labels(config, config.train_dataset)
-    for key, spec in single_losses(config.loss.types if config.loss else (), "loss.types"):
-        weight = getattr(spec, "weight", None) if "weight" in type(spec).model_fields else None
-        if weight and len(weight) != config.model.num_classes:
-            yield (
-                f"{key}.weight",
-                f"to be a number for each of the {config.model.num_classes} classes (model.num_classes), found "
-                f"{len(weight)}: correct it",
-            )
+    yield from _problems_of_weights(config)
     if config.lr_scheduler and config.lr_scheduler.warmup_iters >= config.iters:
         yield (
             "lr_scheduler.warmup_iters",
@@ -241,4 +246,31 @@ def _problems_with_labels(config: Config, dataset: Any) -> Iterator[Any]:
                 f"{key}.label_padding_value",
                 f"to be a class below {config.model.num_classes}, or {shown(ignored)} for ignored pixels, found "
                 f"{label}: correct it",
+            )
+
+
+def _problems_of_weights(config: Config) -> Iterator[tuple[str, str]]:
+    """Weights of another number of classes, or given in two places, or to losses that take none."""
+    losses = list(single_losses(config.loss.types if config.loss else (), "loss.types"))
+    weighted = [(f"{key}.weight", spec.weight) for key, spec in losses if takes_weights(spec) and spec.weight]
+    given = config.class_weights
+    for key, weights in [*weighted, *([("class_weights", given)] if isinstance(given, list) else [])]:
+        if len(weights) != config.model.num_classes:
+            yield (
+                key,
+                f"to be a number for each of the {config.model.num_classes} classes (model.num_classes), found "
+                f"{len(weights)}: correct it",
+            )
+    if given and losses:
+        twice = [key for key, spec in losses if getattr(spec, "weight", None)]
+        if twice:
+            yield (
+                "class_weights",
+                f"alone, as they are for all losses, found {twice[0]}.weight beside them: remove one of the two",
+            )
+        elif not any(takes_weights(spec) for _, spec in losses):
+            yield (
+                "class_weights",
+                "together with a loss that takes them (DiceLoss, or one of this project's cross-entropies), found "
+                f"{', '.join(spec.type for _, spec in losses)}: add one, or remove class_weights",
             )

@@ -127,6 +127,7 @@ def _add_other_forms(definitions: dict[str, Schema]) -> None:
 
     values = definitions[IgnoreSpec.__name__]["properties"]["values"]
     root["ignore"]["anyOf"].append({key: value for key, value in values.items() if key != "description"})
+    root["freeze"]["anyOf"].append({"type": "string"})
     scales = inference["scales"]
     inference["scales"] = {
         "anyOf": [{key: scales.pop(key) for key in ("type", "items", "minItems")}, {"type": "number"}],
@@ -316,6 +317,8 @@ def _values(schema: Schema) -> str:
         least, most, items = schema.get("minItems"), schema.get("maxItems"), schema["items"]
         count = f"{most} " if least == most and most else f"{least} to {most} " if most else ""
         return f"list of {count}{items.get('description') or _plural_of_values(_values(items))}"
+    if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
+        return f"mapping of names to {_plural_of_values(_values(schema['additionalProperties']))}"
     if kind == "object":
         return "mapping of " + ", ".join(f"`{key}`" for key in schema.get("properties", {}) if key != "_inherited_")
     words = {"integer": "whole number", "string": "text", "boolean": "true or false"}

@@ -7,14 +7,28 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional, Union
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from hmsa.components import AnyDataset, AnyLoss, AnyOptimizer, AnyScheduler, MixedLossSpec, NetworkSpec
 from hmsa.config import dialect
-from hmsa.config.fields import BatchSize, Count, CropSize, Label, NonNegative, Pixels, Scale, Section, Size, Values
+from hmsa.config.fields import (
+    BatchSize,
+    Count,
+    CropSize,
+    Label,
+    NonNegative,
+    Pixels,
+    Positive,
+    Scale,
+    Section,
+    Size,
+    Text,
+    Values,
+    Weights,
+)
 from hmsa.config.text import _Dumper
 from hmsa.errors import UsageError, suggest
 
@@ -26,6 +40,11 @@ def single_losses(specs: Sequence[Any], where: str) -> Iterator[tuple[str, Any]]
             yield from single_losses(spec.losses, f"{where}.{index}.losses")
         else:
             yield f"{where}.{index}", spec
+
+
+def takes_weights(loss: Any) -> bool:
+    """Whether a loss has a number a class, and is ours."""
+    return "weight" in type(loss).model_fields
 
 
 def _check_class_name(name: str) -> str:
@@ -86,6 +105,15 @@ class LossSpec(Section):
         if trained == {"joint_aux"}:
             raise ValueError("given a weight above 0 for joint, without which nothing trains the OCR head's last layer")
         return coef
+
+
+class EarlyStoppingSpec(Section):
+    """Ends a training after `patience` evaluations in a row that did not better the metric."""
+
+    patience: Count
+    """Evaluations in a row without a better score that end the training."""
+    metric: Text = "mean_iou"
+    """Score that is watched."""
 
 
 class EMASpec(Section):
@@ -195,8 +223,29 @@ class Config(Section):
     """Moving average of the weights, which is evaluated and kept beside them."""
     loss: Optional[LossSpec] = None
     """What training makes small."""
+    class_weights: Optional[Union[Literal["auto"], Weights]] = None
+    """A number for each class, by which losses weigh it; auto counts the labels and weighs rare classes more."""
+    freeze: Optional[Annotated[list[Text], Field(min_length=1)]] = None
+    """Parts of the network that are not trained, such as backbone; their running statistics stay too."""
+    lr_mult: Optional[Annotated[dict[str, Positive], Field(min_length=1)]] = None
+    """Parts of the network and what the learning rate is multiplied by in each."""
+    early_stopping: Optional[EarlyStoppingSpec] = None
+    """When training ends before all iterations."""
     test_config: InferenceSpec = InferenceSpec()
     """How evaluation and prediction go over an image."""
+
+    @field_validator("class_weights", mode="wrap")
+    @classmethod
+    def _check_class_weights(cls, weights: Any, check: Any) -> Any:
+        try:
+            return check(weights)
+        except ValueError:
+            raise ValueError("auto, or a list with a number of at least 0 for each class, not all 0") from None
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _one_part(cls, parts: Any) -> Any:
+        return [parts] if isinstance(parts, str) else parts
 
     _origins: Origins = PrivateAttr(default_factory=Origins)
 

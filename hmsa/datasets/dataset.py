@@ -23,6 +23,16 @@ Pair = tuple[str, Optional[str]]
 _FINE_ORDER, _COARSE_ORDER, _REPLACEMENT = 1, 2, 3
 
 
+def transformed(sample: Sample, transforms: Sequence[Transform], rng: np.random.Generator) -> Sample:
+    """What the network takes of a sample that was read: `img` float32 [3, H, W], `label` int64 [H, W]."""
+    for transform in transforms:
+        sample = transform(sample, rng)
+    sample["img"] = np.ascontiguousarray(sample["img"].transpose(2, 0, 1), np.float32)
+    if "label" in sample:
+        sample["label"] = sample["label"].astype(np.int64)
+    return sample
+
+
 @dataclass(eq=False)
 class SegmentationDataset:
     """An endless stream of samples over pairs of image and label.
@@ -113,13 +123,7 @@ class SegmentationDataset:
     def __getitem__(self, index: int) -> Sample:
         epoch, position = divmod(index, len(self))
         sample = self._read_or_replace(self._recent_epoch(epoch), epoch, position)
-        rng = np.random.default_rng((self.seed, epoch, position))
-        for transform in self.transforms:
-            sample = transform(sample, rng)
-        sample["img"] = np.ascontiguousarray(sample["img"].transpose(2, 0, 1), np.float32)
-        if "label" in sample:
-            sample["label"] = sample["label"].astype(np.int64)
-        return sample
+        return transformed(sample, self.transforms, np.random.default_rng((self.seed, epoch, position)))
 
     def _read(self, pair: Pair) -> Sample:
         """Read and check one pair. DataError names the file if it cannot be used."""
@@ -165,7 +169,7 @@ class SegmentationDataset:
 
     def _read_checked_label(self, path: str, image_path: str, image: np.ndarray, orientation: int) -> np.ndarray:
         """The label of an image [H, W, 3], which has been turned from EXIF's `orientation`."""
-        label, size = self._read_label(path), image.shape[:2]
+        label, size = self.read_label(path), image.shape[:2]
         stored = size[::-1] if orientation >= 5 else size
         if orientation != 1 and label.shape == stored:
             raise DataError(
@@ -181,8 +185,12 @@ class SegmentationDataset:
             )
         return label
 
-    def _read_label(self, path: str) -> np.ndarray:
-        """The class numbers in a label file, [H, W], of a type that OpenCV can resize and pad."""
+    def read_label(self, path: str) -> np.ndarray:
+        """The class numbers in a label file, [H, W], of a type that OpenCV can resize and pad.
+
+        Raises:
+            DataError: it cannot be read, or holds other numbers or colours.
+        """
         classes = self.classes
         if classes.values is not None:
             mask = read_mask(path, self.max_image_pixels, colors=classes.in_colors)

@@ -17,7 +17,8 @@ from hmsa.datasets.images import IMAGE_SUFFIXES, starts_as_image
 from hmsa.datasets.lists import listed_images
 from hmsa.errors import DataError
 
-OVERLAYS, COLOR_MAPS, LABEL_IDS = "added_prediction", "pseudo_color_prediction", "label_ids"
+OVERLAYS, COLOR_MAPS = "added_prediction", "pseudo_color_prediction"
+LABEL_IDS, SHEETS, LEGENDS = "label_ids", "sheets", "legend"
 """Folders of results, which no search takes for data unless it is told to."""
 
 OVERLAY_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -118,7 +119,7 @@ def _entries(folder: Path, left_out: LeftOut) -> list[tuple[os.DirEntry[str], bo
         return []
     results = {OVERLAYS, COLOR_MAPS} & {entry.name for entry in entries}
     if results:
-        results.add(LABEL_IDS)
+        results |= {LABEL_IDS, SHEETS, LEGENDS}
     return [(entry, entry.name in results and _is_folder(entry)) for entry in entries]
 
 

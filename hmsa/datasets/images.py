@@ -80,7 +80,11 @@ def read_image(path: str | Path, max_pixels: Optional[int] = None) -> np.ndarray
 def read_upright(path: str | Path, max_pixels: Optional[int] = None) -> tuple[np.ndarray, int]:
     """`read_image`, and EXIF's orientation: how the pixels were turned, on which a label may have been drawn as they
     are stored; 1 is not at all, others are up to 8."""
-    data = read_bytes(path, max_pixels)
+    return decoded(read_bytes(path, max_pixels), path, max_pixels)
+
+
+def decoded(data: bytes, path: str | Path, max_pixels: Optional[int] = None) -> tuple[np.ndarray, int]:
+    """`read_upright` of a file's content; `path` is what messages call it."""
     with _decoding(path, "a readable image", "replace or remove it"):
         pil, data, _ = _open(data, IMAGE_FORMATS, max_pixels)
         if pil.format == "PNG":
@@ -94,6 +98,17 @@ def read_upright(path: str | Path, max_pixels: Optional[int] = None) -> tuple[np
             _say_what_is_left_out(path, tiff.bands_beside_rgb(data))
         orientation = _orientation(pil)
         return _turned(image, orientation), orientation
+
+
+def from_pil(pil: Image.Image, name: str) -> np.ndarray:
+    """What `read_image` gives of the file that a Pillow image was opened from; `name` is what messages call it."""
+    with _decoding(name, "a readable image", "replace or remove it"):
+        if pil.mode.startswith(("I", "F")):
+            raise UnfitError(f"its mode is {pil.mode}, expected 8 bits a channel", "give the path of its file instead")
+        orientation = _orientation(pil)
+        shown = pil.copy()  # so that the caller's own keeps its transparency
+        shown.info.pop("transparency", None)
+        return _turned(np.array(shown.convert("RGB")), orientation)
 
 
 def read_label(path: str | Path, max_pixels: Optional[int] = None) -> np.ndarray:

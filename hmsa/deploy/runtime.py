@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Optional
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -15,6 +15,7 @@ from packaging.version import Version
 from paddle.version import full_version as PADDLE_VERSION
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from hmsa.config.fields import Label
 from hmsa.errors import DataError
 from hmsa.inference.paddle_inference import open_predictor, program_of
 from hmsa.system.files import sha256
@@ -38,6 +39,12 @@ class Deployment(BaseModel):
     params: Annotated[str, Field(pattern=_NAME)]
     paddle_version: Annotated[Version, BeforeValidator(Version)] = Version("0")  # that wrote it; 0 if not recorded
     sha256: dict[str, str] = {}  # of the files by name; empty if not recorded
+    transforms: list[dict[str, Any]]  # {type, **arguments} of what prepares an image
+    input_shape: Annotated[list[Optional[int]], Field(min_length=4, max_length=4)]  # N, C, H, W; None is any size
+    output_op: str  # argmax, softmax or none
+    class_names: list[str] = []  # empty if not recorded, as are the colours: red, green, blue
+    class_colors: list[Annotated[list[Label], Field(min_length=3, max_length=3)]] = []
+    ignore_index: int = 255
 
 
 def read_deployment(folder: str | Path) -> Deployment:

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hmsa.config.reading import load_config
 from hmsa.engine.log import CURVES_FILE
+from hmsa.engine.watch import Watched
 from hmsa.errors import DataError, UsageError, printable, shown
 from hmsa.optim import EMA
 from hmsa.system.files import disk_errors, flush_to_disk, free_name, write_atomically
@@ -61,6 +62,10 @@ class TrainingState(BaseModel):
     to_evaluate: bool = False  # whether this iteration's evaluation was still to be done
     optimizer: Optional[str] = None  # its type
     images: int = 0  # that an iteration took, on all ranks together; 0 if unknown
+    class_weights: Optional[list[float]] = None  # of the losses
+    loss: Optional[float] = None  # of the last evaluation
+    watched: Optional[Watched] = None  # by early stopping
+    same_answers: int = 0  # evaluations in a row, up to the last, with one class everywhere
     serial: int = 0  # counts a folder's checkpoints: the newest is known even where an earlier run got further
 
 

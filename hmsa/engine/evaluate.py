@@ -9,13 +9,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from paddle import Tensor
 from tqdm import tqdm
 
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.distributed import ranks
 from hmsa.errors import DataError
-from hmsa.inference.averaging import InferenceOptions, best_classes, class_scores, confidences, undo_transforms
+from hmsa.inference.averaging import (
+    InferenceOptions,
+    best_classes,
+    class_scores,
+    confidences,
+    logits_of,
+    undo_transforms,
+)
 from hmsa.metrics import Metric, build_metrics
 from hmsa.models.hierarchical import Network
 from hmsa.report.result import Evaluation
@@ -28,6 +36,7 @@ def evaluate(
     dataset: SegmentationDataset,
     options: InferenceOptions,
     *,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     max_images: int | None = None,
     num_workers: int = 0,
     progress: bool = True,
@@ -40,6 +49,7 @@ def evaluate(
     Args:
         network: images [N, 3, H, W] -> logits [N, K, H, W].
         dataset: in "val" mode: labels at the images' own sizes.
+        loss: (logits [1, K, H, W] float32, labels [1, H, W] int64) -> scalar; its mean is measured too.
         max_images: evaluate only so many images, the first ones.
         num_workers: threads that load images ahead.
         progress: whether rank 0 shows a bar.
@@ -51,7 +61,7 @@ def evaluate(
     """
     start = time.perf_counter()
     classes = dataset.classes
-    metrics = build_metrics(len(classes), classes.ignore_index)
+    metrics = build_metrics(len(classes), classes.ignore_index, loss)
     mine = range(ranks.rank(), min(len(dataset), max_images or len(dataset)), ranks.world_size())
 
     images = 0
@@ -93,6 +103,12 @@ def _count(batch: dict[str, Any], network: Network, options: InferenceOptions, m
         raise DataError(f"{image_path}: {error}") from error
     prediction = best_classes(scores)
     confidence = confidences(scores, options) if any(metric.needs_confidence for metric in metrics) else None
+
+    if any(metric.needs_logits for metric in metrics):
+        logits = logits_of(scores, options)
+        for metric in metrics:
+            metric.update_logits(logits, label)
+        del logits
     del scores
 
     for metric in metrics:

@@ -25,6 +25,7 @@ from hmsa.engine.evaluate import evaluate
 from hmsa.engine.log import SilentLog
 from hmsa.engine.progress import Failures, Meter, timed
 from hmsa.engine.step import Step, prepare_gpu, statistics, step_seeds
+from hmsa.engine.watch import SAME_ANSWERS, EarlyStopping, advice_on_one_answer, only_answer
 from hmsa.errors import DataError, Interrupted
 from hmsa.inference.averaging import InferenceOptions
 from hmsa.inference.network import NetworkInTraining
@@ -54,6 +55,7 @@ class TrainOptions:
     keep_checkpoint_max: int = 5
     nonfinite_limit: int = 10
     ema_decay: Optional[float] = None  # of the averaged weights; None is without
+    class_weights: Optional[list[float]] = None  # that the losses take, for the checkpoints
     config: str = ""  # resolved YAML, kept in every checkpoint
 
 
@@ -61,8 +63,9 @@ class TrainOptions:
 class Trainer:
     """A training run, made from its parts. Every rank makes one and calls the same methods.
 
-    With `val_dataset`, each checkpoint is evaluated, and the best one by mean IoU is kept as `best_model`. With
-    `options.ema_decay`, it is the averaged weights that are evaluated, and they are saved beside the others.
+    With `val_dataset`, each checkpoint is evaluated, and the best one by mean IoU is kept as `best_model`; with
+    `early_stopping` too, an evaluation may be the last. With `options.ema_decay`, it is the averaged weights that are
+    evaluated, and they are saved beside the others.
 
     Raises:
         UsageError: this device does not train in `options.precision`.
@@ -76,6 +79,7 @@ class Trainer:
     options: TrainOptions
     val_dataset: Optional[SegmentationDataset] = None
     inference: InferenceOptions = field(default_factory=InferenceOptions)
+    early_stopping: Optional[EarlyStopping] = None
     log: SilentLog = field(default_factory=SilentLog)
 
     def __post_init__(self) -> None:
@@ -92,7 +96,7 @@ class Trainer:
 
         self.ema = EMA(self.model, options.ema_decay) if options.ema_decay else None
         self.evaluated = NetworkInTraining(self.ema.model if self.ema else self.model, options.engine)
-        self.state = TrainingState(images=self.images)
+        self.state = TrainingState(images=self.images, class_weights=options.class_weights)
         self.stop = StopRequest()
 
     @property
@@ -119,6 +123,7 @@ class Trainer:
                 " has changed: the position in the data moves from epoch {:.2f} to {:.2f}".format(*epochs)
             )
         self.state.images = now
+        self.state.class_weights = self.options.class_weights
 
         averaged = self.state.ema_updates is not None
         if averaged and not self.ema:
@@ -149,8 +154,16 @@ class Trainer:
         with self.stop, self._batches(state.iteration, options.iters) as loaded:
             if self.val_dataset is not None and state.to_evaluate:
                 self._score()
-            self._loop(loaded)
+            if not self.why_ended:
+                self._loop(loaded)
         return self.state
+
+    @property
+    def why_ended(self) -> str:
+        """What early stopping says of the evaluations up to now; empty if the run goes on."""
+        if self.early_stopping is None or self.val_dataset is None or self.state.to_evaluate:
+            return ""
+        return self.early_stopping.reason(self.state.watched)
 
     def _batches(self, first: int, end: int) -> AbstractContextManager[Iterator[dict[str, Any]]]:
         """This rank's micro-batches of the iterations from `first` to before `end`."""
@@ -209,9 +222,11 @@ class Trainer:
             if stopping:
                 raise self._interrupted()
 
-            # Evaluate: the checkpoint just saved.
+            # Evaluate: the checkpoint just saved, and end where that has been long without a gain.
             if state.to_evaluate:
                 self._score()
+                if self.why_ended:
+                    return
             meter.reset()
 
     def _update(self) -> None:
@@ -278,7 +293,7 @@ class Trainer:
         """The scores of the weights of this moment, see `hmsa.engine.evaluate.evaluate`."""
         assert self.val_dataset is not None
         with self.evaluated() as network:
-            return evaluate(network, self.val_dataset, self.inference, **options)
+            return evaluate(network, self.val_dataset, self.inference, loss=self.loss.of_one, **options)
 
     def _score(self) -> None:
         """Evaluate the checkpoint just saved, note the best mean IoU, and keep the checkpoint if it is the best.
@@ -293,12 +308,17 @@ class Trainer:
         scores = found.scores
         if state.best_score is None or scores["mean_iou"] > state.best_score:
             state.best_score, state.best_iteration = scores["mean_iou"], state.iteration
+        state.loss = None if np.isnan(scores["loss"]) else scores["loss"]
+        if self.early_stopping:
+            state.watched = self.early_stopping.watch(state.watched, scores, state.iteration)
 
         self.log.line(
             f"[EVAL] iter {state.iteration}, {found.images} images in {found.seconds:.1f} s, "
             f"mIoU {scores['mean_iou']:.4f}, over classes present {scores['mean_iou_present']:.4f}, "
-            f"accuracy {scores['pixel_accuracy']:.4f}, best mIoU {state.best_score:.4f} at iter {state.best_iteration}"
+            f"accuracy {scores['pixel_accuracy']:.4f}, loss {scores['loss']:.4f}, "
+            f"best mIoU {state.best_score:.4f} at iter {state.best_iteration}"
         )
+        self._look_at_answers(found)
         self.log.scalars(state.iteration, found.curves)
         self.log.flush()
 
@@ -308,6 +328,14 @@ class Trainer:
             if state.best_iteration == state.iteration:
                 checkpoint.keep_as_best(self._folder(state.iteration))
         ranks.barrier()
+
+    def _look_at_answers(self, found: Evaluation) -> None:
+        """Say so if every evaluation for some time has found one class everywhere."""
+        confusion = found.scores["confusion_matrix"]
+        answer = only_answer(confusion)
+        self.state.same_answers = 0 if answer is None else self.state.same_answers + 1
+        if answer is not None and self.state.same_answers % SAME_ANSWERS == 0:
+            self.log.line(advice_on_one_answer(found.class_names[answer], confusion))
 
     def _interrupted(self) -> Interrupted:
         """The end of the run by a signal, which may have reached another rank only."""

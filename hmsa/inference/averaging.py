@@ -156,6 +156,12 @@ def best_classes(scores: paddle.Tensor) -> np.ndarray:
     return paddle.argmax(scores[0], axis=0, dtype="int32").numpy().astype(np.uint8)
 
 
+def logits_of(scores: paddle.Tensor, options: InferenceOptions) -> paddle.Tensor:
+    """Logits whose softmax is that of what `class_scores` made with these `options`: [N, K, H, W]."""
+    with paddle.no_grad():
+        return paddle.log(scores.clip(min=1e-12)) if options.averages_probabilities else scores
+
+
 def confidences(scores: paddle.Tensor, options: InferenceOptions) -> np.ndarray:
     """The probability of every pixel's best class, float32 [H, W], from what `class_scores` made with these `options`.
 
@@ -177,6 +183,26 @@ def confidences(scores: paddle.Tensor, options: InferenceOptions) -> np.ndarray:
             rows = logits[:, top : top + 16]
             best[top : top + 16] = 1 / np.exp(rows - rows.max(axis=0)).sum(axis=0)
     return best
+
+
+def probabilities(scores: paddle.Tensor, options: InferenceOptions) -> np.ndarray:
+    """The probability of every class, float32 [K, H, W], from what `class_scores` made with these `options`.
+
+    Args:
+        scores: [1, K, H, W].
+    """
+    if options.averages_probabilities:
+        return scores[0].numpy()
+    if on_gpu():
+        return F.softmax(scores, axis=1)[0].numpy()
+
+    powers = scores[0].numpy()  # turned into probabilities in place, a few rows at a time, as in `confidences`
+    with np.errstate(invalid="ignore"):
+        for top in range(0, powers.shape[1], 16):
+            rows = powers[:, top : top + 16]
+            np.exp(rows - rows.max(axis=0), out=rows)
+            rows /= rows.sum(axis=0)
+    return powers
 
 
 def _in_tiles(network: Network, image: paddle.Tensor, options: InferenceOptions) -> paddle.Tensor:

@@ -23,6 +23,7 @@ from typing import Any, Optional, cast
 import hmsa.system.prepared  # noqa: F401
 
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.version import full_version as PADDLE_VERSION
 
@@ -36,6 +37,46 @@ from hmsa.models import MscaleOCRNet
 from hmsa.models.hierarchical import FLOAT32_OPS, Network, ScaleNetwork, fuse_scales, joint_logits
 
 
+class FusedNetwork:
+    """A network at all its scales: images, float32 [N, 3, H, W] -> logits [N, K, H, W].
+
+    Args:
+        at_scale: the network at one scale.
+        scales, align_corners: see `fuse_scales`.
+        compare: called once, with the first images and their logits.
+    """
+
+    def __init__(
+        self,
+        at_scale: ScaleNetwork,
+        *,
+        scales: Sequence[float],
+        align_corners: bool,
+        compare: Optional[Callable[[Tensor, Tensor], None]] = None,
+    ) -> None:
+        self.scales = tuple(sorted(scales))
+        self._at_scale = at_scale
+        self._align_corners = align_corners
+        self._compare = compare
+
+    def __call__(self, image: Tensor) -> Tensor:
+        logits = fuse_scales(self._at_scale, image, self.scales, align_corners=self._align_corners)["joint"]
+        if self._compare is not None:
+            compare, self._compare = self._compare, None
+            compare(image, logits)
+        return logits
+
+    def attention(self, image: Tensor) -> Tensor:
+        """The attention of every scale in `scales` (the smallest first), at the images' size: [N, S, H, W]."""
+        options: Any = {"align_corners": self._align_corners, "return_attention": True}
+        found = fuse_scales(self._at_scale, image, self.scales, **options)
+        maps = [found[f"attention_{scale:g}"] for scale in self.scales]  # [N, 1, H * scale, W * scale]
+        size = image.shape[-2:]
+        return paddle.concat(
+            [F.interpolate(x, size, mode="bilinear", align_corners=self._align_corners) for x in maps], axis=1
+        )
+
+
 def open_network(
     build: Callable[[], MscaleOCRNet],
     *,
@@ -44,7 +85,7 @@ def open_network(
     align_corners: bool,
     backend: str = "auto",
     precision: str = "fp32",
-) -> Network:
+) -> FusedNetwork:
     """The network for evaluation and prediction, run by a backend.
 
     Args:
@@ -67,12 +108,12 @@ def open_network(
         model.eval()
         in_precision = {"fp32": model.at_scale, "bf16": _in_bf16(model.at_scale)}
 
-    def network(precision: str) -> Network:
+    def network(precision: str, compare: Optional[Callable[[Tensor, Tensor], None]] = None) -> FusedNetwork:
         at_scale = in_precision[precision] if folder is None else open_programs(folder, chosen, precision)
-        return _fused(at_scale, scales, align_corners)
+        return FusedNetwork(at_scale, scales=scales, align_corners=align_corners, compare=compare)
 
     exact = network("fp32")
-    return exact if precision == "fp32" else _with_agreement(network(precision), exact, precision)
+    return exact if precision == "fp32" else network(precision, _agreement_with(exact, precision))
 
 
 class NetworkInTraining:
@@ -102,7 +143,7 @@ class NetworkInTraining:
                 return
             with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
                 programs = write_checked_programs(model, Path(folder), self._backend, self._write)
-                yield _fused(programs, model.scales, model.align_corners)
+                yield FusedNetwork(programs, scales=model.scales, align_corners=model.align_corners)
         finally:
             if was_training:
                 model.train()
@@ -115,10 +156,6 @@ class NetworkInTraining:
         # Paddle 3 keeps the call stack in which it traced an operator for ever: here, an empty one.
         with replaced(traceback, "extract_stack", lambda *_, **__: traceback.StackSummary()):
             write_programs(self._written, folder, form)
-
-
-def _fused(at_scale: ScaleNetwork, scales: Sequence[float], align_corners: bool) -> Network:
-    return lambda image: fuse_scales(at_scale, image, scales, align_corners=align_corners)["joint"]
 
 
 def _cached_programs(
@@ -162,17 +199,13 @@ def _in_bf16(at_scale: ScaleNetwork) -> ScaleNetwork:
     return run
 
 
-def _with_agreement(fast: Network, exact: Network, precision: str) -> Network:
-    """`fast`; its first answer is compared with that of `exact`, which is then dropped."""
-    reference = [exact]
+def _agreement_with(exact: Network, precision: str) -> Callable[[Tensor, Tensor], None]:
+    """What prints how many pixels keep the class that they have in fp32, given images and their logits."""
 
-    def run(image: Tensor) -> Tensor:
-        logits = fast(image)
-        if reference:
-            same = paddle.argmax(logits, axis=1) == paddle.argmax(reference.pop()(image), axis=1)
-            share = 100 * float(same.astype("float32").mean())
-            if ranks.is_main():
-                print(f"{precision}: {share:.2f} % of the pixels of the first image get the class they get in fp32")
-        return logits
+    def compare(image: Tensor, logits: Tensor) -> None:
+        same = paddle.argmax(logits, axis=1) == paddle.argmax(exact(image), axis=1)
+        share = 100 * float(same.astype("float32").mean())
+        if ranks.is_main():
+            print(f"{precision}: {share:.2f} % of the pixels of the first image get the class they get in fp32")
 
-    return run
+    return compare

@@ -47,19 +47,22 @@ class CrossEntropyLoss(SoftmaxLoss):
 
 @dataclass
 class OhemCrossEntropyLoss(SoftmaxLoss):
-    """Mean cross-entropy of the batch's hard pixels, and of no fewer than `min_kept`.
+    """Mean cross-entropy of the batch's hard pixels, each weighted by its class, and of no fewer than `min_kept`.
 
     A valid pixel is hard where the probability of its own class is below `thresh`. Fewer hard pixels than `min_kept`:
     the `min_kept` with the smallest probabilities; fewer valid ones: all of them; none: 0. In plain Paddle, with the
-    probabilities p and the losses of the valid pixels: `loss[p < max(thresh, sort(p)[min_kept])].mean()`.
+    probabilities p and the losses of the valid pixels: `loss[p < max(thresh, sort(p)[min_kept])].mean()`. Which pixels
+    are kept does not depend on the weights.
 
     Args:
         thresh: a probability.
         min_kept: pixels a batch.
+        weight: a number a class; the mean is divided by the sum of its pixels' weights. None: 1 for all.
     """
 
     thresh: float
     min_kept: int
+    weight: Optional[Sequence[float]]
 
     def term(self, shared: Probabilities) -> Term:
         loss, valid = shared.cross_entropy, shared.valid
@@ -69,5 +72,6 @@ class OhemCrossEntropyLoss(SoftmaxLoss):
             least = hardest(loss.reshape([1, -1]), valid.reshape([1, -1]), self.min_kept)
             kept = paddle.maximum(kept, least.reshape(kept.shape))
 
-        weights = kept / kept.sum().clip(min=1.0)
+        weights = kept * shared.of_pixels(self.weight)
+        weights = weights / weights.sum().clip(min=1e-8)
         return Term(value=(weights * loss).sum(), pixel=weights)

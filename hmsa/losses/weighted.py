@@ -56,7 +56,14 @@ class WeightedLoss:
         terms: dict[str, Tensor] = {}
         weighted = []
         for output, weight in self.weights.items():
-            of_output = values(list(self.terms.values()), outputs[output], labels)
+            of_output = self._on(outputs[output], labels)
             terms.update({f"{name}/{output}": value for name, value in zip(self.terms, of_output)})
             weighted += [weight * value for value in of_output]
         return paddle.add_n(weighted), terms
+
+    def of_one(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The sum of all losses, unweighted, on one output: logits [N, K, H, W], labels [N, H, W] int64 -> scalar."""
+        return paddle.add_n(self._on(logits, labels))
+
+    def _on(self, logits: Tensor, labels: Tensor) -> list[Tensor]:
+        return values(list(self.terms.values()), logits, labels)

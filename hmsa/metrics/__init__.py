@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Optional, Union
+from typing import TYPE_CHECKING, Callable, ClassVar, Optional, Union
 
 import numpy as np
 
-from hmsa.components import METRICS, imported
+from hmsa.components import MEAN_LOSS, METRICS, imported
 from hmsa.former import names_of
+
+if TYPE_CHECKING:
+    from paddle import Tensor
 
 __getattr__ = names_of(__name__)
 
@@ -23,11 +26,15 @@ class Metric(ABC):
         titles: what a table calls a score, where its name with blanks for "_" will not do; with {name} for any score
             of the same metric, or {num_classes}.
         needs_confidence: whether `update` needs it; working it out takes time.
+        needs_logits: whether `update_logits` is to be called.
+        lower_is_better: those of its scores that get smaller as predictions get better.
     """
 
     state: np.ndarray
     titles: ClassVar[Mapping[str, str]] = {}
     needs_confidence: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, num_classes: int, ignore_index: int) -> None:
         self.num_classes = num_classes
@@ -43,6 +50,9 @@ class Metric(ABC):
             confidence: float32 [H, W], the probability that the network gives the predicted class.
         """
 
+    def update_logits(self, logits: Tensor, label: np.ndarray) -> None:  # noqa: B027 (most need none)
+        """Add an image to the counts, before `update`: logits [1, K, H, W] and its label, uint8 [H, W]."""
+
     @abstractmethod
     def scores(self) -> dict[str, Union[float, np.ndarray]]:
         """The scores by name, as fractions from 0 to 1; NaN where nothing can be said.
@@ -52,9 +62,16 @@ class Metric(ABC):
         """
 
 
-def build_metrics(num_classes: int, ignore_index: int) -> list[Metric]:
-    """One of each of `METRICS`, with nothing counted yet."""
-    return [imported(place)(num_classes, ignore_index) for place in METRICS.values()]
+def build_metrics(
+    num_classes: int, ignore_index: int, loss: Optional[Callable[[Tensor, Tensor], Tensor]] = None
+) -> list[Metric]:
+    """One of each of `METRICS`, with nothing counted yet, and the mean of a loss where one is given.
+
+    Args:
+        loss: (logits [1, K, H, W] float32, labels [1, H, W] int64) -> scalar.
+    """
+    metrics = [imported(place)(num_classes, ignore_index) for place in METRICS.values()]
+    return [*metrics, imported(MEAN_LOSS)(num_classes, ignore_index, loss)] if loss else metrics
 
 
 def divide(numerator: Union[np.ndarray, float], denominator: Union[np.ndarray, float]) -> np.ndarray:

@@ -27,6 +27,7 @@ class Calibration(Metric):
     """
 
     titles: ClassVar[dict[str, str]] = {"ece": "expected calibration error"}
+    lower_is_better: ClassVar[tuple[str, ...]] = ("ece",)
     needs_confidence = True
 
     def __init__(self, num_classes: int, ignore_index: int) -> None:

@@ -191,10 +191,17 @@ def run(part: Callable[..., Any], *inputs: Tensor, recompute: bool) -> Any:
     """Call `part`; with `recompute`, keep no activations but its inputs and compute it again for the gradient.
 
     The second run leaves the running statistics of batch normalisation alone, so that a recomputed step
-    equals a plain one bit for bit.
+    equals a plain one bit for bit. A part that is frozen, as all before it, keeps nothing in any case.
     """
     if not (recompute and paddle.is_grad_enabled() and isinstance(part, nn.Layer) and part.training):
         return part(*inputs)
+    if all(x.stop_gradient for x in inputs):
+        if all(parameter.stop_gradient for parameter in part.parameters()):
+            return part(*inputs)
+        # Paddle computes again only where an input needs a gradient.
+        first = inputs[0].detach()
+        first.stop_gradient = False
+        inputs = (first, *inputs[1:])
     from paddle.distributed.fleet.utils import recompute as checkpointed
 
     statistics = [

@@ -8,7 +8,7 @@ import hashlib
 import re
 import sys
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Optional, Union
+from typing import IO, TYPE_CHECKING, Callable, Optional, Union
 from urllib.parse import unquote
 
 from filelock import FileLock
@@ -36,8 +36,11 @@ def web_address(path: Union[str, Path]) -> Optional[str]:
     return f"{found[1]}://{str(path)[found.end() :]}" if found else None
 
 
-def downloaded(address: str) -> Path:
+def downloaded(address: str, check: Callable[[Path, str], object] = read_weights) -> Path:
     """The weight file behind `http(s)://...`, downloaded unless the cache has it; `#sha256=<hex>` says what it must be.
+
+    Of another kind of file than weights, `check` is given the file and its address, and raises DataError unless it is
+    whole.
 
     Of all processes that ask for it on one machine, one downloads it and the others wait. It is kept only if it
     arrived whole and holds weights, and downloaded anew if it changes on the disk.
@@ -55,7 +58,7 @@ def downloaded(address: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         # A lock goes with the process that holds it, however that ends.
         with FileLock(folder / f"{key}.lock"):
-            return _kept(folder, key, expected) or _download(address, folder, key, name, expected)
+            return _kept(folder, key, expected) or _download(address, folder, key, name, expected, check)
     except (OSError, NotImplementedError) as error:  # the second from file systems without locks
         raise DataError(
             f"{address}: expected to keep the download, but: {error}; set HMSA_CACHE to a folder that can be written "
@@ -85,7 +88,9 @@ def _kept(folder: Path, key: str, expected: Optional[str]) -> Optional[Path]:
     return None
 
 
-def _download(address: str, folder: Path, key: str, name: str, expected: Optional[str]) -> Path:
+def _download(
+    address: str, folder: Path, key: str, name: str, expected: Optional[str], check: Callable[[Path, str], object]
+) -> Path:
     """Download to a file beside its place, check it, and give it its name. There is one writer a key."""
     partial = folder / f".{key}-{name}"
     try:
@@ -97,7 +102,7 @@ def _download(address: str, folder: Path, key: str, name: str, expected: Optiona
                 f"{address}: expected a file with this SHA-256, found one with {digest}; correct the address or the "
                 "hash, if you trust the file"
             )
-        read_weights(partial, title=address)
+        check(partial, address)
         for older in folder.glob(f"{key}-*"):
             older.unlink()
         return partial.replace(folder / f"{key}-{digest}-{name}")
@@ -122,7 +127,7 @@ def _fetch(address: str, file: IO[bytes]) -> None:
                 for block in response.raw.stream(1 << 20, decode_content=False):
                     shown.write(block)
     except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-        raise DataError(f"{address}: expected to download weights, but {_reason(error)}; {_BY_HAND}") from error
+        raise DataError(f"{address}: expected to download the file, but {_reason(error)}; {_BY_HAND}") from error
     if size not in (None, file.tell()):
         raise DataError(
             f"{address}: expected to download {size} bytes, but it ended after {file.tell()}; try again, or {_BY_HAND}"

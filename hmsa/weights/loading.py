@@ -153,4 +153,4 @@ def load_pretrained(model: nn.Layer, path: Union[str, Path]) -> str:
     for names, what in ((wrong, "not fitting"), (missing, "not in the file"), (left, "in the file only")):
         if names:
             report += f"; {what}: {listed(names)}"
-    return report
+    return f"{report}; what is not loaded starts anew" if wrong or missing else report

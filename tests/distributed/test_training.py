@@ -120,3 +120,31 @@ def test_only_the_first_of_all_ranks_writes(trained):
     workers = {path.name: path.read_text() for path in sorted((folder / "machine1/log").glob("workerlog.*"))}
     assert not any("[TRAIN]" in text for text in workers.values())
     assert "[TRAIN]" not in (folder / "machine0/log/workerlog.1").read_text()
+
+
+@pytest.mark.slow
+def test_frozen_parts_are_not_waited_for_and_classes_are_counted_once(recipe, tmp_path):
+    options = ["freeze=backbone", "class_weights=auto", "model.recompute=true", "ema={decay: 0.5}"]
+    start, found = read_weights(recipe.parent / "start.pdparams"), {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        command = ["train.py", "--config", recipe, "--save_dir", "run", "--iters", 3, "--do_eval"]
+        command += ["--batch_size", PICTURES // processes, "--opts", *options]
+        plan = {"freeze": True}
+        if processes == 1:
+            said = run(folder / "machine0", *command, plan=plan)
+        else:
+            said = launch(folder, *command, processes=processes, plan=plan)
+        assert said.count("class weights (auto, from all 11 labels") == 1
+        found[processes] = read_weights(folder / "machine0/run/iter_3/model.pdparams")
+        averaged = read_weights(folder / "machine0/run/iter_3/ema.pdparams")
+        for name, value in start.items():
+            if name.startswith("backbone."):
+                np.testing.assert_array_equal(found[processes][name], value, err_msg=name)
+                np.testing.assert_array_equal(averaged[name], value, err_msg=name)
+
+    moved = 0
+    for name, value in found[1].items():
+        assert np.abs(found[2][name] - value).max() <= TOLERANCE * np.abs(value).max(), name
+        moved += (value != start[name]).any()
+    assert moved > 10

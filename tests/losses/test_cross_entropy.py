@@ -31,11 +31,15 @@ def plain_cross_entropy(weight, part):
     return loss
 
 
-def plain_ohem(threshold, min_kept):
+def plain_ohem(threshold, min_kept, weight=None):
     def loss(logits, labels):
-        losses, _ = plain(logits, labels)
+        losses, y = plain(logits, labels)
         hard = int((paddle.exp(-losses) < threshold).astype("int64").sum())
-        return paddle.topk(losses, min(max(hard, min_kept), losses.shape[0]))[0].mean()
+        losses, chosen = paddle.topk(losses, min(max(hard, min_kept), losses.shape[0]))
+        if weight is None:
+            return losses.mean()
+        weights = paddle.gather(paddle.gather(paddle.to_tensor(weight), y), chosen)
+        return (weights * losses).sum() / weights.sum()
 
     return loss
 
@@ -81,12 +85,13 @@ def test_cross_entropy_over_all_pixels_is_paddles_own(seed, weight, ignored):
     seed=st.integers(0, 10**6),
     threshold=st.sampled_from([0.02, 0.7, 1.0]),
     min_kept=st.sampled_from([1, 500, 10000, 10**6]),
+    weight=weights,
     ignored=ignored_parts,
 )
 @settings(max_examples=15, deadline=None)
-def test_ohem_is_the_plain_formula(seed, threshold, min_kept, ignored):
-    loss = OhemCrossEntropyLoss(thresh=threshold, min_kept=min_kept)
-    agree(loss, plain_ohem(threshold, min_kept), seed, ignored)
+def test_ohem_is_the_plain_formula(seed, threshold, min_kept, weight, ignored):
+    loss = OhemCrossEntropyLoss(thresh=threshold, min_kept=min_kept, weight=weight)
+    agree(loss, plain_ohem(threshold, min_kept, weight), seed, ignored)
 
 
 def test_equal_losses_share_what_is_left():

@@ -253,7 +253,7 @@ def test_offline():
     with pytest.raises(DataError) as caught:
         weight_file(address)
     reason = "the server cannot be reached (is this machine offline?)"
-    assert str(caught.value) == f"{address}: expected to download weights, but {reason}; {BY_HAND}"
+    assert str(caught.value) == f"{address}: expected to download the file, but {reason}; {BY_HAND}"
 
 
 def test_redirections_are_followed(server):
@@ -369,4 +369,6 @@ def test_a_tool_takes_an_address(server, tmp_path):
     np.testing.assert_equal(read_weights(target), ARRAYS)
     run = subprocess.run([*command, f"{server.address}/gone"], capture_output=True, text=True)
     assert run.returncode == 1
-    assert run.stderr.splitlines()[1].startswith(f"error: {server.address}/gone: expected to download weights, but the")
+    assert run.stderr.splitlines()[1].startswith(
+        f"error: {server.address}/gone: expected to download the file, but the"
+    )

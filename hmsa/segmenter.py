@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained network as a function: an image in, the classes of its pixels out.
+
+seg = hmsa.Segmenter("output/run/best_model")
+result = seg("photo.jpg")
+result.labels            # uint8 [H, W], numbers of result.classes
+result.overlay().save("overlay.png")
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Optional, Union, overload
+
+import hmsa.system.prepared  # noqa: F401
+
+import numpy as np
+import paddle
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+
+from hmsa import builder
+from hmsa.components import AnyTransform
+from hmsa.config.reading import load_config
+from hmsa.config.schema import InferenceSpec
+from hmsa.datasets.classes import Classes
+from hmsa.datasets.dataset import transformed
+from hmsa.datasets.given import OneImage, is_one, pixels_of
+from hmsa.datasets.transforms import Sample, Transform, fused
+from hmsa.deploy.runtime import DEPLOY_FILE, Deployment, load_predictor, read_deployment
+from hmsa.errors import DataError, UsageError, shown
+from hmsa.inference.averaging import (
+    InferenceOptions,
+    best_classes,
+    class_scores,
+    confidences,
+    probabilities,
+    undo_transforms,
+)
+from hmsa.inference.network import FusedNetwork
+from hmsa.models.hierarchical import Network
+from hmsa.system.device import as_tensor
+from hmsa.system.files import write_atomically
+from hmsa.visualize import color_palette, overlay, pseudo_color
+from hmsa.weights.loading import weight_file
+
+_LOADERS, _AHEAD = 2, 4  # threads, and images that they may have ready
+_RECIPE = "config.yml"  # in a checkpoint
+_SMALLEST = 16  # side of an image of which a network's smallest scale, which an export does not tell, leaves a pixel
+
+# Paddle's state (gradients off, the device) and a program's buffers are one for all threads.
+_paddle_lock = threading.RLock()
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What a segmenter runs."""
+
+    answer: Network  # images [N, 3, H, W] -> logits or probabilities [N, K, H, W], or class numbers [N, 1, H, W]
+    gives: str  # which of them: "logits", "probabilities", "classes"
+    attention: Optional[FusedNetwork]  # None where it gives none
+    transforms: Sequence[Transform]
+    options: InferenceOptions
+    classes: Classes
+    max_pixels: Optional[int] = None  # above which a file is refused; None is Pillow's limit
+    size: tuple[Optional[int], Optional[int]] = (None, None)  # (height, width) of its input; None is any
+
+
+class Segmenter:
+    """Images -> `Result`s, by a trained network.
+
+    A call takes a path, a file's content (bytes), an open file, a Pillow image or pixels (NumPy, uint8 [H, W, 3], red
+    green blue) and returns a `Result`; of a list, or of pixels [N, H, W, 3], it returns a list; of an iterator, or
+    anything else to go through, an iterator, which has the next images loaded while the network runs. Images of a list
+    may differ in size. They go through the network one by one, so that each answer is that of its image alone, to the
+    bit.
+
+    Any number of threads may share a segmenter, or have several: loading runs side by side, the networks by turns.
+
+    Args:
+        model: a checkpoint's folder (`best_model`, `iter_1000`, with its recipe in it), the folder of an export, or
+            a recipe; then with `weights`.
+        weights: what `predict.py` takes as model_path.
+        engine, precision: see `predict.py`; an export runs in Paddle Inference, in fp32.
+        scales, flip_horizontal, flip_vertical: average over these; as the recipe's `test_config` says without any.
+        opts: "key=value", to set anything in the recipe.
+
+    Raises:
+        UsageError, DataError: in a sentence, what is wrong with the arguments or the files.
+    """
+
+    def __init__(
+        self,
+        model: Union[str, os.PathLike[str]],
+        weights: Optional[Union[str, os.PathLike[str]]] = None,
+        *,
+        engine: str = "auto",
+        precision: str = "fp32",
+        scales: Optional[Sequence[float]] = None,
+        flip_horizontal: Optional[bool] = None,
+        flip_vertical: Optional[bool] = None,
+        opts: Iterable[str] = (),
+    ) -> None:
+        given = {"scales": scales, "flip_horizontal": flip_horizontal, "flip_vertical": flip_vertical}
+        averaging = {name: value for name, value in given.items() if value is not None}
+        if scales is not None:
+            averaging["scales"] = [float(scale) for scale in scales]
+        path = Path(model)
+
+        if weights is None and (path / DEPLOY_FILE).is_file():
+            if engine not in ("auto", "inference") or precision != "fp32" or list(opts):
+                raise UsageError(
+                    f"{path}: expected an export, which runs in Paddle Inference as it was written, without another "
+                    "engine, precision or opts, found one of them: leave it out, or open the checkpoint"
+                )
+            self._model = _exported(path, averaging)
+        else:
+            recipe, weights = _recipe_and_weights(path, weights)
+            self._model = _built(recipe, weights, engine, precision, averaging, opts)
+        self._newest: Callable[[], Optional[Result]] = lambda: None
+
+    @property
+    def classes(self) -> Classes:
+        """Names and colours of the classes."""
+        return self._model.classes
+
+    @overload
+    def __call__(self, image: OneImage) -> Result: ...
+
+    @overload
+    def __call__(self, image: Union[list[Any], tuple[Any, ...]]) -> list[Result]: ...
+
+    @overload
+    def __call__(self, image: Iterable[OneImage]) -> Iterator[Result]: ...
+
+    def __call__(self, image: Any) -> Any:
+        if isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4):
+            return list(self._stream(image))
+        if isinstance(image, Iterable) and not is_one(image):
+            return self._stream(image)
+        return self._result(self._loaded(image, "the image"))
+
+    def _stream(self, images: Iterable[Any]) -> Iterator[Result]:
+        """The results in order. An error, of an image or of `images` themselves, is raised in its place."""
+        waiting: deque[Future[_Loaded]] = deque()
+        with ThreadPoolExecutor(_LOADERS, "segmenter") as pool:
+            try:
+                for loading in self._begun(images, pool):
+                    waiting.append(loading)
+                    if len(waiting) > _AHEAD:
+                        yield self._result(waiting.popleft().result())
+                while waiting:
+                    yield self._result(waiting.popleft().result())
+            finally:
+                for loading in waiting:
+                    loading.cancel()
+
+    def _begun(self, images: Iterable[Any], pool: ThreadPoolExecutor) -> Iterator[Future[_Loaded]]:
+        try:
+            for number, image in enumerate(images):
+                yield pool.submit(self._loaded, image, f"image {number}")
+        except Exception as error:
+            failed: Future[_Loaded] = Future()
+            failed.set_exception(error)
+            yield failed
+
+    def _loaded(self, given: Any, name: str) -> _Loaded:
+        image = pixels_of(given, name, self._model.max_pixels)
+        sample: Sample = {"img": image.copy(), "trans_info": [], "gt_fields": [], "image_path": name}
+        sample = transformed(sample, self._model.transforms, np.random.default_rng(0))
+        size, expected = sample["img"].shape[1:], self._model.size
+        if any(side not in (None, found) for side, found in zip(expected, size)):
+            height, width = ("any" if side is None else side for side in expected)
+            raise DataError(
+                f"expected an image of {width}x{height} (width x height), the only size of this export, found "
+                f"{size[1]}x{size[0]}: resize it, or export without input_shape"
+            )
+        return _Loaded(image, sample["img"], sample["trans_info"])
+
+    def _result(self, loaded: _Loaded) -> Result:
+        """The answer to an image. Its scores are kept as long as it is the newest one, to ask it for more."""
+        with _paddle_lock:
+            scores = self._through(self._model.answer, loaded, self._model.options)
+            is_label = self._model.gives == "classes"
+            labels = scores[0, 0].numpy().astype(np.uint8) if is_label else best_classes(scores)
+            earlier = self._newest()
+            if earlier is not None:
+                earlier._scores = None
+            result = Result(self, loaded.image, labels, scores)
+            self._newest = weakref.ref(result)
+        return result
+
+    def _through(self, network: Network, loaded: _Loaded, options: InferenceOptions) -> paddle.Tensor:
+        """A network's answer at the image's own size, averaged as `options` say: [1, K, H, W]."""
+        if self._model.gives == "classes" and any(kind == "resize" for kind, _ in loaded.trans_info):
+            raise UsageError(
+                "expected an export whose answers can be resized, found one of class numbers: export with "
+                "output_op softmax"
+            )
+        scores = class_scores(network, as_tensor(loaded.input[np.newaxis]), options)
+        return undo_transforms(scores, loaded.trans_info, loaded.image.shape[:2])
+
+    def _scores(self, result: Result) -> paddle.Tensor:
+        """Those of a result [1, K, H, W], made anew where they are no longer kept."""
+        if self._model.gives == "classes":
+            raise UsageError(
+                "expected a model that gives probabilities, found an export of class numbers: export with "
+                "output_op softmax, or open the checkpoint"
+            )
+        scores = result._scores
+        if scores is None:
+            scores = self._through(self._model.answer, self._loaded(result.image, "the image"), self._model.options)
+        return scores
+
+    def _confidence(self, result: Result) -> np.ndarray:
+        with _paddle_lock:
+            scores = self._scores(result)
+            if self._model.gives == "probabilities":
+                return scores[0].numpy().max(axis=0)
+            return confidences(scores, self._model.options)
+
+    def _probabilities(self, result: Result) -> np.ndarray:
+        with _paddle_lock:
+            scores = self._scores(result)
+            if self._model.gives == "probabilities":
+                return scores[0].numpy()
+            return probabilities(scores, self._model.options)
+
+    def _attention(self, result: Result) -> Optional[dict[float, np.ndarray]]:
+        network = self._model.attention
+        if network is None:
+            return None
+        loaded = self._loaded(result.image, "the image")
+        with _paddle_lock, paddle.no_grad():
+            maps = self._through(network.attention, loaded, replace(self._model.options, average="logits"))[0].numpy()
+        return dict(zip(network.scales, maps))
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    image: np.ndarray  # uint8 [H, W, 3] RGB
+    input: np.ndarray  # float32 [3, h, w], as the transforms leave it
+    trans_info: list[Any]  # what they did to its size
+
+
+class Result:
+    """The answer to one image. What takes memory or time is made when it is first asked for.
+
+    Attributes:
+        labels: the number of every pixel's class, uint8 [H, W]; as `predict.py` gives it.
+        image: the image that was looked at, upright, uint8 [H, W, 3] RGB.
+        classes: their names and colours.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, image: np.ndarray, labels: np.ndarray, scores: Optional[paddle.Tensor]
+    ) -> None:
+        self.labels = labels
+        self.image = image
+        self.classes = segmenter.classes
+        self._segmenter = segmenter
+        self._scores = scores
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """The probability of every pixel's class, float32 [H, W].
+
+        Of the newest result it takes a moment, of an earlier one another run of the network.
+
+        Raises:
+            UsageError: the model is an export of class numbers.
+        """
+        return self._segmenter._confidence(self)
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """The probability of every class at every pixel, float32 [K, H, W]; made as `confidence` is."""
+        return self._segmenter._probabilities(self)
+
+    @cached_property
+    def attention(self) -> Optional[dict[float, np.ndarray]]:
+        """Scale -> how much of its answer was taken at every pixel, float32 [H, W] from 0 to 1; the rest came from the
+        next larger scale. That of the largest scale decides nothing.
+
+        It takes another run of the network, and is averaged over flips, scales and tiles as the answer is. None where
+        the model does not give it: `no_attention` says why.
+        """
+        return self._segmenter._attention(self)
+
+    @property
+    def no_attention(self) -> str:
+        """Why `attention` is None; empty where it is not."""
+        if self._segmenter._model.attention is not None:
+            return ""
+        return "an export holds the fused answer alone: open the checkpoint that it was made from"
+
+    def overlay(self, opacity: float = 0.4) -> Image.Image:
+        """The image with the colours of its classes over it, from 0 (the image alone) to 1 (colours alone)."""
+        if not 0 <= opacity <= 1:
+            raise UsageError(f"expected an opacity from 0 to 1, found {shown(opacity)}: correct it")
+        return Image.fromarray(overlay(self.image, self.labels, self._colors, 1 - opacity))
+
+    def save(self, path: Union[str, os.PathLike[str]]) -> None:
+        """Write the labels as a PNG whose numbers are those of the classes, shown in their colours.
+
+        Raises:
+            UsageError: another format, which would change the numbers.
+            DataError: it cannot be written.
+        """
+        if Path(path).suffix.lower() != ".png":
+            raise UsageError(
+                f"{path}: expected a name that ends in .png, which keeps the numbers of the classes: correct it; "
+                "overlay().save(...) writes pictures of any format"
+            )
+        write_atomically(Path(path), lambda file: pseudo_color(self.labels, self._colors).save(file, "PNG"))
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        buffer = io.BytesIO()
+        self.overlay().save(buffer, "PNG")
+        return buffer.getvalue()
+
+    @property
+    def _colors(self) -> list[int]:
+        return color_palette((), self.classes.colors)
+
+
+# --- Opening. ---
+
+
+def _recipe_and_weights(
+    path: Path, weights: Optional[Union[str, os.PathLike[str]]]
+) -> tuple[Path, Union[str, os.PathLike[str]]]:
+    """The recipe, and the weights, of what a segmenter was given."""
+    is_recipe = path.suffix.lower() in (".yml", ".yaml")
+    if weights is not None:
+        return path / _RECIPE if path.is_dir() else path, weights
+    if is_recipe:
+        raise UsageError(
+            f'{path}: expected weights with this recipe, found none: Segmenter("{path}", "model.pdparams"), or give '
+            "the folder of a checkpoint"
+        )
+    if not path.exists():
+        raise DataError(
+            f"{path}: expected the folder of a checkpoint or of an export, found nothing of this name; correct the path"
+        )
+
+    file = weight_file(path)
+    recipe = file.with_name(_RECIPE)
+    if not recipe.is_file():
+        raise UsageError(
+            f"{path}: expected {_RECIPE} beside the weights, as train.py writes it, found none: give their recipe "
+            f'first: Segmenter("recipe.yml", "{path}")'
+        )
+    return recipe, path
+
+
+def _built(
+    recipe: Path,
+    weights: Union[str, os.PathLike[str]],
+    engine: str,
+    precision: str,
+    averaging: dict[str, Any],
+    opts: Iterable[str],
+) -> _Model:
+    chosen = [f"test_config.{name}={value}" for name, value in averaging.items()]
+    config = load_config(recipe, [*opts, *chosen, *["test_config.aug_eval=true"] * bool(chosen)])
+    network, _ = builder.open_network(config, os.fspath(weights), backend=engine, precision=precision)
+    return _Model(
+        answer=network,
+        gives="logits",
+        attention=network,
+        transforms=fused(builder.build_transforms(builder.inference_transforms(config))),
+        options=InferenceOptions.from_test_config(config.test_config),
+        classes=builder.classes(config),
+        max_pixels=config.max_image_pixels,
+    )
+
+
+def _exported(folder: Path, averaging: dict[str, Any]) -> _Model:
+    deployment = read_deployment(folder)
+    gives = {"argmax": "classes", "softmax": "probabilities"}.get(deployment.output_op, "logits")
+    if averaging and gives == "classes":
+        raise UsageError(
+            f"{folder}: expected an export that can be averaged over scales and flips, found one of class numbers: "
+            "export with output_op none, or leave them out"
+        )
+    try:
+        spec = InferenceSpec(aug_eval=bool(averaging), **averaging)
+    except ValidationError:
+        found = shown(averaging["scales"])
+        raise UsageError(f"expected scales from 1/16 to 16, found {found}: correct them") from None
+    predictor = load_predictor(folder)
+
+    def answer(image: paddle.Tensor) -> paddle.Tensor:
+        if min(image.shape[-2:]) < _SMALLEST:  # Paddle would end the process
+            raise DataError(
+                f"expected an image of at least {_SMALLEST} pixels each way, found one of {image.shape[-1]}x"
+                f"{image.shape[-2]}: enlarge or remove it"
+            )
+        found = predictor(image.numpy())
+        return as_tensor(found[:, np.newaxis].astype(np.float32) if gives == "classes" else found)
+
+    specs = [TypeAdapter(AnyTransform).validate_python(entry) for entry in deployment.transforms]
+    return _Model(
+        answer=answer,
+        gives=gives,
+        attention=None,
+        transforms=fused(builder.build_transforms(specs, where=f"{folder / DEPLOY_FILE}: transforms")),
+        options=InferenceOptions.from_test_config(spec),
+        classes=_classes_of(deployment),
+        size=(deployment.input_shape[2], deployment.input_shape[3]),
+    )
+
+
+def _classes_of(deployment: Deployment) -> Classes:
+    """As `deploy.yaml` has them; numbers as names where it is of another program."""
+    names, colors = deployment.class_names, deployment.class_colors
+    known = Classes.numbered(len(names) or 256, deployment.ignore_index)
+    return replace(
+        known,
+        names=tuple(names) or known.names,
+        colors=tuple((r, g, b) for r, g, b in colors) if len(colors) == len(known.names) else known.colors,
+    )
