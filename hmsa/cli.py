@@ -53,6 +53,13 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
         print("interrupted", file=sys.stderr)
         ranks.fail("interrupted", certain=True)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        ranks.fail(f"{type(error).__name__}: {error}", certain=True)
+        if (error.name or "hmsa").partition(".")[0] == "hmsa":
+            raise
+        said = f"error: expected the package {error.name}, found none: hmsa doctor says what to install"
+        print(said, file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
         ranks.fail(f"{type(error).__name__}: {error}", certain=False)
         raise

@@ -27,6 +27,7 @@ from typing import Callable
 from hmsa import cli
 from hmsa.errors import UsageError, suggest
 from hmsa.inference.backends import BACKENDS, CONVERTERS
+from hmsa.system.version import PADDLE
 
 REQUIRED = (
     "paddleseg numpy opencv-python pillow pydantic pyyaml packaging visualdl rich tqdm matplotlib requests filelock "
@@ -296,7 +297,7 @@ class Check:
 
 PADDLE_PAGE = "https://www.paddlepaddle.org.cn/en/install/quick"
 REINSTALL = (
-    'install a tested Paddle: on a CPU pip install "paddlepaddle>=2.6.2,<3.4"; for GPUs the paddlepaddle-gpu that fits '
+    f'install a tested Paddle: on a CPU pip install "{PADDLE}"; for GPUs the paddlepaddle-gpu that fits '
     f"your CUDA version, as {PADDLE_PAGE} says"
 )
 CHECKS = {
@@ -378,7 +379,8 @@ def run_checks(names: Sequence[str] = ()) -> int:
     for name in dict.fromkeys((*first, *(names or CHECKS))):
         check = CHECKS[name]
         if lacking and name not in first:
-            status, said = SKIPPED, f"needs {', '.join(lacking)}"
+            others = f" and {len(lacking) - 1} more that are missing" if len(lacking) > 1 else ", which is missing"
+            status, said = SKIPPED, f"needs {lacking[0]}{others}"
         else:
             status, said = outcome(cli.command(*HERE, name), check.seconds)
         line, *others = said.splitlines() or [""]

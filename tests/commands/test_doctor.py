@@ -15,6 +15,7 @@ import pytest
 
 from hmsa.commands import doctor
 from hmsa.system import environment
+from hmsa.system.version import PADDLE
 
 SCRIPT = Path(__file__).parents[2] / "tools/doctor.py"
 
@@ -198,7 +199,7 @@ def test_without_paddle_the_remedy_is_paddle_alone(tmp_path):
     (only,) = advice
     assert only.startswith('to do: install a tested Paddle: on a CPU pip install "paddlepaddle>=')
     assert "FAILED   paddle       none is installed" in said
-    assert "skipped  images       needs Paddle" in said
+    assert "skipped  images       needs Paddle, which is missing\n" in said
 
 
 def test_without_any_package_it_still_says_what_to_do(tmp_path):
@@ -208,6 +209,12 @@ def test_without_any_package_it_still_says_what_to_do(tmp_path):
     assert set(outcomes.values()) == {"skipped"}
     assert len(advice) == 2
     assert "missing: numpy, " in said
+    assert "skipped  training     needs numpy and 7 more that are missing\n" in said
+
+
+def test_the_paddle_that_is_asked_for_is_that_of_the_package():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'cpu = ["{PADDLE}"]' in text
 
 
 def test_a_single_check_says_what_it_lacks(monkeypatch, capsys):

@@ -142,6 +142,14 @@ def test_completion(shell: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         assert answer.stdout.split() == ["--learning_rate"]
 
 
+def test_a_package_that_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "yaml.py").write_text("raise ModuleNotFoundError('No module named yaml', name='yaml')")
+    paths = os.pathsep.join((str(tmp_path), str(ROOT)))
+    result = run("train", "--config", "mscale_ocr_toy", folder=tmp_path, paths=Path(paths))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "error: expected the package yaml, found none: hmsa doctor says what to install\n"
+
+
 # --- Several processes. ---
 
 
