@@ -8,11 +8,12 @@ here imports what it names, so that a recipe is read without Paddle; `imported` 
 # ruff: noqa: RUF012 (pydantic copies defaults)
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, Optional
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from hmsa.config.fields import (
@@ -31,6 +32,7 @@ from hmsa.config.fields import (
     Positive,
     Probability,
     Scale,
+    Section,
     Size,
     Split,
     Text,
@@ -272,17 +274,67 @@ class CityscapesAutolabelingSpec(Component):
     """What is done to every image, in this order."""
 
 
+def _check_pattern(pattern: str) -> str:
+    if pattern.count("*") != 1 or set(pattern) & set("/\\?[]"):
+        raise ValueError('a file\'s name with one * in it and no folder, such as "*_mask.png"')
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
+
+
+class SplitSpec(Section):
+    """Which share of the images of a folder is for evaluation and for a test, drawn by a seed."""
+
+    val: Fraction = 0.2
+    """Share of the images to evaluate on."""
+    test: Fraction = 0.0
+    """Share of the images that neither training nor evaluation sees."""
+    seed: Natural = 0
+    """Draws which they are; another seed draws others."""
+    group_by: Optional[Text] = None
+    """What keeps images on one side: folder, or a regular expression with one group that is alike in their names."""
+
+    @field_validator("group_by")
+    @classmethod
+    def _check_group(cls, group_by: Optional[str]) -> Optional[str]:
+        try:
+            groups = 1 if group_by in (None, "folder") else re.compile(group_by).groups
+        except re.error:
+            groups = 0
+        if groups != 1:
+            raise ValueError('folder, null, or a regular expression with one (group), such as "^([^_]+)_"')
+        return group_by
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> SplitSpec:
+        if self.val + self.test >= 1:
+            raise ValueError("given with val and test that leave a share to train on (val + test below 1)")
+        return self
+
+
 class ListDatasetSpec(Component):
-    """Images and labels named in lists, under PaddleSeg's name and keys; reading adds the `mode` of the section."""
+    """Images and labels named in lists, under PaddleSeg's name and keys, or in folders; reading adds the `mode` of
+    the section."""
 
     dataset_root: Text = "."
-    """Folder that the names in the lists start in, relative to where the command runs."""
+    """Folder that names in lists and folders start in, relative to where the command runs."""
     train_path: Optional[str] = None
     """List of the images to train on: an image and its label on each line."""
     val_path: Optional[str] = None
     """List of the images to evaluate on."""
     test_path: Optional[str] = None
     """List of images, which need no labels."""
+    image_dir: Optional[Text] = None
+    """Folder of images, in place of lists, with all folders below; from dataset_root, or absolute."""
+    label_dir: Optional[Text] = None
+    """Folder of the labels, with the same folders below."""
+    image_pattern: Pattern = "*"
+    """What images are called; the * stands for what an image and its label share."""
+    label_pattern: Pattern = "*"
+    """What labels are called, such as "*_mask.png"."""
+    split: Optional[SplitSpec] = None
+    """Which images of the folder are trained on and which are not; a section reads those of its mode, without it all."""
     num_classes: Optional[ClassCount] = None
     """How many classes there are, which must be model.num_classes."""
     mode: Split
@@ -299,12 +351,25 @@ class ListDatasetSpec(Component):
     edge: Literal[False] = Field(default=False, exclude=True)
     """PaddleSeg's key for networks that take edges, which this is not."""
 
+    @model_validator(mode="after")
+    def _check_folders(self) -> ListDatasetSpec:
+        if (self.image_dir is None) != (self.label_dir is None):
+            raise ValueError("given with both image_dir and label_dir")
+        lists = (self.train_path, self.val_path, self.test_path, self.separator)
+        if self.image_dir and lists != (None,) * 4:
+            raise ValueError("given with lists (train_path, ...) or with folders (image_dir, ...), not with both")
+        if not self.image_dir and (self.split or self.image_pattern != "*" or self.label_pattern != "*"):
+            raise ValueError("given with image_dir and label_dir, without which split and patterns have no effect")
+        if self.split and self.mode in ("val", "test") and not getattr(self.split, self.mode):
+            raise ValueError(f"given with a split.{self.mode} above 0, as mode is {self.mode}")
+        return self
+
 
 AnyDataset = Annotated[Any, of_kind("dataset", UncheckedDatasetSpec)]
 
 DATASETS: Table = {
     "CityscapesAutolabeling": (CityscapesAutolabelingSpec, "hmsa.datasets.cityscapes:CityscapesAutolabeling"),
-    "Dataset": (ListDatasetSpec, "hmsa.datasets.lists:ListDataset"),
+    "Dataset": (ListDatasetSpec, "hmsa.datasets.folders:own_dataset"),
 }
 
 

@@ -224,6 +224,8 @@ PACKAGE = ROOT / "hmsa"
 NAMED_ELSEWHERE = {
     "config/reference.py": "a command on the page that it writes",
     "datasets/cityscapes.py": "commands of tools, whole, to be copied",
+    "datasets/kinds.py": "a command, whole, to be copied",
+    "draft.py": "in the text of a recipe",
     "distributed/ranks.py": "a flag of Paddle's launcher, in a comment",
 }
 

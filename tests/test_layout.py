@@ -15,7 +15,7 @@ FLOORS = [
     {"distributed", "visualize"},
     {"weights", "datasets", "losses", "metrics", "optim"},
     {"inference"},
-    {"builder", "engine", "deploy", "report"},
+    {"builder", "draft", "engine", "deploy", "report"},
     {"segmenter"},
     {"hmsa", "cli", "toy"},
     {"commands", "__main__"},

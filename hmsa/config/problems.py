@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from hmsa.components import IMAGENET, KINDS, RANDOM, NetworkSpec, checked_specs
+from hmsa.components import IMAGENET, KINDS, RANDOM, ListDatasetSpec, NetworkSpec, SplitSpec, checked_specs
 from hmsa.config import dialect
 from hmsa.config.fields import MAX_CLASSES_WITH_VALUES, Section
 from hmsa.config.schema import (
@@ -105,6 +107,8 @@ def _section_at(location: Sequence[Any], tree: Any) -> type[Section]:
         return Config
     if location[0] in SECTIONS and (len(location) == 1 or isinstance(location[1], int)):
         return SECTIONS[location[0]]
+    if location[-1] == "split":
+        return SplitSpec
     for part in location:
         tree = tree.get(part) if isinstance(tree, dict) else tree[part]
     name = tree.get("type") if isinstance(tree, dict) else None
@@ -125,6 +129,7 @@ def problems_between_sections(config: Config) -> Iterator[tuple[str, str]]:
         if getattr(config, name):
             yield from _problems_of_dataset(config, name, getattr(config, name))
             yield from _problems_of_transforms(name, getattr(config, name).transforms)
+    yield from _problems_of_folders(config.train_dataset, config.val_dataset)
     if config.train_dataset:
         yield from _problems_with_labels(config, config.train_dataset)
     yield from _problems_of_weights(config)
@@ -203,6 +208,46 @@ def _problems_of_dataset(config: Config, name: str, spec: Any) -> Iterator[Any]:
         yield f"{name}.mode", f"to be {right}, found {shown(spec.mode)}, whose images are {use}: set it to {right}"
     if not training and getattr(spec, "add_val", False):
         yield f"{name}.add_val", "in train_dataset alone, found it where it has no effect: remove it"
+
+
+def _problems_of_folders(train: Any, val: Any) -> Iterator[tuple[str, str]]:
+    """Images that would be both trained on and evaluated on."""
+    if not all(isinstance(spec, ListDatasetSpec) and spec.image_dir for spec in (train, val)):
+        return
+    roots = [Path(os.path.abspath(Path(spec.dataset_root) / spec.image_dir)) for spec in (train, val)]  # noqa: PTH100
+    if roots[0] != roots[1] and roots[0] not in roots[1].parents and roots[1] not in roots[0].parents:
+        return
+    if roots[0] != roots[1]:
+        yield (
+            "val_dataset.image_dir",
+            f"to lie beside train_dataset.image_dir, as all folders below are searched, found {shown(val.image_dir)} "
+            f"and {shown(train.image_dir)}, one in the other: name the inner folders, or one with a split in both",
+        )
+    elif train.split is None and val.split is None:
+        if _meet(train.image_pattern, val.image_pattern):
+            yield (
+                "val_dataset.split",
+                "to say which images are evaluated on, as train_dataset has the same image_dir, found nothing: write "
+                "split: {val: 0.2} into both",
+            )
+    elif (train.split, train.image_pattern) != (val.split, val.image_pattern):
+        yield (
+            "val_dataset.split",
+            f"and image_pattern to be those of train_dataset, which has the same image_dir, found {_split(val)} and "
+            f"{_split(train)}: write the same into both",
+        )
+
+
+def _split(spec: ListDatasetSpec) -> str:
+    return f"{spec.split.model_dump() if spec.split else 'no split'} of {shown(spec.image_pattern)}"
+
+
+def _meet(pattern: str, other: str) -> bool:
+    """Whether a name may fit both patterns, each with one `*`."""
+    (start, _, end), (other_start, _, other_end) = pattern.partition("*"), other.partition("*")
+    return (start.startswith(other_start) or other_start.startswith(start)) and (
+        end.endswith(other_end) or other_end.endswith(end)
+    )
 
 
 def _problems_of_transforms(name: str, transforms: Sequence[Any]) -> Iterator[Any]:

@@ -27,6 +27,9 @@ CLASSES = Classes(
 LABEL_IDS: frozenset[int] = frozenset(label.id % 256 for label in _labels)
 """Every value a label-id image may hold."""
 
+COLORS: frozenset[tuple[int, int, int]] = frozenset(label.color for label in _labels)
+"""Every colour of an image in colours."""
+
 LABEL_ID_TO_TRAIN_ID = np.full(256, CLASSES.ignore_index, np.uint8)
 """uint8 [256]: label id -> train id; 255 where the label is no class."""
 

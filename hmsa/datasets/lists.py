@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+import csv
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 
 from hmsa.datasets.dataset import Pair, SegmentationDataset
-from hmsa.datasets.images import IMAGE_FORMATS, read_bytes
+from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, read_bytes
 from hmsa.errors import DataError, UsageError, shown
 
 MAX_PROBLEMS = 20
@@ -27,7 +29,8 @@ class ListDataset(SegmentationDataset):
     `mode` chooses the list, and whether the samples are shuffled and their labels transformed along ("train") or
     neither; "test" needs no labels. Any blanks stand between the two paths, or exactly `separator`. Paths with blanks
     are understood where just one way to divide the line gives two files. Empty lines and those that start with # are
-    passed over.
+    passed over, as is what follows blanks and #. A list named .csv, or with the separator ",", may have quotes, and a
+    first line of titles; columns behind the second are passed over.
 
     Args:
         common: what every data set takes, see `SegmentationDataset`.
@@ -50,7 +53,10 @@ class ListDataset(SegmentationDataset):
     ) -> None:
         given = {"train": train_path, "val": val_path, "test": test_path}[mode]
         if given is None:
-            raise UsageError(f"expected {mode}_path to name a list, as mode is {mode}, found nothing: add it")
+            raise UsageError(
+                f"expected {mode}_path to name a list, as mode is {mode}, found nothing: add it, or image_dir and "
+                "label_dir"
+            )
         root = Path(dataset_root)
         if not root.is_dir():
             raise DataError(f"{root} should be the folder of the data set, but is none: correct dataset_root")
@@ -65,10 +71,14 @@ class ListDataset(SegmentationDataset):
 def listed_pairs(path: Path, root: Path, *, separator: Optional[str], labelled: bool) -> list[Pair]:
     """The pairs of a list, see `ListDataset`; a label may be missing unless the list is `labelled`."""
     pairs, problems = [], []
-    for number, line in read_list(path, root):
-        text = line.strip(_BLANKS)
+    lines = [(number, line.strip(_BLANKS)) for number, line in read_list(path, root)]
+    is_csv = separator == "," or (separator is None and path.suffix.lower() == ".csv")
+    if is_csv:
+        separator = _comma([text for _, text in lines])
+        lines = lines[1:] if lines and _is_title(lines[0][1], root, separator) else lines
+    for number, text in lines:
         try:
-            pairs.append(_pair(text, root, separator, labelled))
+            pairs.append(_pair(text, root, separator, labelled, is_csv))
         except ValueError as error:
             problems.append(f"{path}, line {number}: expected {error}, in {shown(text)}")
     if problems:
@@ -78,6 +88,29 @@ def listed_pairs(path: Path, root: Path, *, separator: Optional[str], labelled: 
     if not pairs:
         raise DataError(f"{path} should name an image{' and its label' * labelled} on each line, but names none")
     return pairs
+
+
+def _comma(lines: Sequence[str]) -> str:
+    """What divides the columns of a CSV: a semicolon where programs write that for a comma, as in some languages."""
+    return ";" if lines and not any("," in line for line in lines) and ";" in lines[0] else ","
+
+
+def _is_title(line: str, root: Path, separator: str) -> bool:
+    """Whether a CSV's first line holds titles: neither files nor what would be called like an image."""
+    fields = []
+    with contextlib.suppress(ValueError):  # as `_pair` says
+        fields = _columns(line, separator)
+    return len(fields) > 1 and not any(
+        is_file(with_slashes(root, field)) or field.lower().endswith(IMAGE_SUFFIXES) for field in fields
+    )
+
+
+def _columns(text: str, separator: str) -> list[str]:
+    try:
+        fields = next(csv.reader([text], delimiter=separator, skipinitialspace=True))
+    except csv.Error as error:
+        raise ValueError(f"columns divided by {separator!r}, found that {error}") from error
+    return [field.strip(_BLANKS) for field in fields]
 
 
 def _check_files(path: Path, pairs: Sequence[Pair]) -> None:
@@ -92,10 +125,14 @@ def _check_files(path: Path, pairs: Sequence[Pair]) -> None:
         )
 
 
-def _pair(text: str, root: Path, separator: Optional[str], labelled: bool) -> Pair:
+def _pair(text: str, root: Path, separator: Optional[str], labelled: bool, is_csv: bool) -> Pair:
     """ValueError says what was expected, and what was found."""
     try:
-        image, label = _divided(text, root, separator, labelled)
+        if is_csv and separator:
+            image, label = [*_columns(text, separator), ""][:2]
+            label = label or None
+        else:
+            image, label = _divided(_without_comment(text, root, separator, labelled), root, separator, labelled)
         paths = [with_slashes(root, part) for part in (image, label) if part is not None]
         if not _is_utf8(text) and not all(map(is_file, paths)):
             raise ValueError("files of these names, found none")
@@ -107,6 +144,17 @@ def _pair(text: str, root: Path, separator: Optional[str], labelled: bool) -> Pa
         by = "blanks (or set separator)" if separator is None else repr(separator)
         raise ValueError(f"an image and its label, divided by {by}, found one name")
     return str(paths[0]), str(paths[1]) if label is not None else None
+
+
+def _without_comment(text: str, root: Path, separator: Optional[str], labelled: bool) -> str:
+    """A line before a blank and #, unless it names files that have them in their names."""
+    before = [text[: comment.start()] for comment in re.finditer(f"[{_BLANKS}]+#", text)]
+    for candidate in (text, *reversed(before)) if before else ():
+        with contextlib.suppress(ValueError):
+            parts = [part for part in _divided(candidate, root, separator, labelled) if part is not None]
+            if len(parts) > labelled and all(is_file(with_slashes(root, part)) for part in parts):
+                return candidate
+    return before[0] if before else text
 
 
 def _divided(text: str, root: Path, separator: Optional[str], labelled: bool) -> tuple[str, Optional[str]]:

@@ -78,7 +78,7 @@ def prepare() -> None:
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", path)
     if not _has_omp_setting():
         # OMP_NUM_THREADS would do the same, but with a warning of Paddle's.
-        os.environ.setdefault("MKL_NUM_THREADS", str(max(1, _cores() // _processes_here())))
+        os.environ.setdefault("MKL_NUM_THREADS", str(max(1, cores() // _processes_here())))
     os.environ.setdefault("GLOG_minloglevel", "2")
 
     import cv2
@@ -153,7 +153,7 @@ def is_tested(found: Optional[str]) -> bool:
     return Version(TESTED_PADDLES[0]).release <= release <= Version(TESTED_PADDLES[-1]).release
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

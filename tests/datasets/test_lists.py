@@ -50,6 +50,7 @@ def found(data: ListDataset) -> list[tuple[str, str | None]]:
         "\n".join(LINES).replace(" ", "\t"),
         "\n".join(f"  {line}\t" for line in LINES).replace(".jpg ", ".jpg  \t "),
         "\n".join(LINES).replace("/", "\\"),
+        f"{LINES[0]} # by night\n{LINES[1]}\t#\n{LINES[2]}",
     ],
 )
 def test_lists_as_people_write_them(root, content):
@@ -79,6 +80,42 @@ def test_names_with_blanks_are_told_apart_by_the_files_there_are(root):
         (root / name).touch()
     with pytest.raises(DataError, match="found 3 words and several ways to divide them into two files"):
         dataset(root, "a b c")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\n".join(LINES).replace(" ", ","),
+        "image,mask\n" + "\n".join(LINES).replace(" ", " , "),
+        '\ufeff"image","mask","by"\r\n' + "\r\n".join(f'"{a}","{b}","Ann, Bob"' for a, b in PAIRS),
+        "image;mask\n" + "\n".join(LINES).replace(" ", ";"),
+        "# by Ann\n" + "\n".join(LINES).replace(" ", ","),
+    ],
+)
+def test_csv_as_programs_write_it(root, content):
+    (root / "list.csv").write_text(content, encoding="utf-8")
+    assert found(dataset(root, "", train_path="list.csv")) == PAIRS
+    if ";" not in content:
+        assert found(dataset(root, content, separator=",")) == PAIRS
+
+
+def test_a_csv_s_first_line_is_no_title_where_it_is_called_like_an_image(root):
+    with pytest.raises(DataError, match=r"gone\.jpg, .*gone\.png; correct the list or dataset_root"):
+        dataset(root, f"gone.jpg,gone.png\n{LINES[0].replace(' ', ',')}", separator=",")
+    with pytest.raises(
+        DataError, match=r"list\.txt, line 2: expected an image and its label, divided by ',', found one"
+    ):
+        dataset(root, "image,mask\nimages/p0.jpg\n", separator=",")
+
+
+def test_names_with_commas_quotes_and_signs_of_comments(root):
+    names = ["a, b.jpg", 'a "b".png', "a #1.jpg", "b #1.png"]
+    for name in names:
+        (root / name).write_bytes(encoded(PICTURE, "JPEG"))
+    text = '"a, b.jpg","a ""b"".png"\n"a #1.jpg",b #1.png'
+    assert [Path(name).name for pair in dataset(root, text, separator=",").pairs for name in pair if name] == names
+    pairs = dataset(root, "a #1.jpg b #1.png # by night\na #1.jpg\tb #1.png").pairs
+    assert [Path(name).name for pair in pairs for name in pair if name] == names[2:] * 2
 
 
 def test_every_bad_line_is_named_at_once(root):

@@ -42,7 +42,7 @@ def no_threads_set(monkeypatch):
     for name in ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "PADDLE_LOCAL_SIZE", "PADDLE_TRAINERS_NUM"):
         monkeypatch.setenv(name, "")  # noted, so that it is put back
         monkeypatch.delenv(name)
-    monkeypatch.setattr(environment, "_cores", lambda: 8)
+    monkeypatch.setattr(environment, "cores", lambda: 8)
 
 
 @pytest.mark.usefixtures("no_threads_set")
@@ -83,7 +83,7 @@ def test_one_thread_unless_prepared():
 
 def test_the_cores_are_those_this_process_may_use(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
-    assert environment._cores() == 3
+    assert environment.cores() == 3
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ print((cv2.imdecode(cv2.imencode(".png", pattern)[1], cv2.IMREAD_COLOR) == patte
 def test_the_library_prepares_as_the_scripts_do():
     """Threads, matrix path, a PNG decoder that works with Paddle 2.6, and nothing said."""
     code = f"import hmsa; hmsa.build_model(hmsa.load_config(RECIPE))\n{SHOW}"
-    cores = str(environment._cores())
+    cores = str(environment.cores())
     assert run_python(code) == ([f"{cores} {cores} 1", "True 2", "True"], "")
 
 
@@ -223,7 +223,7 @@ from hmsa.system.environment import threads
 print(threads(), os.environ.get("MKL_DEBUG_CPU_TYPE") == amd_matrix_path())
 """
     (line,), said = run_python(code, **given)
-    assert line == f"{1 if given else environment._cores()} True"
+    assert line == f"{1 if given else environment.cores()} True"
     late = "warning: expected hmsa or cv2 to be imported before Paddle 2, found Paddle loaded: reading PNG files can "
     assert said == (f"{late}crash\n" if environment.paddle_version().startswith("2.") else "")
 
@@ -231,7 +231,7 @@ print(threads(), os.environ.get("MKL_DEBUG_CPU_TYPE") == amd_matrix_path())
 @pytest.mark.parametrize("given", [{}, {"OMP_NUM_THREADS": "1"}])
 def test_what_the_launcher_sets_is_no_setting_of_the_users(given):
     """It loads Paddle, which sets OMP_NUM_THREADS to 1, before it starts the processes."""
-    rank = "from hmsa.system import environment as e; e._cores = lambda: 8; e.prepare(); print(e.threads())"
+    rank = "from hmsa.system import environment as e; e.cores = lambda: 8; e.prepare(); print(e.threads())"
     code = f"""
 import os, subprocess, sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
