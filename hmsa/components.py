@@ -334,7 +334,7 @@ class ListDatasetSpec(Component):
     label_pattern: Pattern = "*"
     """What labels are called, such as "*_mask.png"."""
     split: Optional[SplitSpec] = None
-    """Which images of the folder are trained on and which are not; a section reads those of its mode, without it all."""
+    """Which images of the folder are trained on; a section reads those of its mode, and without this all."""
     num_classes: Optional[ClassCount] = None
     """How many classes there are, which must be model.num_classes."""
     mode: Split

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -90,11 +89,10 @@ def test_help_and_wrong_flags_do_not_wait_for_heavy_packages(name: str, flag: st
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_the_help_says_every_default(name: str) -> None:
     parser = commands.parser_of(name)
-    text = " ".join(parser.format_help().split())
+    formatter = parser._get_formatter()
     for action in parser._actions:
         if action.default not in (None, False, []) and action.default is not argparse.SUPPRESS and action.help:
-            (about,) = re.findall(rf"{action.option_strings[-1]} .*?(?= --|$)", text)[-1:]
-            assert "default" in about, about
+            assert "default" in formatter._expand_help(action), action.option_strings
 
 
 @pytest.mark.parametrize(
