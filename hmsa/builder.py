@@ -167,12 +167,19 @@ def _plain(value: int | list[int]) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def build_dataset(config: Config, split: Literal["train", "val"]) -> SegmentationDataset:
-    """`train_dataset` (shuffled, labels transformed along) or `val_dataset` (in order, labels as they are)."""
+def build_dataset(
+    config: Config, split: Literal["train", "val"], *, missing_files: bool = False
+) -> SegmentationDataset:
+    """`train_dataset` (shuffled, labels transformed along) or `val_dataset` (in order, labels as they are).
+
+    Args:
+        missing_files: whether a list may name files that are not there, for who tells of them himself.
+    """
     section = f"{split}_dataset"
     (spec,), where = config.require(section), config.where(section)
     found = _find("dataset", spec.type, where)
     training = split == "train"
+    skips = missing_files or (training and config.on_bad_sample == "skip")
 
     options = arguments(spec)
     if options.get("num_classes", 0) is None:
@@ -181,7 +188,7 @@ def build_dataset(config: Config, split: Literal["train", "val"]) -> Segmentatio
         "transforms": build_transforms(spec.transforms, where=config.where(f"{section}.transforms")),
         "seed": config.seed,
         # An evaluation that leaves images out would be no score.
-        "bad_sample_limit": config.bad_sample_limit if training and config.on_bad_sample == "skip" else None,
+        "bad_sample_limit": config.bad_sample_limit if skips else None,
         "max_image_pixels": config.max_image_pixels,
         "classes": classes(config, spec),
     }

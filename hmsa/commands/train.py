@@ -131,6 +131,8 @@ def build_trainer(
 ) -> Trainer:
     """The run, at its beginning or for a checkpoint whose state is `state`; its log says how it differs from that."""
     from hmsa import builder
+    from hmsa.datasets.findings import warnings_before_training
+    from hmsa.distributed import ranks
     from hmsa.engine import checkpoint
     from hmsa.engine.log import open_log
     from hmsa.engine.train import Trainer
@@ -140,6 +142,9 @@ def build_trainer(
     save_dir, with_val = Path(args.save_dir), evaluates(args, config)
     dataset = builder.build_dataset(config, "train")
     val_dataset = builder.build_dataset(config, "val") if with_val else None
+    datasets = {"train": dataset, **({"val": val_dataset} if val_dataset else {})}
+    new = not (resume_from or args.plan_memory)
+    remarks = ranks.decided_by_main(lambda: warnings_before_training(datasets)) if new else []
     model = builder.build_model(config)
 
     log = open_log(
@@ -151,7 +156,7 @@ def build_trainer(
         log.line(line)
     if args.resume_model and not resume_from:
         log.line(f"no checkpoint in {save_dir}: a new run starts")
-    for remark in config.remarks() if with_val else ():
+    for remark in [*remarks, *(config.remarks() if with_val else ())]:
         log.line(f"warning: {remark}")
 
     if not resume_from:

@@ -24,9 +24,13 @@ from hmsa.errors import DataError
 
 _CREAM = (224, 224, 192)  # between things in Pascal VOC's masks
 _FEW_PIXELS = 0.002  # share of a value that may be one of smoothed edges
-_MANY_VALUES = 8  # from which on edges are looked for
-_THIN, _EDGE = 11, 5  # pixels across, below which a region is a border, or an edge
+_MANY_VALUES, _MANY_NUMBERS = 8, 40  # from which on edges are looked for, and where they are 0, 1, 2, ...
+_THIN, _EDGE, _WIDE_EDGE = 11, 5, 9  # pixels across, below which a region is a border, or an edge
 _NAMES = {tuple(ImageColor.getrgb(name)): name for name in sorted(ImageColor.colormap)}
+
+
+class SmoothedError(DataError):
+    """Masks hold values that lie at edges alone."""
 
 
 # --- What they hold ---
@@ -64,7 +68,7 @@ def look(paths: Sequence[str], max_pixels: Optional[int] = None) -> Found:
         in_colors = any(mask.ndim == 3 for mask in _read(paths, max_pixels, colors=False))
     found = Found(channels=any(mode not in ("L", "P", "I", "I;16", "1") for mode, _ in modes))
     for path, mask in zip(paths, _read(paths, max_pixels, colors=in_colors)):
-        counts = _counts(mask)
+        counts = counts_of(mask)
         found.pixels.update(counts)
         found.of_mask[path] = frozenset(counts)
         for value in found.of_mask[path] & {255, _CREAM}:
@@ -96,7 +100,8 @@ def _mode(path: str) -> tuple[str, Optional[tuple[tuple[int, int, int], ...]]]:
         return "L", None
 
 
-def _counts(mask: np.ndarray) -> dict[Value, int]:
+def counts_of(mask: np.ndarray) -> dict[Value, int]:
+    """Pixels of each value of a mask as `read_mask` gives it."""
     if mask.ndim == 2 and mask.dtype == np.uint8:
         counts = np.bincount(mask.ravel(), minlength=256)
         return {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
@@ -228,19 +233,20 @@ def _cityscapes(found: Found, values: Sequence[Value]) -> Optional[Kind]:
 
 
 def _check_edges(found: Found, values: Sequence[Value]) -> None:
-    """DataError if most of the values are those of smoothed edges."""
+    """SmoothedError if most of the values are those of smoothed edges."""
     rare = [value for value in values if found.share(value) < _FEW_PIXELS]
-    if len(values) <= _MANY_VALUES or len(rare) < len(values) / 2 or list(values) == list(range(len(values))):
+    few = len(values) <= _MANY_VALUES or (len(values) <= _MANY_NUMBERS and list(values) == list(range(len(values))))
+    if few or len(rare) < len(values) / 2:
         return
     paths = found.holding(*rare)[:5]
     masks = list(_read(paths, None, colors=found.in_colors))
-    inside = _inside(masks, rare, _EDGE)
-    pixels = sum(count for mask in masks for value, count in _counts(mask).items() if value in set(rare))
+    inside = _inside(masks, rare, _EDGE if len(values) <= MAX_CLASSES_WITH_VALUES else _WIDE_EDGE)
+    pixels = sum(count for mask in masks for value, count in counts_of(mask).items() if value in set(rare))
     if inside > 0.05 * pixels:
         return
     main = [value for value in values if value not in rare]
     shown = ", ".join(map(_shown, main[:8]))
-    raise DataError(
+    raise SmoothedError(
         f"the masks should hold a value for each class, but they hold {len(values)}, of which {len(rare)} lie at edges "
         f"alone, as after smoothing, resizing or JPEG (the others are {shown}): export them anew without smoothing "
         "(anti-aliasing) and resize them with nearest neighbour; or write the classes and their colours into a file (a "

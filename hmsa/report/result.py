@@ -18,8 +18,10 @@ from paddle.version import full_version as PADDLE_VERSION
 from rich.console import Console
 from rich.table import Column, Table
 
+from hmsa.errors import printable
 from hmsa.metrics import Metric
 from hmsa.system.version import VERSION
+from hmsa.weights.loading import listed
 
 _EARLIER_CURVES = {"mean_iou": "mIoU", "mean_iou_present": "mIoU_present", "pixel_accuracy": "accuracy"}
 """What the curves of some scores are called since before there were others."""
@@ -56,6 +58,25 @@ class Evaluation:
         titles = {name: title for metric in self.metrics for name, title in metric.titles.items()}
         return titles.get(score, score.replace("_", " ")).format(num_classes=len(self.class_names), **self.scores)
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of the scores should know of the labels, a sentence each."""
+        counts = self.scores.get("confusion_matrix")
+        if counts is None:
+            return []
+        true, predicted = counts.sum(axis=1) > 0, counts.sum(axis=0) > 0
+        remarks = []
+        absent = [name for name, there in zip(self.class_names, true | predicted) if not there]
+        if absent:
+            remarks.append(
+                f"neither in the labels nor predicted: {listed(absent)}; in a mean over all classes this counts as 0"
+            )
+        labelled = [name for name, there in zip(self.class_names, true) if there]
+        if len(labelled) < 2:
+            only = f"{labelled[0]} alone" if labelled else "ignored pixels alone"
+            remarks.append(f"the labels hold {only}, so that these scores say nothing: hmsa check-data finds out why")
+        return remarks
+
     def table(self) -> str:
         """Per-class and overall scores for a person to read, in percent."""
         columns = self._per_class()
@@ -69,8 +90,9 @@ class Evaluation:
 
         text = io.StringIO()
         Console(file=text, width=100, markup=False, emoji=False).print(table, summary)
+        remarks = "".join(f"{remark}\n" for remark in map(printable, self.remarks))
         cost = f"{self.seconds:.1f} s, peak memory {self.peak_memory_bytes / 2**30:.2f} GiB"
-        return f"{text.getvalue()}{self.images} images in {cost}"
+        return f"{text.getvalue()}{remarks}{self.images} images in {cost}"
 
     def to_json(self, *, config: dict[str, Any], weights_sha256: str) -> dict[str, Any]:
         """Everything for a program to read; scores are fractions, null where nothing can be said.
@@ -85,6 +107,7 @@ class Evaluation:
             **{name: _plain(value) for name, value in self.scores.items()},
             **per_class,
             "class_names": list(self.class_names),
+            "remarks": self.remarks,
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
             "weights_sha256": weights_sha256,
