@@ -38,8 +38,10 @@ def find(name: str, folder: str | Path = "") -> str:
 
 def advice(path: str) -> str:
     """What to do about a recipe that is not there."""
-    stem = path.removesuffix(".yml")
-    near = nearest(Path(stem).name, [Path(name).name for name in names()])
+    wanted = Path(path).name.removesuffix(".yml")
+    beside = {file.stem: str(file) for file in sorted(Path(path).parent.glob("*.yml"))} if "\0" not in path else {}
+    ships = {Path(name).name: f"{name}, which ships" for name in names()}
+    near = nearest(wanted, [*beside, *ships])
     if near:
-        return f"did you mean {next(name for name in names() if Path(name).name == near)}, which ships?"
+        return f"did you mean {beside.get(near) or ships[near]}?"
     return f"check the path, or name one that ships ({', '.join(name for name in names() if '/' not in name)})"

@@ -51,7 +51,8 @@ def json_schema() -> Schema:
     root = definitions.pop("Config")
     root["properties"]["model"] = {"kind": "model", "description": sentence(Config, "model")}
     del root["properties"]["_inherited_"]
-    whole = {"$schema": DRAFT, "title": "Recipe of hmsa", **root, "description": "Sizes are [width, height]."}
+    said = {"title": "Recipe of hmsa", "description": "Sizes are [width, height]."}
+    whole = {"$schema": DRAFT, **root, **said}
     whole = _tidied({**whole, "$defs": definitions})
 
     used = _used(whole, whole["$defs"])

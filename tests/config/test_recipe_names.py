@@ -72,6 +72,12 @@ def test_what_is_not_there(name: str, said: str) -> None:
     assert said in str(caught.value) or not name
 
 
+def test_one_that_lies_beside_is_near(folder: Path) -> None:
+    (folder / "my_recipe.yml").touch()
+    with pytest.raises(UsageError, match=r"my_recipes: .* found none: did you mean my_recipe\.yml\?"):
+        load_config("my_recipes")
+
+
 def test_every_recipe_has_a_name() -> None:
     names = recipes.names()
     assert "mscale_ocr_toy" in names and "_base_/cityscapes" in names
