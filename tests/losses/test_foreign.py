@@ -56,7 +56,7 @@ def test_each_loss_of_paddleseg_trains_or_is_refused(tmp_path, name, classes):
         assert name not in ALWAYS
         assert name not in OF_TWO_CLASSES or classes != 2
         expected = (
-            f"a.yml: loss.types.0: expected a loss on logits and labels that Paddle {paddle.__version__} can train"
+            f"opts: loss.types.0: expected a loss on logits and labels that Paddle {paddle.__version__} can train"
         )
         assert f"{expected} with, found {name}, which fails in a trial (" in str(error)
         assert str(error).endswith("BootstrappedCrossEntropyLoss, DiceLoss or another one")
