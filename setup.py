@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shim for tools that still call setup.py; everything is declared in pyproject.toml."""
+"""Which packages there are, as the recipes of configs/ become hmsa.recipes; all else is declared in pyproject.toml."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup()
+setup(
+    packages=[*find_packages(include=["hmsa*"]), "hmsa.recipes"],
+    package_dir={"hmsa.recipes": "configs"},
+    package_data={"hmsa.recipes": ["*.yml", "_base_/*.yml", "schema.json"]},
+)

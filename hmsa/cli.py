@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Iterable
+import sysconfig
+from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, Optional
 
 from hmsa.distributed import ranks
-from hmsa.errors import HmsaError, Interrupted, UsageError, show_anything
+from hmsa.errors import HmsaError, Interrupted, UsageError, nearest, printable, show_anything
 from hmsa.inference import backends
 
 if TYPE_CHECKING:
@@ -50,6 +53,13 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
         print("interrupted", file=sys.stderr)
         ranks.fail("interrupted", certain=True)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        ranks.fail(f"{type(error).__name__}: {error}", certain=True)
+        if (error.name or "hmsa").partition(".")[0] == "hmsa":
+            raise
+        said = f"error: expected the package {error.name}, found none: hmsa doctor says what to install"
+        print(said, file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
         ranks.fail(f"{type(error).__name__}: {error}", certain=False)
         raise
@@ -57,12 +67,41 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
     sys.exit(status)
 
 
+class _Help(argparse.HelpFormatter):
+    """Says every default, where the text does not."""
+
+    def _get_help_string(self, action: argparse.Action) -> Optional[str]:
+        none = any(action.default is value for value in (None, True, False, argparse.SUPPRESS)) or action.default == []
+        if none or not action.option_strings or "default" in (action.help or ""):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose texts are not empty."""
+    """A parser whose texts are not empty, whose help says defaults, and which knows what a wrong flag is near to."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**{"formatter_class": _Help, **options})
         self.register("type", None, _text)  # of flags that name no type
+        self._words: Sequence[str] = ()  # that it was given
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in the base class, but that what is not known is an error here, where the flags are known."""
+        self._words = sys.argv[1:] if args is None else list(args)
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        flags = {flag.lstrip("-"): flag for flag in self._option_string_actions}
+        given = (word.partition("=")[0] for word in self._words if word.startswith("--"))
+        wrong = [word for word in given if not any(flag.startswith(word) for flag in flags.values())]
+        for word in dict.fromkeys(wrong):
+            near = nearest(word.lstrip("-").replace("-", "_"), flags)
+            if near or word not in message:
+                message += f"; {word}: " + (f"did you mean {flags[near]}?" if near else "no such flag")
+        super().error(printable(message))
 
     def explained(self, error: HmsaError) -> str:
         """What an error says, and which flags of this command line it is about."""
@@ -76,6 +115,72 @@ def _text(text: str) -> str:
     return text
 
 
+# --- Commands in processes of their own. ---
+
+
+def command(name: str, *arguments: str) -> list[str]:
+    """The words that run a command of this package in this Python; see `environment_of_commands`."""
+    return [sys.executable, "-u", "-m", "hmsa", name, *arguments]
+
+
+def program(name: str) -> str:
+    """What a person types to run a command next, who ran this one as a script or as `hmsa`."""
+    return f"hmsa {name}" if sys.argv[0].startswith("hmsa ") else f"python {name}.py"
+
+
+def launched(processes: int, log_dir: str | Path, words: Sequence[str]) -> list[str]:
+    """The words that run a command in several processes by Paddle's launcher, one on each GPU if there are any."""
+    launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
+    return [*launcher, "--log_dir", str(log_dir), *command(*words)]
+
+
+def environment_of_commands() -> dict[str, str]:
+    """The variables with which Python finds this package, also where its sources are run."""
+    root = Path(__file__).resolve().parents[1]
+    if root == Path(sysconfig.get_path("purelib")).resolve():
+        return dict(os.environ)
+    paths = (str(root), os.environ.get("PYTHONPATH", ""))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def add_processes_flag(parser: argparse.ArgumentParser) -> None:
+    """How many processes are to do the work, for `start_processes`."""
+    parser.add_argument(
+        "--nproc_per_node",
+        type=count,
+        default=1,
+        metavar="N",
+        help="processes to start on this machine, one on each GPU, by Paddle's launcher (default: %(default)s). On "
+        "several machines, run on each: python -m paddle.distributed.launch --nnodes ... $(which hmsa) "
+        "and the command",
+    )
+
+
+def start_processes(args: argparse.Namespace, name: str, folder: str | Path) -> None:
+    """Become Paddle's launcher of --nproc_per_node processes, unless one is enough or this is one of them.
+
+    Their logs go to `folder`/log; what the first of them prints, the launcher prints too.
+    """
+    from hmsa.system.environment import paddle_version
+
+    processes = args.nproc_per_node
+    if processes == 1:
+        return
+    here = os.environ.get("PADDLE_LOCAL_SIZE")
+    if here is None:
+        paddle_version()  # there is one
+        words = launched(processes, Path(folder, "log"), [name, *sys.argv[1:]])
+        os.execve(words[0], words, environment_of_commands())
+    elif here != str(processes):
+        raise UsageError(
+            f"expected the launcher alone to say how many processes run, found {here} of them and --nproc_per_node "
+            f"{processes}: leave the flag out"
+        )
+
+
+# --- Flags that several commands have. ---
+
+
 def refuse_idle(args: argparse.Namespace, *flags: str, without: str) -> None:
     """UsageError if any of these flags was given on the command line, as they do nothing without something else."""
     idle = [f"--{flag}" for flag in flags if getattr(args, flag) not in (None, False)]
@@ -87,10 +192,11 @@ def refuse_idle(args: argparse.Namespace, *flags: str, without: str) -> None:
         )
 
 
-def config_parser(description: str) -> Parser:
+def config_parser(description: Optional[str]) -> Parser:
     """A parser with the flags every script takes: --config and --opts."""
     parser = Parser(description=description)
-    parser.add_argument("--config", required=True, help="recipe, e.g. configs/mscale_ocr_toy.yml")
+    recipe = "recipe: a file, or the name of one that ships, e.g. mscale_ocr_toy"
+    parser.add_argument("--config", required=True, help=recipe)
     parser.add_argument(
         "--opts",
         nargs="+",

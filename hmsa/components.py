@@ -9,10 +9,12 @@ here imports what it names, so that a recipe is read without Paddle; `imported` 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, Optional
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from hmsa.config.fields import (
     Bands,
@@ -44,15 +46,23 @@ Table = dict[str, tuple[type[Component], str]]
 """Type name -> (its Spec, "module:attribute" of what takes the Spec's fields)."""
 
 
-def of_kind(kind: str, other: type[Component] = Unchecked) -> AfterValidator:
+@dataclass(frozen=True)
+class of_kind:
     """Makes a field hold a component of this kind, checked by the Spec that its name has in the table, else `other`."""
 
-    def check(value: Any) -> Component:
+    kind: str
+    other: type[Component] = Unchecked
+
+    def check(self, value: Any) -> Component:
         name = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-        spec, _ = KINDS[kind].get(name if isinstance(name, str) else "", (other, ""))
+        spec, _ = KINDS[self.kind].get(name if isinstance(name, str) else "", (self.other, ""))
         return spec.model_validate(value)
 
-    return AfterValidator(check)
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"kind": self.kind}  # see hmsa.config.reference
 
 
 def checked_specs() -> dict[str, type[Component]]:
@@ -74,10 +84,12 @@ def imported(place: str) -> Any:
 
 
 class UncheckedBackboneSpec(Unchecked):
-    """A backbone by its name; the builder checks the arguments."""
+    """A backbone by its name, whose other arguments the builder checks."""
 
     pretrained: Optional[str] = None
-    in_channels: Optional[Bands] = Field(default=None, exclude=True)  # the recipe's
+    """Weights of the backbone to start from: a file or an address."""
+    in_channels: Optional[Bands] = Field(default=None, exclude=True)
+    """PaddleSeg's place for the recipe's in_channels, with which it agrees."""
 
 
 HRNETS = (
@@ -92,17 +104,29 @@ BACKBONES: Table = {name: (UncheckedBackboneSpec, f"hmsa.models.hrnet:BACKBONES.
 
 class NetworkSpec(Component):
     type: Literal["MscaleOCRNet"]
+    """Name of the network."""
     num_classes: ClassCount
+    """How many classes there are, the background among them."""
     backbone: Annotated[Any, of_kind("backbone", UncheckedBackboneSpec)]
+    """What computes features from the image."""
     backbone_indices: Annotated[list[int], Field(min_length=1, max_length=2)] = [0]
+    """Which maps of features are used: one for everything, or two (first guess, pixels)."""
     scales: Annotated[list[Scale], Field(min_length=1)] = [0.5, 1.0, 2.0]
+    """Scales of the image that the network is trained on and fused over; 1.0 is among them."""
     ocr_mid_channels: Channels = 512
+    """Channels of the pixels' features in the OCR head."""
     ocr_key_channels: Channels = 256
+    """Channels in which the OCR head compares pixels and regions."""
     attention_mid_channels: Channels = 256
+    """Channels of the scale attention's head."""
     dropout: Fraction = 0.05
+    """Share of the OCR head's features that are dropped in training."""
     align_corners: bool = False
+    """Whether resizing aligns the corners' pixels, as PaddleSeg's option of this name does."""
     recompute: bool = False
+    """Compute the heads again for the gradient, which takes time and saves memory."""
     pretrained: Optional[str] = None
+    """Weights of the whole network to start from: a file or an address."""
 
     @field_validator("scales")
     @classmethod
@@ -129,8 +153,11 @@ AnyTransform = Annotated[Any, of_kind("transform")]
 
 class ResizeStepScalingSpec(Component):
     min_scale_factor: Scale = 0.75
+    """Smallest factor."""
     max_scale_factor: Scale = 1.25
+    """Largest factor."""
     scale_step_size: NonNegative = 0.25
+    """Step between the factors that are drawn from; 0 draws any in between."""
 
     @model_validator(mode="after")
     def _check_range(self) -> ResizeStepScalingSpec:
@@ -143,45 +170,70 @@ class ResizeStepScalingSpec(Component):
 
 class RandomPaddingCropSpec(Component):
     crop_size: CropSize = [512, 512]
+    """[width, height] of the window, in pixels."""
     im_padding_value: Padding = 127.5
+    """Value of the image's channels, one for all or a list of one each, where the window is larger than the image."""
     label_padding_value: Label = 255
+    """Number in the label where the window is larger than the image."""
     category_max_ratio: Positive = 1.0
+    """Share of one class in a window from which on another one is drawn; 1 takes the first."""
     ignore_index: Label = 255
+    """Number of ignored pixels, which do not count in that share."""
     loop_times: Count = 10
+    """How many windows are drawn at most."""
 
 
 class RandomHorizontalFlipSpec(Component):
     prob: Probability = 0.5
+    """Probability of a flip."""
 
 
 class RandomDistortSpec(Component):
     brightness_range: Level = 0.5
+    """Brightness is multiplied by a factor between 1 - range and 1 + range."""
     brightness_prob: Probability = 0.5
+    """Probability that brightness is changed."""
     contrast_range: Level = 0.5
+    """Contrast is multiplied by a factor between 1 - range and 1 + range."""
     contrast_prob: Probability = 0.5
+    """Probability that contrast is changed."""
     saturation_range: Level = 0.5
+    """Saturation is multiplied by a factor between 1 - range and 1 + range."""
     saturation_prob: Probability = 0.5
+    """Probability that saturation is changed."""
     hue_range: Level = 18.0
+    """The hue is turned by up to this in either direction; 255 is the whole circle."""
     hue_prob: Probability = 0.5
+    """Probability that the hue is turned."""
     sharpness_range: Level = 0.5
+    """Sharpness is multiplied by a factor between 1 - range and 1 + range."""
     sharpness_prob: Probability = 0.0
+    """Probability that sharpness is changed."""
 
 
 class NormalizeSpec(Component):
     mean: Annotated[list[Mean], Field(min_length=1)] = [0.5, 0.5, 0.5]
+    """Subtracted from each channel, whose values are between 0 and 1."""
     std: Annotated[list[Deviation], Field(min_length=1)] = [0.5, 0.5, 0.5]
+    """What each channel is divided by then."""
 
 
 class PaddingSpec(Component):
     target_size: Size
+    """[width, height] of the result, in pixels, to which every image is padded; none is larger."""
     im_padding_value: Padding = 127.5
+    """Value of the image's channels, one for all or a list of one each, in what is added."""
     label_padding_value: Label = 255
+    """Number in the label in what is added."""
 
 
 class ResizeSpec(Component):
     target_size: Size = [512, 512]
+    """[width, height] of the result, in pixels."""
     keep_ratio: bool = False
+    """Keep width to height, so that the image fits into target_size."""
     size_divisor: Optional[Count] = None
+    """Round both sides up to multiples of this."""
 
 
 TRANSFORMS: Table = {
@@ -208,16 +260,22 @@ class UncheckedDatasetSpec(Unchecked):
     """A data set that is not ours; its transforms may be ours or PaddleSeg's."""
 
     transforms: list[AnyTransform] = []
+    """What is done to every image, in this order."""
 
 
 class CityscapesAutolabelingSpec(Component):
     num_classes: ClassVar[int] = 19
 
     dataset_root: Text
+    """Folder of the data set, relative to where the command runs."""
     mode: Split
+    """Which part is read; without it, that of the section."""
     coarse_multiple: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    """Auto-labelled coarse images in an epoch for every fine one; 0 needs none."""
     add_val: bool = False
+    """Train on the validation images too."""
     transforms: list[AnyTransform] = []
+    """What is done to every image, in this order."""
 
 
 def _check_pattern(pattern: str) -> str:
@@ -233,9 +291,13 @@ class SplitSpec(Section):
     """Which share of the images of a folder is for evaluation and for a test, drawn by a seed."""
 
     val: Fraction = 0.2
+    """Share of the images to evaluate on."""
     test: Fraction = 0.0
+    """Share of the images that neither training nor evaluation sees."""
     seed: Natural = 0
-    group_by: Optional[Text] = None  # "folder", or a regular expression with one group
+    """Draws which they are; another seed draws others."""
+    group_by: Optional[Text] = None
+    """What keeps images on one side: folder, or a regular expression with one group that is alike in their names."""
 
     @field_validator("group_by")
     @classmethod
@@ -260,22 +322,38 @@ class ListDatasetSpec(Component):
     the section."""
 
     dataset_root: Text = "."
+    """Folder that names in lists and folders start in, relative to where the command runs."""
     train_path: Optional[str] = None
+    """List of the images to train on: an image and its label on each line."""
     val_path: Optional[str] = None
+    """List of the images to evaluate on."""
     test_path: Optional[str] = None
+    """List of images, which need no labels."""
     image_dir: Optional[Text] = None
+    """Folder of images, in place of lists, with all folders below; from dataset_root, or absolute."""
     label_dir: Optional[Text] = None
+    """Folder of the labels, with the same folders below."""
     image_pattern: Pattern = "*"
+    """What images are called; the * stands for what an image and its label share."""
     label_pattern: Pattern = "*"
+    """What labels are called, such as "*_mask.png"."""
     split: Optional[SplitSpec] = None
+    """Which images of the folder are trained on; a section reads those of its mode, and without this all."""
     num_classes: Optional[ClassCount] = None
+    """How many classes there are, which must be model.num_classes."""
     mode: Split
+    """Which list is read; without it, that of the section."""
     separator: Optional[Text] = None
+    """What stands between image and label on a line; blanks or tabs if none is given."""
     ignore_index: Label = 255
+    """Number of pixels that do not count."""
     transforms: list[AnyTransform] = []
-    img_channels: Optional[Bands] = Field(default=None, exclude=True)  # the recipe's in_channels
+    """What is done to every image, in this order."""
+    img_channels: Optional[Bands] = Field(default=None, exclude=True)
+    """PaddleSeg's place for the recipe's in_channels, with which it agrees."""
     # PaddleSeg has another value, which would change nothing here.
     edge: Literal[False] = Field(default=False, exclude=True)
+    """PaddleSeg's key for networks that take edges, which this is not."""
 
     @model_validator(mode="after")
     def _check_folders(self) -> ListDatasetSpec:
@@ -307,42 +385,64 @@ AnyLoss = Annotated[Any, of_kind("loss")]
 
 class DiceLossSpec(Component):
     weight: Optional[Weights] = None
+    """A number for each class, by which its loss is multiplied."""
     smooth: NonNegative = 1.0
+    """Added above and below the fraction; pulls the loss of small classes towards 0."""
     ignore_index: Label = 255
+    """Number of pixels that do not count."""
 
 
 class TverskyLossSpec(Component):
     weight: Optional[Weights] = None
+    """A number for each class, by which its loss is multiplied."""
     alpha: NonNegative = 0.3
+    """Price of a pixel that is taken for the class and is not of it."""
     beta: NonNegative = 0.7
+    """Price of a pixel of the class that is missed."""
     smooth: NonNegative = 1.0
+    """Added above and below the fraction; pulls the loss of small classes towards 0."""
     ignore_index: Label = 255
+    """Number of pixels that do not count."""
 
 
 class BootstrappedCrossEntropyLossSpec(Component):
     min_K: Count
+    """Pixels of an image that count at least: those with the largest losses."""
     loss_th: NonNegative
+    """Loss from which on a pixel counts in any case."""
     weight: Optional[Weights] = None
+    """A number for each class, by which its pixels' losses are multiplied."""
     ignore_index: Label = 255
+    """Number of pixels that do not count."""
 
 
 class CrossEntropyLossSpec(Component):
     weight: Optional[Weights] = None
+    """A number for each class, by which its pixels' losses are multiplied."""
     ignore_index: Label = 255
+    """Number of pixels that do not count."""
     top_k_percent_pixels: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the pixels that count: those with the largest losses."""
     avg_non_ignore: bool = True
+    """Take the mean over valid pixels alone."""
 
 
 class OhemCrossEntropyLossSpec(Component):
     thresh: Probability = 0.7
+    """Probability of its own class below which a pixel counts."""
     min_kept: Natural = 10000
+    """Pixels of a batch that count at least: the hardest."""
     weight: Optional[Weights] = None
+    """A number for each class, by which its pixels' losses are multiplied."""
     ignore_index: Label = 255
+    """Number of pixels that do not count."""
 
 
 class MixedLossSpec(Component):
     losses: list[AnyLoss]
+    """Losses that are added up."""
     coef: Weights
+    """A weight for each of them."""
 
     @model_validator(mode="after")
     def _check_coef(self) -> MixedLossSpec:
@@ -372,15 +472,22 @@ AnyOptimizer = Annotated[Any, of_kind("optimizer")]
 
 class SGDSpec(Component):
     momentum: Fraction = 0.0
+    """Share of the last step in the next one."""
     weight_decay: NonNegative = 0.0
+    """Added to the gradient, times the parameter."""
     clip_grad_norm: Optional[Positive] = None
+    """Largest norm of all gradients together; larger ones are scaled down."""
 
 
 class AdamWSpec(Component):
     beta1: Fraction = 0.9
+    """Decay of the gradients' moving average."""
     beta2: Fraction = 0.999
+    """Decay of their squares' moving average."""
     weight_decay: NonNegative = 0.01
+    """Share of the parameter, times the learning rate, that is taken off in a step."""
     clip_grad_norm: Optional[Positive] = None
+    """Largest norm of all gradients together; larger ones are scaled down."""
 
 
 OPTIMIZERS: Table = {
@@ -394,8 +501,11 @@ OPTIMIZERS: Table = {
 
 class SchedulerSpec(Component):
     learning_rate: Positive
+    """Highest learning rate, from which the decay starts."""
     warmup_iters: Natural = 0
+    """Iterations in which the rate rises to it first."""
     warmup_start_lr: NonNegative = 0.0
+    """Rate that the warm-up starts from."""
 
     @model_validator(mode="after")
     def _check_warmup(self) -> SchedulerSpec:
@@ -411,8 +521,12 @@ class UncheckedSchedulerSpec(SchedulerSpec, Unchecked):
 
 
 class PolynomialDecaySpec(SchedulerSpec):
+    """The rate falls by a polynomial, over all iterations after the warm-up."""
+
     power: Positive = 1.0
+    """Power of the polynomial; 1 is a straight line."""
     end_lr: NonNegative = 1e-4
+    """Rate after the last iteration."""
 
     @model_validator(mode="after")
     def _check_end(self) -> PolynomialDecaySpec:

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from hmsa.components import IMAGENET
+from hmsa.config import recipes
 from hmsa.config.reading import load_config
 from hmsa.config.text import _Dumper
 from hmsa.datasets.dataset import Pair
@@ -340,6 +341,7 @@ def _head(survey: Survey, kind: Kind, plan: Plan) -> str:
         sizes += f" to {max(widths)}x{max(heights)}"
     read = f"{len(survey.masks.of_mask)} of {len(survey.pairs)} masks were read" if survey.sampled else "all were read"
     return (
+        f"# yaml-language-server: $schema={recipes.SCHEMA}\n"
         f"# Written by hmsa init: {len(survey.pairs)} images of {sizes}, {plan.train} to train and {plan.val} to "
         f"evaluate on.\n# The masks hold {kind.words} ({read}).\n"
         "# Change what you like; any value can also be set on a command line: --opts iters=2000"

@@ -9,7 +9,7 @@ import re
 import reprlib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Optional
 
 
 def printable(text: str) -> str:
@@ -84,11 +84,17 @@ def dotted(parts: Iterable[Any]) -> str:
     return ".".join(str(part) if re.fullmatch(r"[^\W.]{1,60}", str(part)) else shown(part) for part in parts)
 
 
-def suggest(name: str, candidates: Iterable[str]) -> str:
-    """The candidate nearest to a misspelt name, as a question; the first twenty of them if none is near."""
+def nearest(name: str, candidates: Iterable[str]) -> Optional[str]:
+    """The candidate nearest to a misspelt name, None if none is near."""
     by_folded = {candidate.lower(): candidate for candidate in candidates}
     near = difflib.get_close_matches(name.lower(), by_folded, n=1)
+    return by_folded[near[0]] if near else None
+
+
+def suggest(name: str, candidates: Iterable[str]) -> str:
+    """The candidate nearest to a misspelt name, as a question; the first twenty of them if none is near."""
+    names = list(candidates)
+    near = nearest(name, names)
     if near:
-        return f"did you mean {by_folded[near[0]]}?"
-    names = list(by_folded.values())
+        return f"did you mean {near}?"
     return f"choose from {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"

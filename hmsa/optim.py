@@ -29,7 +29,11 @@ def sgd(
 def adamw(
     *, beta1: float, beta2: float, weight_decay: float, clip_grad_norm: Optional[float], **common: Any
 ) -> paddle.optimizer.Optimizer:
-    """Adam with decoupled decay, of every parameter; `common` as for `sgd`."""
+    """Adam with decoupled decay, of every parameter.
+
+    Args:
+        common: as for `sgd`.
+    """
     common = {"weight_decay": weight_decay, "grad_clip": _clip(clip_grad_norm), **common}
     return paddle.optimizer.AdamW(beta1=beta1, beta2=beta2, **common)
 

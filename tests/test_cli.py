@@ -9,12 +9,15 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hmsa import cli
+from hmsa import cli, commands
+from hmsa.commands import COMMANDS, train
+from hmsa.commands.export import chosen_output
 from hmsa.config.reading import load_config
 from hmsa.errors import Interrupted, UsageError
 
@@ -32,6 +35,7 @@ def parser_of(script: Path) -> argparse.ArgumentParser:
 
 
 PARSERS = {script.stem: parser_of(script) for script in SCRIPTS}
+PARSERS.update({name: commands.parser_of(name) for name, (place, _) in COMMANDS.items() if find_spec(place)})
 FLAGS = [
     (name, action.option_strings[0])
     for name, parser in PARSERS.items()
@@ -196,9 +200,7 @@ def test_they_are_refused_before_paddle_is_loaded(command: str, sentence: str, t
 
 def test_what_a_deprecated_flag_of_the_export_stands_for() -> None:
     def chosen(*line: str) -> str:
-        return sys.modules["script_export"].chosen_output(
-            PARSERS["export"].parse_args(["--config", "c", "--model_path", "w", *line])
-        )
+        return chosen_output(PARSERS["export"].parse_args(["--config", "c", "--model_path", "w", *line]))
 
     assert [chosen(), chosen("--output_op", "softmax"), chosen("--without_argmax")] == ["argmax", "softmax", "none"]
     assert [chosen("--with_softmax"), chosen("--with_softmax", "--without_argmax")] == ["softmax", "softmax"]
@@ -220,6 +222,7 @@ def test_all_checkpoints_may_be_kept() -> None:
 
 PACKAGE = ROOT / "hmsa"
 NAMED_ELSEWHERE = {
+    "config/reference.py": "a command on the page that it writes",
     "datasets/cityscapes.py": "commands of tools, whole, to be copied",
     "datasets/kinds.py": "a command, whole, to be copied",
     "draft.py": "in the text of a recipe",
@@ -263,7 +266,7 @@ def test_how_to_go_on_after_a_signal() -> None:
 def test_a_value_that_cannot_be_is_told_of_the_flag_that_gave_it():
     args = PARSERS["train"].parse_args(["--config", str(TOY), "--iters", "0", "--opts", "seed=-1"])
     with pytest.raises(UsageError) as caught:
-        cli.read_recipe(args, sys.modules["script_train"].training_options(args))
+        cli.read_recipe(args, train.training_options(args))
     assert sorted(line.partition(" to be ")[0] for line in str(caught.value).splitlines()) == [
         "--iters: expected iters",
         "--opts: expected seed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 MAX_CLASSES = 255
 """Of a network: label maps have 8 bits, and one of their values, 255 if nothing else is said, marks ignored pixels."""
@@ -30,6 +30,7 @@ class Component(Section):
     """`{type: Name, **arguments}`; the arguments are the other fields of the Spec."""
 
     type: str
+    """Name of the component; the other keys are its arguments."""
 
 
 class Unchecked(Component):
@@ -72,7 +73,9 @@ def _check_classes(count: int) -> int:
     return count
 
 
-ClassCount = Annotated[int, AfterValidator(_check_classes)]
+ClassCount = Annotated[
+    int, AfterValidator(_check_classes), WithJsonSchema({"type": "integer", "minimum": 2, "maximum": MAX_CLASSES})
+]
 
 
 # --- Lists and texts. ---
@@ -102,12 +105,18 @@ def _check_padding(value: Any) -> Any:
 Size = Annotated[list[Count], Field(min_length=2, max_length=2)]
 """[width, height]"""
 
-Padding = Annotated[Any, AfterValidator(_check_padding)]
+_LEVEL = {"type": "number", "minimum": 0, "maximum": 255}
+_LEVELS = {"anyOf": [_LEVEL, {"type": "array", "items": _LEVEL, "minItems": 1}]}
+Padding = Annotated[Any, AfterValidator(_check_padding), WithJsonSchema(_LEVELS)]
 """Of images, 0 to 255 whatever numbers they hold: one for all channels, or a list of one for each"""
 
 CropSize = Annotated[list[Side], Field(min_length=2, max_length=2)]
 Weights = Annotated[list[NonNegative], Field(min_length=1), AfterValidator(_check_weights)]
 Text = Annotated[str, Field(min_length=1)]
 Split = Literal["train", "val", "test"]
-Values = Annotated[list[Annotated[Any, AfterValidator(_check_value)]], Field(min_length=1)]
+_VALUE = "numbers, or colours [red, green, blue]"
+_NUMBER = {"type": "integer", "minimum": 0, "maximum": 65535}
+_COLOR = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}, "minItems": 3, "maxItems": 3}
+_VALUE_SCHEMA = WithJsonSchema({"anyOf": [_NUMBER, _COLOR], "description": _VALUE})
+Values = Annotated[list[Annotated[Any, AfterValidator(_check_value), _VALUE_SCHEMA]], Field(min_length=1)]
 """What masks hold: numbers, or colours [red, green, blue]"""

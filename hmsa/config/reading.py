@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from hmsa.components import checked_specs
-from hmsa.config import dialect
+from hmsa.config import dialect, recipes
 from hmsa.config.problems import MAX_PROBLEMS, SECTIONS, problems_between_sections, sentence
 from hmsa.config.schema import Config, Origins
 from hmsa.config.text import MAX_CHARACTERS, MAX_LEVELS, _parse
@@ -28,13 +28,14 @@ from hmsa.errors import UsageError, dotted, shown
 def load_config(path: str | os.PathLike[str], opts: Iterable[str] = (), *, opts_name: str = "opts") -> Config:
     """Read a recipe, lay it over its bases, apply `opts` ("dotted.key=YAML value"), and check all of it.
 
-    `_base_` names one file or several, relative to the file it stands in; of several the first that has a key wins,
-    as in PaddleSeg. Mappings are merged, lists replaced; `_inherited_: false` in a mapping drops what it would inherit.
+    `path` may be the name of a recipe that ships, such as "mscale_ocr_toy". `_base_` names one file or several,
+    relative to the file it stands in, or such names; of several the first that has a key wins, as in PaddleSeg.
+    Mappings are merged, lists replaced; `_inherited_: false` in a mapping drops what it would inherit.
 
     Raises:
         UsageError: one line for each problem found (at most 20), each naming its file, or `opts_name` for an option.
     """
-    path = os.fspath(path)
+    path = recipes.find(os.fspath(path))
     origins = Origins(opts_name)
     tree = _without_flags(_read_with_bases(path, (), [MAX_CHARACTERS], origins), path)
     for option in opts:
@@ -102,7 +103,7 @@ def _read(path: str, room: list[int]) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: expected YAML in UTF-8, found other bytes: check that it is a text file") from error
     except (FileNotFoundError, ValueError) as error:  # the second: a zero byte in the path
-        raise UsageError(f"{path}: expected a YAML file, found none: check the path") from error
+        raise UsageError(f"{path}: expected a YAML file, found none: {recipes.advice(path)}") from error
     except OSError as error:
         raise UsageError(f"{path}: expected a readable YAML file, found {error.strerror}: check the path") from error
     except yaml.YAMLError as error:
@@ -131,7 +132,8 @@ def _read_with_bases(path: str, above: tuple[str, ...], room: list[int], origins
         )
     tree = _native(tree, path)
     origins.files.append((path, _without_flags(tree, path)))
-    layers = [_read_with_bases(str(Path(path).parent / base), (*above, path), room, origins) for base in bases]
+    files = [recipes.find(base, Path(path).parent) for base in bases]
+    layers = [_read_with_bases(file, (*above, path), room, origins) for file in files]
     lower: dict[str, Any] = {}
     for layer in reversed(layers):
         lower = merge(layer, lower)

@@ -58,14 +58,18 @@ class ClassSpec(Section):
     """A class; its number is its place in the list."""
 
     name: Annotated[str, Field(max_length=100), AfterValidator(_check_class_name)]
+    """Name of the class, in tables and files."""
     color: Optional[Annotated[list[Label], Field(min_length=3, max_length=3)]] = None
-    values: Optional[Values] = None  # in masks, if others than class numbers
+    """[red, green, blue] in images of predictions; without it, PaddleSeg's."""
+    values: Optional[Values] = None
+    """Numbers or colours [red, green, blue] in the masks that mean this class, if others than class numbers."""
 
 
 class IgnoreSpec(Section):
     """Pixels that do not count."""
 
-    values: Values  # in masks
+    values: Values
+    """Numbers or colours [red, green, blue] in the masks that do not count."""
 
 
 def _values_alone(section: Any) -> Any:
@@ -76,7 +80,9 @@ class LossSpec(Section):
     """Every loss of `types` on every output of `coef`."""
 
     types: Annotated[list[AnyLoss], Field(min_length=1)]
+    """Losses, each of which is put on every output in coef."""
     coef: Annotated[dict[str, NonNegative], Field(min_length=1)]
+    """Outputs of the network and the weight of the losses on each."""
 
     @field_validator("types")
     @classmethod
@@ -106,26 +112,37 @@ class EarlyStoppingSpec(Section):
     """Ends a training after `patience` evaluations in a row that did not better the metric."""
 
     patience: Count
+    """Evaluations in a row without a better score that end the training."""
     metric: Text = "mean_iou"
+    """Score that is watched."""
 
 
 class EMASpec(Section):
     """An exponential moving average of the weights, which is evaluated and kept beside them."""
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.9998
+    """Share of the average that is kept in an iteration."""
 
 
 class InferenceSpec(Section):
     """`test_config`: how evaluation and prediction go over an image; sizes are [width, height]."""
 
     aug_eval: bool = False
+    """Average over scales and flips."""
     scales: Annotated[list[Scale], Field(min_length=1)] = [1.0]  # noqa: RUF012 (pydantic copies it)
+    """Scales of the image that are averaged over, with aug_eval."""
     flip_horizontal: bool = False
+    """Average over the image and its mirror image left to right, with aug_eval."""
     flip_vertical: bool = False
+    """Average over the image and its mirror image top to bottom, with aug_eval."""
     is_slide: bool = False
+    """Go over the image in overlapping tiles."""
     crop_size: Optional[CropSize] = None
+    """[width, height] of a tile, in pixels."""
     stride: Optional[Size] = None
+    """[width, height] from one tile to the next, in pixels; without it, that of crop_size."""
     average: Literal["logits", "softmax"] = "logits"
+    """What is averaged: logits, as in PaddleSeg 2.8, or probabilities."""
 
     @field_validator("scales", mode="before")
     @classmethod
@@ -170,30 +187,55 @@ class Config(Section):
     """A checked recipe. Equal recipes compare equal wherever they were read from."""
 
     batch_size: BatchSize = 1
+    """Images that a process takes in a step."""
     iters: Count = 65000
+    """Iterations to train."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
+    """Of weights, order of images, augmentation and dropout."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What training computes in."""
     deterministic: bool = False
+    """On a GPU, prefer the same bits every time to speed."""
     gradient_accumulation: BatchSize = 1
+    """Batches whose gradients are averaged for one iteration."""
     nonfinite_limit: Count = 10
+    """Iterations in a row without a finite loss that end the run."""
     on_bad_sample: Literal["error", "skip"] = "error"
+    """What an image that cannot be used does in training: end the run, or be passed over."""
     bad_sample_limit: Count = 100
+    """Images passed over, in one process, after which the run ends all the same."""
     max_image_pixels: Pixels = 89_478_485
+    """Most pixels of an image; larger ones are refused."""
     in_channels: Bands = 3
+    """Channels of the images, 1 to 16: red, green and blue, or others."""
     model: NetworkSpec
+    """The network."""
     classes: Optional[list[ClassSpec]] = None
+    """Names of the classes, in the order of their numbers."""
     ignore: Optional[Annotated[IgnoreSpec, BeforeValidator(_values_alone)]] = None
+    """What in the masks does not count; a list of values is taken too."""
     train_dataset: Optional[AnyDataset] = None
+    """Images to train on."""
     val_dataset: Optional[AnyDataset] = None
+    """Images to evaluate on."""
     optimizer: Optional[AnyOptimizer] = None
+    """How weights are changed by their gradients."""
     lr_scheduler: Optional[AnyScheduler] = None
+    """Learning rate over the iterations."""
     ema: Optional[EMASpec] = None
+    """Moving average of the weights, which is evaluated and kept beside them."""
     loss: Optional[LossSpec] = None
+    """What training makes small."""
     class_weights: Optional[Union[Literal["auto"], Weights]] = None
+    """A number for each class, by which losses weigh it; auto counts the labels and weighs rare classes more."""
     freeze: Optional[Annotated[list[Text], Field(min_length=1)]] = None
+    """Parts of the network that are not trained, such as backbone; their running statistics stay too."""
     lr_mult: Optional[Annotated[dict[str, Positive], Field(min_length=1)]] = None
+    """Parts of the network and what the learning rate is multiplied by in each."""
     early_stopping: Optional[EarlyStoppingSpec] = None
+    """When training ends before all iterations."""
     test_config: InferenceSpec = InferenceSpec()
+    """How evaluation and prediction go over an image."""
 
     @field_validator("class_weights", mode="wrap")
     @classmethod

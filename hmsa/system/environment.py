@@ -21,6 +21,7 @@ from typing import Optional
 from packaging.version import InvalidVersion, Version
 
 from hmsa.errors import UsageError
+from hmsa.system.version import PADDLE
 
 TESTED_PADDLES = ("2.6.2", "3.2.2", "3.3.1")
 """What `make test-matrix` runs the tests on; what lies between the first and the last is taken to work."""
@@ -121,7 +122,7 @@ def paddle_version() -> Optional[str]:
             continue
     if find_spec("paddle") is None:
         raise UsageError(
-            "expected PaddlePaddle to be installed, found none: run pip install .[cpu], or install the "
+            f'expected PaddlePaddle to be installed, found none: run pip install "{PADDLE}", or install the '
             "paddlepaddle-gpu for your CUDA version as https://www.paddlepaddle.org.cn/en/install/quick says"
         )
     return None

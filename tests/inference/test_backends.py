@@ -92,7 +92,7 @@ def test_extras_install_what_the_table_asks_for():
 
 
 def load_doctor():
-    spec = importlib.util.spec_from_file_location("doctor_of_backends", ROOT / "tools/doctor.py")
+    spec = importlib.util.spec_from_file_location("doctor_of_backends", ROOT / "hmsa/commands/doctor.py")
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(importlib.sys.modules, spec.name, module)
