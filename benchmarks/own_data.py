@@ -33,7 +33,7 @@ NAMES = "background,disc,square,triangle"
 INIT = "hmsa init --images data/images --masks data/masks --output mine.yml --classes "
 REST = (
     "hmsa check-data --config mine.yml",
-    "hmsa train --config mine.yml --save_dir run --do_eval",
+    "hmsa train --config mine.yml --save_dir run --do_eval --num_workers 2 --nproc_per_node 2 --batch_size 2",
     "hmsa val --config mine.yml --model_path run/best_model",
     "hmsa predict --config mine.yml --model_path run/best_model --image_path data/images --save_dir predicted",
 )
@@ -53,8 +53,8 @@ DRAWN = {
     "labelme": Kind(
         "polygons drawn in Labelme",
         (
-            f"hmsa convert labelme --input data/images --output data --background background --classes {NAMES}",
-            INIT + NAMES,
+            "hmsa convert labelme --annotations data/images --output data",
+            INIT.removesuffix(" --classes "),
             *REST,
         ),
     ),
