@@ -137,6 +137,7 @@ def test_scores_are_printed_also_where_they_cannot_be_written(workplace, tmp_pat
     assert "mean IoU, the 3 of 19 classes present" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_val_in_two_processes_counts_the_same(workplace, one_process):
     launch = ("-m", "paddle.distributed.launch", "--nproc_per_node", 2, "--log_dir", workplace / "log")
     _, written = evaluation(workplace, *launch, output="results/two.json")

@@ -70,6 +70,7 @@ def state(folder):
     return json.loads((folder / "state.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_with_weights_from_its_labels_goes_on_as_if_never_stopped(start, tmp_path):
     said = start(tmp_path / "whole", "class_weights=auto", "iters=2")
     (line,) = [line for line in said if line.startswith("class weights")]

@@ -189,6 +189,7 @@ def test_a_visualdl_that_cannot_be_imported_is_said_before_training(tiny_recipe,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_samples_that_were_skipped_stay_listed(start, tiny_recipe, tmp_path):
     shutil.copytree(tiny_recipe.parent, tmp_path / "data")
     bad = min((tmp_path / "data/leftImg8bit/train").rglob("*.png"))

@@ -64,6 +64,7 @@ def predicted(folder, save_dir, *flags):
     return [np.asarray(Image.open(path)) for path in sorted((save_dir / "pseudo_color_prediction").iterdir())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "flags"),
     [
@@ -335,6 +336,7 @@ def test_a_recipe_and_weights(folder, seg, photos):
         assert_array_equal(hmsa.Segmenter(*arguments, engine="eager")(photos[0]).labels, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_op", ["argmax", "softmax", "none"])
 def test_an_export(folder, seg, photos, tmp_path, output_op):
     checkpoint = folder / "run/best_model"
@@ -372,6 +374,7 @@ def test_an_export(folder, seg, photos, tmp_path, output_op):
         assert (flipped.labels != seg(photos[0]).labels).any()
 
 
+@pytest.mark.slow
 def test_an_export_of_one_size(folder, photos, tmp_path):
     checkpoint = folder / "run/best_model"
     given = ["--config", checkpoint / "config.yml", "--model_path", checkpoint, "--save_dir", tmp_path / "model"]

@@ -81,6 +81,7 @@ def labelme_masks(folder: Path) -> None:
     convert.main(args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks", ["values", "colors", "binary", "labelme"])
 def test_a_few_iterations_of_what_it_writes(shapes, tmp_path, masks):
     sys.path.insert(0, str(ROOT))

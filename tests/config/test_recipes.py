@@ -172,6 +172,7 @@ def some_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copytree(CONFIGS, tmp_path / "configs"))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mistakes())
 def test_a_recipe_with_mistakes_builds_or_is_refused(some_configs: Path, mistake: tuple[str, str, Any]) -> None:

@@ -136,6 +136,7 @@ def test_ranks_meet_however_late_one_is():
     assert said == ["", "", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deeds", "said"),
     [
@@ -218,6 +219,7 @@ def test_a_thousand_strangers_cost_nothing(many_files, monkeypatch):
     assert len(strangers) > 1000
 
 
+@pytest.mark.slow
 def test_no_stranger_outlives_the_start():
     port = free_port()
     processes = [start(0, 2, port, MEET + "time.sleep(3);" + DONE)]

@@ -120,6 +120,7 @@ def test_what_the_main_process_decides_or_refuses():
         ranks.decided_by_main(refuse)
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_gpu_needs_no_unset_variable(tmp_path):
     """The launcher takes CUDA_VISIBLE_DEVICES for GPUs, and tells Paddle of no other way for processes to talk."""
     script = tmp_path / "say.py"

@@ -130,6 +130,7 @@ def test_a_loss_that_is_no_number_is_not_the_scales_fault(tiny_recipe):
     assert run.scale == 2.0**14
 
 
+@pytest.mark.slow
 def test_an_overflow_at_the_smallest_scale_ends_the_run_in_the_end(tiny_recipe, tmp_path):
     config, scheduler, parts = parts_of(tiny_recipe, "iters=30", "nonfinite_limit=3")
     parts["model"].ocr.cls_head.weight.register_hook(lambda gradient: paddle.full_like(gradient, float("inf")))

@@ -120,6 +120,7 @@ def test_a_step_of_another_size_is_told(tiny_recipe, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_evaluated_and_kept_beside_those_that_training_goes_on_from(tiny_recipe, tmp_path):
     log = Lines()
     trainer = run(
@@ -261,6 +262,7 @@ def test_determinism_is_said_to_change_nothing_here(tiny_recipe, tmp_path):
     assert [line for line in log.lines if line.startswith("deterministic: changes nothing on a CPU")]
 
 
+@pytest.mark.slow
 def test_recomputation_trains_the_same(tiny_recipe, tmp_path):
     plain, again = Lines(), Lines()
     run(tiny_recipe, tmp_path / "a", "iters=2", log=plain)
@@ -366,6 +368,7 @@ def test_the_gradient_norm_is_that_of_all_gradients():
     assert float(gradient_norm(weights)) == pytest.approx(np.sqrt(9 + 9 + 16))
 
 
+@pytest.mark.slow
 def test_evaluation_leaves_no_trace(tiny_recipe):
     config = load_config(tiny_recipe)
     model = builder.build_model(config)

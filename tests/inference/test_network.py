@@ -229,6 +229,7 @@ def test_bf16_says_once_how_far_it_agrees(make_tiny_network, eager, capsys):
     assert_agrees(found, eager(SERIES, shape), difference=0.1, same=0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "training"), [("auto", True), ("eager", True), ("inference", True), ("inference", False)]
 )
@@ -262,6 +263,7 @@ def test_in_training_programs_answer_with_the_weights_of_the_moment(engine, make
             assert_agrees(run(image).numpy(), network(image)["joint"].numpy())
 
 
+@pytest.mark.slow
 def test_programs_in_training_leave_no_call_stacks_behind(make_small_network):
     """Paddle keeps one for every operator that it traces: thousands of frames, 10 MiB, an evaluation."""
 
@@ -276,6 +278,7 @@ def test_programs_in_training_leave_no_call_stacks_behind(make_small_network):
     assert frames() - before < 1000
 
 
+@pytest.mark.slow
 def test_the_network_trains_on_after_an_evaluation_that_failed(make_small_network):
     network = make_small_network()
     network.train()

@@ -85,6 +85,7 @@ def test_weights_survive_a_file(width, network, tmp_path):
         assert_array_equal(found[name].numpy(), tensor.numpy(), err_msg=name)
 
 
+@pytest.mark.slow
 def test_everything_folds_and_the_programs_are_the_network(network, tmp_path):
     assert not any(isinstance(layer, nn.BatchNorm2D) for layer in simplified(copy_on_cpu(network)).sublayers())
     programs = write_checked_programs(network, tmp_path, "inference")

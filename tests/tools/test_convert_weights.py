@@ -79,6 +79,7 @@ def test_a_pytorch_checkpoint(tmp_path, form):
         np.testing.assert_array_equal(value, expected[original_name(name)])
 
 
+@pytest.mark.slow
 def test_checked_against_a_recipe(tmp_path, tiny_recipe):
     from hmsa.builder import build_model
     from hmsa.config.reading import load_config

@@ -325,6 +325,7 @@ def test_names_made_for_terminals_and_logs(tmp_path):
     assert "1000 unknown (\\x1b[31m0 \\u202e\\ud800xxx" in message and "and 996 more" in message
 
 
+@pytest.mark.slow
 def test_damaged_weights_load_as_they_are_or_not_at_all(tmp_path):
     """What a flipped bit or a lost piece makes of a file: an error that names it, or tensors as they stand in it."""
     states = {}

@@ -344,6 +344,7 @@ image_entries = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(
     images=st.lists(image_entries | anything, max_size=3),
     annotations=st.lists(entries | anything, max_size=5),

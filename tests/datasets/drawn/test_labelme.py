@@ -343,6 +343,7 @@ entries = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(
     height=st.sampled_from([6, None]) | anything,
     width=st.sampled_from([8, None]) | anything,
