@@ -45,7 +45,8 @@ def test_polygons_of_labelme_lead_there_too(tmp_path: Path) -> None:
     run = subprocess.run([*script, "--output", str(tmp_path)], capture_output=True, text=True, timeout=1500)
     assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
     (row,) = [line for line in run.stdout.splitlines() if line.startswith("| polygons drawn in Labelme")]
-    assert float(row.split("|")[-2].removesuffix("% ")) > 40  # after a part of the iterations; one answer everywhere would be below 20
+    # After a part of the iterations; one answer everywhere would be below 20.
+    assert float(row.split("|")[-2].removesuffix("% ")) > 40
     assert len(list((tmp_path / "labelme/predicted/added_prediction").glob("*.jpg"))) == 40
 
 
