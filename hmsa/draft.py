@@ -24,7 +24,7 @@ from hmsa.datasets.find import search
 from hmsa.datasets.folders import Split, folder_pairs, parts
 from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, check_size
 from hmsa.datasets.kinds import Class, Found, Kind, look
-from hmsa.datasets.lists import MAX_PROBLEMS
+from hmsa.datasets.lists import listed
 from hmsa.errors import DataError
 
 MAX_MASKS = 500
@@ -100,10 +100,9 @@ def _check_sizes(pairs: Iterable[Pair], sizes: Sequence[Any], of_labels: Sequenc
         if found != size
     ]
     if wrong:
-        more = f" and {len(wrong) - MAX_PROBLEMS} more" if len(wrong) > MAX_PROBLEMS else ""
         raise DataError(
             f"every mask should be as large as its image (turned as its EXIF data say), but {len(wrong)} are not: "
-            f"{', '.join(wrong[:MAX_PROBLEMS])}{more}; pair them with the right images, or make them anew in their size"
+            f"{listed(wrong)}; pair them with the right images, or make them anew in their size"
         )
 
 

@@ -34,9 +34,9 @@ from hmsa.config.reading import load_config
 from hmsa.config.schema import InferenceSpec
 from hmsa.datasets.bands import displayed
 from hmsa.datasets.classes import Classes
-from hmsa.datasets.dataset import transformed
+from hmsa.datasets.dataset import transformed_image
 from hmsa.datasets.given import OneImage, is_one, pixels_of
-from hmsa.datasets.transforms import Sample, Transform, fused
+from hmsa.datasets.transforms import Transform, fused
 from hmsa.deploy.runtime import DEPLOY_FILE, Deployment, load_predictor, read_deployment
 from hmsa.errors import DataError, UsageError, shown
 from hmsa.inference.averaging import (
@@ -178,8 +178,7 @@ class Segmenter:
 
     def _loaded(self, given: Any, name: str) -> _Loaded:
         image = pixels_of(given, name, self._model.max_pixels, self._model.in_channels)
-        sample: Sample = {"img": image.copy(), "trans_info": [], "gt_fields": [], "image_path": name}
-        sample = transformed(sample, self._model.transforms, np.random.default_rng(0))
+        sample = transformed_image(image, self._model.transforms, name)
         size, expected = sample["img"].shape[1:], self._model.size
         if any(side not in (None, found) for side, found in zip(expected, size)):
             height, width = ("any" if side is None else side for side in expected)

@@ -34,6 +34,12 @@ def transformed(sample: Sample, transforms: Sequence[Transform], rng: np.random.
     return sample
 
 
+def transformed_image(image: np.ndarray, transforms: Sequence[Transform], name: str) -> Sample:
+    """What the network takes of an image to predict, [H, W, C], which is left as it is; the same every time."""
+    sample: Sample = {"img": image.copy(), "trans_info": [], "gt_fields": [], "image_path": name}
+    return transformed(sample, transforms, np.random.default_rng(0))
+
+
 @dataclass(eq=False)
 class SegmentationDataset:
     """An endless stream of samples over pairs of image and label.

@@ -17,6 +17,7 @@ from hmsa.datasets import cityscapes
 from hmsa.datasets.classes import Classes, Value, named
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.kinds import Kind, SmoothedError, kind_of, look
+from hmsa.datasets.lists import listed
 from hmsa.datasets.similar import near_pairs
 from hmsa.datasets.survey import MAX_NAMES, MOSTLY, Survey, spread, survey
 from hmsa.errors import DataError
@@ -194,7 +195,7 @@ def _of_classes(name: str, of: Survey) -> Iterator[Finding]:
 
     absent = tuple(names[number] for number in np.flatnonzero(of.class_images == 0))
     if absent:
-        text = f"{looked_at} lack {_listed(absent)}: {_ABSENT[name]}"
+        text = f"{looked_at} lack {listed(absent, 8)}: {_ABSENT[name]}"
         yield Finding("absent_classes", name, text, len(absent), absent)
     if of.ignored_pixels > MOSTLY * of.pixels:
         share = f"{of.ignored_pixels / of.pixels:.1%}"
@@ -504,7 +505,3 @@ def _equal(digests: np.ndarray) -> np.ndarray:
     _, first, group = np.unique(digests, return_index=True, return_inverse=True)
     pairs = np.stack([first[group.ravel()], np.arange(len(digests))], axis=1)
     return pairs[(pairs[:, 0] != pairs[:, 1]) & (digests != 0)]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

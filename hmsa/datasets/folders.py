@@ -15,7 +15,7 @@ from hmsa.datasets.bands import suffixes_of
 from hmsa.datasets.dataset import Pair, SegmentationDataset
 from hmsa.datasets.find import search
 from hmsa.datasets.images import IMAGE_SUFFIXES
-from hmsa.datasets.lists import MAX_PROBLEMS, ListDataset
+from hmsa.datasets.lists import ListDataset, listed
 from hmsa.errors import DataError
 
 BY_FOLDER = "folder"
@@ -185,7 +185,7 @@ def _check_names(
     if twice:
         raise DataError(
             f"every name should be that of one image and one mask, but {len(twice)} stand for several files: "
-            f"{_listed(twice)}; remove or rename one of each, or choose by image_pattern and label_pattern, such as "
+            f"{listed(twice)}; remove or rename one of each, or choose by image_pattern and label_pattern, such as "
             '"*.png"'
         )
     without_label = [str(images[name][0]) for name in sorted(images.keys() - labels.keys())]
@@ -195,14 +195,9 @@ def _check_names(
         raise DataError(
             f"every image in {image_dir} should have a mask of its name in {label_dir} and the reverse, but "
             f"{len(without_label)} of {len(images)} images have none, and {len(without_image)} of {len(labels)} masks "
-            f"no image: {_listed(lonely)}; add or remove what is left over, or say by image_pattern and label_pattern "
+            f"no image: {listed(lonely)}; add or remove what is left over, or say by image_pattern and label_pattern "
             'what else is in the names, such as "*_mask.png"'
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - MAX_PROBLEMS
-    return ", ".join(names[:MAX_PROBLEMS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _composed(name: str) -> str:
@@ -264,7 +259,7 @@ def _groups(names: Iterable[str], group_by: Optional[str]) -> dict[str, list[str
     if strange:
         raise DataError(
             f"split.group_by should fit every name, such as {strange[0]!r}, but {group_by!r} does not fit "
-            f"{len(strange)}: {_listed(strange)}; correct it"
+            f"{len(strange)}: {listed(strange)}; correct it"
         )
     return groups
 

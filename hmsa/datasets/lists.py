@@ -23,6 +23,12 @@ _BLANKS = " \t\v\f\r"
 _UTF_16_OR_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 
+def listed(names: Sequence[str], limit: int = MAX_PROBLEMS) -> str:
+    """The first names for a message, and how many more there are."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
 class ListDataset(SegmentationDataset):
     """Images and labels in lists, a pair a line, their paths relative to `dataset_root` or absolute.
 
@@ -117,10 +123,9 @@ def _check_files(path: Path, pairs: Sequence[Pair]) -> None:
     """DataError if a file of the list is missing, which would otherwise end a training in the middle of an epoch."""
     missing = [name for pair in pairs for name in pair if name is not None and not is_file(Path(name))]
     if missing:
-        more = len(missing) - MAX_PROBLEMS
         raise DataError(
             f"{path} should name files that are there, but {len(missing)} are not: "
-            f"{', '.join(missing[:MAX_PROBLEMS])}{f' and {more} more' if more > 0 else ''}; correct the list or "
+            f"{listed(missing)}; correct the list or "
             "dataset_root"
         )
 

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hmsa.datasets.bands import displayed, read_bands
-from hmsa.datasets.dataset import transformed
+from hmsa.datasets.dataset import transformed_image
 from hmsa.datasets.find import COLOR_MAPS, LABEL_IDS, LEGENDS, OVERLAYS, SHEETS, ImageFile, LeftOut, search
 from hmsa.datasets.transforms import Sample, Transform
 from hmsa.distributed import ranks
@@ -182,8 +182,7 @@ def predict(
         file = files[index]
         try:
             image, _ = read_bands(file.path, in_channels, max_image_pixels)
-            sample = {"img": image.copy(), "trans_info": [], "gt_fields": [], "image_path": str(file.path)}
-            sample = transformed(sample, transforms, np.random.default_rng(0))
+            sample = transformed_image(image, transforms, str(file.path))
             results.write(file, displayed(image), predicted(network, sample, image.shape[:2], options, unknown_below))
         # Whatever is wrong with this image (too small, too large for the memory), the others can still be done.
         except Exception as error:

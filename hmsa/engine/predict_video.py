@@ -12,7 +12,7 @@ from typing import Optional, Union
 import numpy as np
 from tqdm import tqdm
 
-from hmsa.datasets.dataset import transformed
+from hmsa.datasets.dataset import transformed_image
 from hmsa.datasets.find import LABEL_IDS, OVERLAYS, SHEETS
 from hmsa.datasets.transforms import Transform, fused
 from hmsa.engine.predict import UNKNOWN, Results, predicted
@@ -70,8 +70,7 @@ def predict_video(
         frames = tqdm(_readable(video, damages), total=video.frames or None, unit="frame", disable=not progress)
         for count, frame in enumerate(frames, start=1):
             place = f"{video.path}, frame {count - 1}"
-            sample = {"img": frame.copy(), "trans_info": [], "gt_fields": [], "image_path": place}
-            sample = transformed(sample, transforms, np.random.default_rng(0))
+            sample = transformed_image(frame, transforms, place)
             label = predicted(network, sample, frame.shape[:2], options, unknown_below)
 
             overlays.write(results.overlay(frame, label))
