@@ -85,11 +85,20 @@ def _size(path: str) -> tuple[int, int]:
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             check_size(*image.size)
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
-            return image.size[::-1] if turned else image.size
+            return image.size[::-1] if _lies(image) else image.size
     except Exception as error:  # on damaged files Pillow raises almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} should be a readable image, but: {reason}; replace or remove it") from error
+
+
+def _lies(image: Image.Image) -> bool:
+    """Whether EXIF data turn an image by a quarter."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+
+
+def _is_turned(path: str) -> bool:
+    with Image.open(path, formats=IMAGE_FORMATS) as image:
+        return _lies(image)
 
 
 def _check_sizes(pairs: Iterable[Pair], sizes: Sequence[Any], of_labels: Sequence[Any]) -> None:
@@ -99,11 +108,19 @@ def _check_sizes(pairs: Iterable[Pair], sizes: Sequence[Any], of_labels: Sequenc
         for (_, label), size, found in zip(pairs, sizes, of_labels)
         if found != size
     ]
-    if wrong:
-        raise DataError(
-            f"every mask should be as large as its image (turned as its EXIF data say), but {len(wrong)} are not: "
-            f"{listed(wrong)}; pair them with the right images, or make them anew in their size"
+    if not wrong:
+        return
+    lying = [image for (image, _), size, found in zip(pairs, sizes, of_labels) if found == size[::-1] != size]
+    remedy = "pair them with the right images, or make them anew in their size"
+    if len(lying) == len(wrong) and all(map(_is_turned, lying)):
+        remedy = (
+            "they lie on the images as they are stored, which EXIF turns: save the images upright and without the tag "
+            "(mogrify -auto-orient), and turn the masks likewise"
         )
+    raise DataError(
+        f"every mask should be as large as its image (turned as its EXIF data say), but {len(wrong)} are not: "
+        f"{listed(wrong)}; {remedy}"
+    )
 
 
 def labelme_files(folder: Path) -> list[Path]:
@@ -142,6 +159,16 @@ def images_below(folder: Path) -> list[Path]:
     """All images of a folder; none where there is no folder."""
     found = search(folder, "**") if folder.is_dir() else []
     return [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def masks_below(folder: Path) -> Optional[tuple[Path, Path]]:
+    """The folders of images and of masks, where these two are all folders of a folder without images of its own."""
+    below = sorted(path for path in folder.iterdir() if path.is_dir() and images_below(path))
+    masks = [path for path in below if any(word in path.name.lower() for word in _LIKELY)]
+    own = any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+    if own or len(below) != 2 or len(masks) != 1:
+        return None
+    return next(path for path in below if path not in masks), masks[0]
 
 
 def _stems(folder: Path) -> list[tuple[PurePath, str]]:

@@ -38,7 +38,7 @@ from hmsa.datasets.dataset import transformed_image
 from hmsa.datasets.given import OneImage, is_one, pixels_of
 from hmsa.datasets.transforms import Transform, fused
 from hmsa.deploy.runtime import DEPLOY_FILE, Deployment, load_predictor, read_deployment
-from hmsa.errors import DataError, UsageError, shown
+from hmsa.errors import DataError, UsageError, shown, suggest
 from hmsa.inference.averaging import (
     InferenceOptions,
     best_classes,
@@ -47,6 +47,7 @@ from hmsa.inference.averaging import (
     probabilities,
     undo_transforms,
 )
+from hmsa.inference.backends import BACKENDS
 from hmsa.inference.network import FusedNetwork
 from hmsa.models.hierarchical import Network
 from hmsa.system.device import as_tensor
@@ -117,6 +118,15 @@ class Segmenter:
         averaging = {name: value for name, value in given.items() if value is not None}
         if scales is not None:
             averaging["scales"] = [float(scale) for scale in scales]
+        if not isinstance(model, (str, os.PathLike)):
+            raise UsageError(
+                f"expected the folder of a checkpoint or of an export, or a recipe, found a {type(model).__name__}: "
+                "give its path"
+            )
+        if engine not in ("auto", *BACKENDS):
+            raise UsageError(
+                f"expected the name of an engine, found {shown(engine)}: {suggest(str(engine), ('auto', *BACKENDS))}"
+            )
         path = Path(model)
 
         if weights is None and (path / DEPLOY_FILE).is_file():

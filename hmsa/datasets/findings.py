@@ -139,7 +139,8 @@ _UNUSABLE = {  # kind -> of one, of several, what to do
     "masks_of_another_format": (
         "mask is no PNG",
         "masks are no PNGs",
-        "export them anew as PNG, which keeps numbers as they are (JPEG has changed them: converting is too late)",
+        "export them anew as PNG, which keeps numbers as they are (JPEG has changed them; what it left of colours, "
+        "hmsa convert voc-colours --nearest turns into classes)",
     ),
     "different_sizes": (
         "mask is not as large as its image",

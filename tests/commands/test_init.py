@@ -19,6 +19,7 @@ from hmsa import draft
 from hmsa.builder import build_dataset, build_model
 from hmsa.commands import convert, init
 from hmsa.datasets.classes import Classes
+from hmsa.datasets.folders import Split, parts
 from hmsa.errors import DataError, UsageError
 from hmsa.toy.shapes import KINDS, write_shapes
 
@@ -227,6 +228,8 @@ def test_wrong_turns_are_a_sentence(shapes, tmp_path):
         (["--weights", "gone.pdparams"], r"--weights: expected a file of weights, found none"),
         (["--classes", "a,a,b,c"], r"at least two names that differ, found 'a' twice"),
         (["--classes", "a,ignore,ignore,ignore"], r"at least two names that differ, found 1"),
+        (["--classes", "a,,b,c"], r"--classes: expected a name at every place, found none at 2"),
+        (["--classes", "gone.txt"], r"--classes: expected names a,b,c or a file of them, found no file gone\.txt"),
     ):
         with pytest.raises((UsageError, DataError), match=message):
             run(values, *flags)
@@ -245,9 +248,53 @@ def test_wrong_turns_are_a_sentence(shapes, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "images/a.jpg")
     with pytest.raises(DataError, match=r"the masks should tell two classes apart at least, but all 1 hold 0 alone"):
         run(tmp_path)
+    Image.new("L", (8, 8)).save(tmp_path / "masks/a.png", "JPEG")
+    with pytest.raises(
+        DataError, match=r"a\.png should be a mask, but: it is a JPEG file; .* export masks anew as PNG"
+    ):
+        run(tmp_path)
     for word in ("0", "100", "x", "-1", "nan"):
         with pytest.raises(SystemExit):
             init.make_parser().parse_args(["--images", "x", "--val", word])
+
+
+def test_folders_are_looked_for_where_a_person_means_them(shapes):
+    values = shapes / "values"
+    with pytest.raises(UsageError, match=r"--images: \S+gone: expected a folder, found none: correct the path"):
+        run(values, images="gone")
+    with pytest.raises(UsageError, match=r"--masks: \S+\.png: expected a folder, found a file: name the folder"):
+        run(values, masks=f"masks/{next((values / 'masks').iterdir()).name}")
+    with pytest.raises(UsageError, match=r"above those of images .*: give --images \S+/images --masks \S+/masks$"):
+        run(values, images=".", masks=None)
+    with pytest.raises(DataError, match=r"should hold masks .*: name the masks' own folder, or tell both apart"):
+        run(values, masks=None)
+
+
+def test_masks_of_turned_images_are_told_from_those_of_others(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (9, 8)).save(tmp_path / "images/a.jpg", exif=exif)
+    Image.new("L", (9, 8)).save(tmp_path / "masks/a.png")
+    with pytest.raises(DataError, match=r"which EXIF turns: save the images upright .* and turn the masks likewise"):
+        run(tmp_path)
+
+
+def test_names_that_nobody_gave_and_few_images_to_evaluate_on_are_told(shapes, capsys):
+    run(shapes / "values", "--val", 0.4, "--seed", 1)
+    said = capsys.readouterr().out
+    assert "they are called class 0, class 50, class 100, class 200: give --classes, or change the recipe" in said
+    assert "warning: chance gave" not in said
+    seed = next(n for n in range(50) if _evaluated(shapes / "values", n) < 3)
+    capsys.readouterr()
+    run(shapes / "values", "--val", 0.4, "--seed", seed)
+    assert "of 4 images to evaluate on: try another --seed, or a larger --val" in capsys.readouterr().out
+
+
+def _evaluated(folder: Path, seed: int) -> int:
+    names = [path.stem for path in (folder / "images").iterdir()]
+    return len(parts(names, Split(0.4, 0.0, seed, None))["val"])
 
 
 @pytest.mark.parametrize("weights", [None, "my weights.pdparams"])
