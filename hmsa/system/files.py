@@ -10,7 +10,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Callable, Optional, Union
+from typing import IO, Any, Callable, Optional, Union
+
+from filelock import FileLock, Timeout
 
 from hmsa.errors import DataError, UsageError
 
@@ -37,6 +39,41 @@ def writable_folder(path: str | Path) -> Path:
     except OSError as error:
         raise DataError(f"{folder}: cannot write to this folder ({error.strerror}); choose another") from error
     return folder
+
+
+LOCK_FILE = ".run.lock"
+"""In a folder that one process at a time writes to. What a killed one leaves is free for the next."""
+
+
+class FolderLock:
+    """A folder for one process alone, from `take` until the context ends, or the process, in whatever way."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK_FILE
+        self._lock = FileLock(self._path)
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._lock.is_locked:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            self._lock.release()
+
+    def take(self) -> bool:
+        """False if another process has it. OSError if files cannot be locked there, as on some network file systems."""
+        try:
+            if not self._lock.is_locked:
+                self._lock.acquire(timeout=0)
+            if not self._path.exists():  # it was another's, who has deleted it since it was opened
+                self._lock.release()
+                self._lock.acquire(timeout=0)
+            return True
+        except Timeout:
+            return False
+        except NotImplementedError as error:  # what older filelocks make of ENOSYS
+            raise OSError(*error.args) from error
 
 
 def output_file(path: str) -> Path:
