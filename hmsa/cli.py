@@ -50,9 +50,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
             ranks.fail(f"ended with status {end.code}; its own log says why", certain=True)
         raise
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        ranks.fail("interrupted", certain=True)
-        sys.exit(130)
+        _leave_interrupted()
     except ModuleNotFoundError as error:
         ranks.fail(f"{type(error).__name__}: {error}", certain=True)
         if (error.name or "hmsa").partition(".")[0] == "hmsa":
@@ -61,10 +59,18 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
         print(said, file=sys.stderr)
         sys.exit(1)
     except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # while Paddle's library was loaded
+            _leave_interrupted()
         ranks.fail(f"{type(error).__name__}: {error}", certain=False)
         raise
     ranks.done()
     sys.exit(status)
+
+
+def _leave_interrupted() -> NoReturn:
+    print("interrupted", file=sys.stderr)
+    ranks.fail("interrupted", certain=True)
+    sys.exit(130)
 
 
 class _Help(argparse.HelpFormatter):
@@ -90,7 +96,9 @@ class Parser(argparse.ArgumentParser):
         self._words = sys.argv[1:] if args is None else list(args)
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            written_out = len(unknown) > 1 and all(map(os.path.exists, unknown))  # as a shell does with *.jpg
+            hint = "; put a pattern in quotes, or give a folder" if written_out else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown[:20])}{hint}")
         return found, unknown
 
     def error(self, message: str) -> NoReturn:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Optional
 
-import yaml
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from hmsa.components import IMAGENET
 from hmsa.config import recipes
 from hmsa.config.reading import load_config
-from hmsa.config.text import _Dumper
+from hmsa.config.text import one_line
+from hmsa.datasets.classes import recipe_lines
 from hmsa.datasets.dataset import Pair
 from hmsa.datasets.find import search
 from hmsa.datasets.folders import Split, folder_pairs, parts
@@ -391,27 +391,23 @@ def _model(plan: Plan, classes: int, weights: Optional[str]) -> str:
         lines.append("  recompute: true  # a third of the memory for a third more time")
     start = "weights to start from; what does not fit, such as other classes, starts at random"
     lines.append(
-        f"  pretrained: {_yaml(weights)}  # {start}" if weights else f"  pretrained: null  # a file of {start}"
+        f"  pretrained: {one_line(weights)}  # {start}" if weights else f"  pretrained: null  # a file of {start}"
     )
     return "\n".join(lines)
 
 
 def _classes(naming: Naming) -> str:
-    lines = ["classes:  # a class's number is its place, from 0"]
-    if not naming.numbered:
-        lines[0] += "; values: what means it in the masks, several are merged"
-    for number, of in enumerate(naming.classes):
-        entry: dict[str, Any] = {"name": of.name}
-        if of.color:
-            entry["color"] = list(of.color)
-        if not naming.numbered:
-            entry["values"] = [list(value) if isinstance(value, tuple) else value for value in of.values]
-        lines.append(f"  - {_yaml(entry)}" + f"  # {number}" * naming.numbered)
-    if naming.ignored and not naming.numbered:
-        ignored = [list(value) if isinstance(value, tuple) else value for value in naming.ignored]
-        lines += ["", f"ignore: {_yaml(ignored)}  # pixels of these values do not count"]
-    elif naming.ignored:
-        lines += ["  # 255 in the masks marks pixels that do not count (ignore_index of the data sets)"]
+    if naming.numbered:
+        note = "a class's number is its place, from 0"
+        lines = recipe_lines([{"name": of.name, "color": of.color} for of in naming.classes], note=note)
+        lines[1:] = [f"{line}  # {number}" for number, line in enumerate(lines[1:])]
+        if naming.ignored:
+            lines.append("  # 255 in the masks marks pixels that do not count (ignore_index of the data sets)")
+        return "\n".join(lines)
+    note = "a class's number is its place, from 0; values: what means it in the masks, several are merged"
+    lines = recipe_lines([of._asdict() for of in naming.classes], naming.ignored, note=note)
+    if naming.ignored:
+        lines[-1:] = ["", f"{lines[-1]}  # pixels of these values do not count"]
     return "\n".join(lines)
 
 
@@ -420,13 +416,13 @@ def _dataset(part: str, survey: Survey, split: Split, transforms: Sequence[str])
     folders = {"image_dir": survey.image_dir, "label_dir": survey.label_dir}
     if own:
         folders = {key: str(Path(folder) / own[part]) for key, folder in folders.items()}
-    lines = [f"{part}_dataset:", "  type: Dataset", *(f"  {key}: {_yaml(value)}" for key, value in folders.items())]
+    lines = [f"{part}_dataset:", "  type: Dataset", *(f"  {key}: {one_line(value)}" for key, value in folders.items())]
     patterns = zip(("image_pattern", "label_pattern"), survey.patterns)
-    lines += [f"  {key}: {_yaml(pattern)}" for key, pattern in patterns if pattern != "*"]
+    lines += [f"  {key}: {one_line(pattern)}" for key, pattern in patterns if pattern != "*"]
     if not own:
         values = {key: value for key, value in split._asdict().items() if value or key in ("val", "seed")}
         note = "  # the same in both data sets: where an image belongs is drawn from its name and the seed"
-        lines.append(f"  split: {_yaml(values)}{note * (part == 'train')}")
+        lines.append(f"  split: {one_line(values)}{note * (part == 'train')}")
     return "\n".join([*lines, "  transforms:", *(f"    {line}" for line in transforms)])
 
 
@@ -485,13 +481,6 @@ def _loss(plan: Plan) -> str:
         "    joint: 1.0  # all scales together, which is the answer\n"
         "    joint_aux: 0.4\n    low: 0.05  # single scales\n    high: 0.05"
     )
-
-
-def _yaml(value: Any) -> str:
-    """A value on one line, as recipes are read."""
-    return yaml.dump(
-        [value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6
-    ).strip()[1:-1]
 
 
 def counts(survey: Survey, split: Split) -> tuple[int, int]:

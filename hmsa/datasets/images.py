@@ -41,7 +41,7 @@ IMAGE_SUFFIXES = tuple(
 
 _BLURRED = (
     "which has changed its numbers: export masks anew as PNG, or turn what is left of their colours into classes by "
-    "hmsa convert voc-colours --nearest"
+    "hmsa convert voc-colours"
 )
 _REMEDIES = {"JPEG": _BLURRED, "WEBP": _BLURRED}  # of masks, by format
 

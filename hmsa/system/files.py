@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import itertools
 import os
@@ -11,8 +13,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Callable, Optional, Union
-
-from filelock import FileLock, Timeout
 
 from hmsa.errors import DataError, UsageError
 
@@ -50,30 +50,45 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOCK_FILE
-        self._lock = FileLock(self._path)
+        self._descriptor: Optional[int] = None
 
     def __enter__(self) -> FolderLock:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._lock.is_locked:
+        if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink()
-            self._lock.release()
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def take(self) -> bool:
         """False if another process has it. OSError if files cannot be locked there, as on some network file systems."""
-        try:
-            if not self._lock.is_locked:
-                self._lock.acquire(timeout=0)
-            if not self._path.exists():  # it was another's, who has deleted it since it was opened
-                self._lock.release()
-                self._lock.acquire(timeout=0)
-            return True
-        except Timeout:
-            return False
-        except NotImplementedError as error:  # what older filelocks make of ENOSYS
-            raise OSError(*error.args) from error
+        while self._descriptor is None:
+            descriptor = self._locked()
+            if descriptor is None:
+                return False
+            if self._path.exists():
+                self._descriptor = descriptor
+            else:  # another process had it, and deleted it after it was opened here
+                os.close(descriptor)
+        return True
+
+    def _locked(self) -> Optional[int]:
+        """The file, open; None if another process has it."""
+        # Open for reading it keeps nobody from making the disk read-only; NFS locks what is open for writing alone.
+        for mode in (os.O_RDONLY, os.O_RDWR):
+            descriptor = os.open(self._path, mode | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    return None
+                if error.errno != errno.EBADF or mode == os.O_RDWR:
+                    raise
+        return None
 
 
 def output_file(path: str) -> Path:
