@@ -7,28 +7,39 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Optional
 
+import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from hmsa.components import IMAGENET
 from hmsa.config import recipes
+from hmsa.config.fields import MAX_CHANNELS
 from hmsa.config.reading import load_config
 from hmsa.config.text import one_line
+from hmsa.datasets import tiff
+from hmsa.datasets.bands import channels_in
 from hmsa.datasets.classes import recipe_lines
 from hmsa.datasets.dataset import Pair
 from hmsa.datasets.find import search
 from hmsa.datasets.folders import Split, folder_pairs, parts
-from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, check_size
+from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, check_size, read_bytes, read_image
 from hmsa.datasets.kinds import Class, Found, Kind, look
 from hmsa.datasets.lists import listed
+from hmsa.datasets.statistics import ChannelSums, channel_statistics
+from hmsa.datasets.survey import spread
 from hmsa.errors import DataError
+from hmsa.system.environment import threads
 
 MAX_MASKS = 500
 """Masks that are read; of more, a sample."""
+
+MAX_MEASURED = 24
+"""Images whose channels are measured, where they are not in colours."""
 
 MIN_SIDE = 64
 """Pixels of a crop's shorter side at least, see `hmsa.config.fields`."""
@@ -54,6 +65,8 @@ class Survey:
     sizes: list[tuple[int, int]]  # width and height of every image, as it is to be seen
     masks: Found
     sampled: bool  # whether `masks` are some of all
+    in_channels: int = 3
+    statistics: Optional[ChannelSums] = None  # of some images, where they are not in colours
 
     @property
     def own_parts(self) -> Optional[dict[str, str]]:
@@ -77,7 +90,23 @@ def survey(image_dir: str, label_dir: str, patterns: tuple[Optional[str], Option
     labels = [label for _, label in pairs.values() if label]
     _check_sizes(pairs.values(), sizes, list(map(_size, labels)))
     some = labels if len(labels) <= MAX_MASKS else sorted(random.Random(seed).sample(labels, MAX_MASKS))
-    return Survey(image_dir, label_dir, guessed, pairs, sizes, look(some), sampled=len(some) < len(labels))
+    of_images = _look_at_images([image for image, _ in pairs.values()])
+    return Survey(image_dir, label_dir, guessed, pairs, sizes, look(some), len(some) < len(labels), *of_images)
+
+
+def _look_at_images(paths: Sequence[str]) -> tuple[int, Optional[ChannelSums]]:
+    """How many channels they have, and what some hold, where that is not red, green and blue."""
+    some = spread(paths, MAX_MEASURED)
+    counts = {channels_in(path) for path in some}
+    in_channels = counts.pop() if len(counts) == 1 else 3
+    if in_channels == 3 and not all(map(_is_grey, spread(some, 4))):
+        return 3, None
+    return in_channels, channel_statistics(some, in_channels=in_channels, num_workers=threads())
+
+
+def _is_grey(path: str) -> bool:
+    """Whether red, green and blue are the same everywhere, or nearly, as JPEG saves them."""
+    return bool(np.ptp(read_image(path), axis=2).max() <= 8)
 
 
 def _size(path: str) -> tuple[int, int]:
@@ -87,8 +116,19 @@ def _size(path: str) -> tuple[int, int]:
             check_size(*image.size)
             return image.size[::-1] if _lies(image) else image.size
     except Exception as error:  # on damaged files Pillow raises almost anything
+        size = _size_of_tiff(path)
+        if all(size):
+            return size
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} should be a readable image, but: {reason}; replace or remove it") from error
+
+
+def _size_of_tiff(path: str) -> tuple[int, int]:
+    """Width and height of a TIFF of many bands; 0 if it is none."""
+    with suppress(DataError):
+        data = read_bytes(path, bytes_per_pixel=8 * MAX_CHANNELS)
+        return tiff.size_of(data) if data.startswith(tiff.STARTS) else (0, 0)
+    return 0, 0
 
 
 def _lies(image: Image.Image) -> bool:
@@ -338,13 +378,14 @@ def recipe(survey: Survey, kind: Kind, naming: Naming, plan: Plan, *, split: Spl
     return "\n\n".join(
         [
             _head(survey, kind, plan),
+            *([] if survey.in_channels == 3 else [f"in_channels: {survey.in_channels}  # read as they are stored"]),
             f"batch_size: {plan.batch}  # images a step, on each device\niters: {plan.iters}"
             f"  # {plan.iters * plan.batch / plan.train:.0f} times through the {plan.train} images to train on\n"
             f"seed: {split.seed}",
             _model(plan, len(naming.classes), weights),
             _classes(naming),
-            _dataset("train", survey, split, _augmented(plan)),
-            _dataset("val", survey, split, [*_resized(plan), _normalized()]),
+            _dataset("train", survey, split, _augmented(plan, survey)),
+            _dataset("val", survey, split, [*_resized(plan), _normalized(survey)]),
             _optimizer(plan, weights),
             f"ema:  # the weights that are evaluated and kept: averages over about the last tenth of the iterations\n"
             f"  decay: {max(1 - 10 / plan.iters, 0.9):.4f}",
@@ -426,7 +467,7 @@ def _dataset(part: str, survey: Survey, split: Split, transforms: Sequence[str])
     return "\n".join([*lines, "  transforms:", *(f"    {line}" for line in transforms)])
 
 
-def _augmented(plan: Plan) -> list[str]:
+def _augmented(plan: Plan, survey: Survey) -> list[str]:
     low, high = plan.scaling
     return [
         *_resized(plan),
@@ -437,11 +478,16 @@ def _augmented(plan: Plan) -> list[str]:
         "- type: RandomPaddingCrop",
         f"  crop_size: {list(plan.crop)}  # width, height: multiples of 32; smaller images are padded",
         "- type: RandomHorizontalFlip  # remove it where left and right differ in meaning",
-        "- type: RandomDistort  # other light and other cameras; less hue_range where colours tell classes apart",
-        *("  brightness_range: 0.25", "  brightness_prob: 0.3", "  contrast_range: 0.25", "  contrast_prob: 0.3"),
-        *("  saturation_range: 0.25", "  saturation_prob: 0.3", "  hue_range: 8", "  hue_prob: 0.3"),
-        _normalized(),
+        *(_DISTORTED if survey.in_channels == 3 else ()),
+        _normalized(survey),
     ]
+
+
+_DISTORTED = (
+    "- type: RandomDistort  # other light and other cameras; less hue_range where colours tell classes apart",
+    *("  brightness_range: 0.25", "  brightness_prob: 0.3", "  contrast_range: 0.25", "  contrast_prob: 0.3"),
+    *("  saturation_range: 0.25", "  saturation_prob: 0.3", "  hue_range: 8", "  hue_prob: 0.3"),
+)
 
 
 def _resized(plan: Plan) -> list[str]:
@@ -451,8 +497,12 @@ def _resized(plan: Plan) -> list[str]:
     return ["- type: Resize", f"  target_size: [{plan.longest}, {plan.longest}]  # {why}", "  keep_ratio: true"]
 
 
-def _normalized() -> str:
-    return f"- {{type: Normalize, mean: {IMAGENET.mean}, std: {IMAGENET.std}}}"
+def _normalized(survey: Survey) -> str:
+    found = survey.statistics
+    if found is None:
+        return f"- {{type: Normalize, mean: {IMAGENET.mean}, std: {IMAGENET.std}}}"
+    mean, std = ([max(round(value, 4), low) for value in of] for of, low in ((found.mean, 0.0), (found.std, 1e-4)))
+    return f"- {{type: Normalize, mean: {mean}, std: {std}}}  # measured, of {found.images} images"
 
 
 def _optimizer(plan: Plan, weights: Optional[str]) -> str:

@@ -72,6 +72,8 @@ def main(args: argparse.Namespace) -> None:
     label_dir = args.masks or args.images
     _refuse_polygons(args)
     found = draft.survey(args.images, label_dir, (args.image_pattern, args.label_pattern), args.seed)
+    if args.weights and found.in_channels == 3:
+        found.statistics = None  # theirs are ImageNet's
     kind = kind_of(found.masks)
     split = Split(args.val, 0.0, args.seed, args.group_by)
     counts = draft.counts(found, split)
@@ -272,6 +274,10 @@ def _say(text: str) -> None:
 def _say_what_was_found(found: Survey, kind: Kind, counts: Sequence[int], val: float) -> None:
     patterns = "" if found.patterns == ("*", "*") else f" ({found.patterns[0]} and {found.patterns[1]})"
     _say(f"{len(found.pairs)} images with masks{patterns}: {counts[0]} to train, {counts[1]} to evaluate on")
+    if found.statistics:
+        channels = f"of {found.in_channels} channel{'s' * (found.in_channels > 1)}, read as they are stored"
+        grey = "grey" if found.in_channels == 3 else channels
+        _say(f"the images are {grey}: mean and std are measured, of {found.statistics.images}")
     read = f"{len(found.masks.of_mask)} masks, a sample," if found.sampled else "the masks"
     _say(f"{read} hold {kind.words}")
     for remark in kind.remarks:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import hmsa
 from hmsa import draft
 from hmsa.builder import build_dataset, build_model
 from hmsa.commands import convert, init
+from hmsa.datasets.bands import read_bands
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.folders import Split, parts
 from hmsa.errors import DataError, UsageError
@@ -295,6 +297,45 @@ def test_names_that_nobody_gave_and_few_images_to_evaluate_on_are_told(shapes, c
 def _evaluated(folder: Path, seed: int) -> int:
     names = [path.stem for path in (folder / "images").iterdir()]
     return len(parts(names, Split(0.4, 0.0, seed, None))["val"])
+
+
+def _with_images(shapes: Path, folder: Path, convert) -> Path:
+    """The same masks, and images made of the same by `convert`, which writes to a path without a suffix."""
+    shutil.copytree(shapes / "values/masks", folder / "masks")
+    (folder / "images").mkdir()
+    for path in sorted((shapes / "values/images").iterdir()):
+        convert(np.array(Image.open(path).convert("RGB")), folder / "images" / path.stem)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["grey", "grey of 16 bits", "4 bands", "5 bands of 16 bits"])
+def test_images_that_are_no_photographs_get_their_channels_and_what_they_hold(shapes, tmp_path, form, capsys):
+    def convert(image, path):
+        if form == "grey":
+            Image.fromarray(image).convert("L").convert("RGB").save(path.with_suffix(".jpg"))
+        elif form == "grey of 16 bits":
+            Image.fromarray(image[..., 0].astype(np.uint16) * 9).save(path.with_suffix(".png"))
+        else:
+            bands = image[..., [0, 1, 2, 0]] if form == "4 bands" else image[..., [0, 1, 2, 0, 1]].astype(np.uint16)
+            tifffile, extra = pytest.importorskip("tifffile"), ["unspecified"] * (bands.shape[2] - 3)
+            tifffile.imwrite(path.with_suffix(".tif"), bands, photometric="rgb", extrasamples=extra, planarconfig="contig")
+
+    recipe = yaml.safe_load(run(_with_images(shapes, tmp_path / "set", convert)).read_text())
+    channels = {"grey": 3, "grey of 16 bits": 1, "4 bands": 4, "5 bands of 16 bits": 5}[form]
+    assert recipe.get("in_channels", 3) == channels
+    (normalize,) = recipe["val_dataset"]["transforms"]
+    config = hmsa.load_config(tmp_path / "set/recipe.yml")
+    images = np.concatenate([read_bands(a, channels)[0].reshape(-1, channels) for a, _ in _pairs(config)])
+    scale = 65535 if images.dtype == np.uint16 else 255
+    np.testing.assert_allclose(normalize["mean"], images.mean(0) / scale, atol=1e-4)
+    np.testing.assert_allclose(normalize["std"], np.maximum(images.std(0) / scale, 1e-4), atol=1e-4)
+    assert "mean and std are measured, of 10" in capsys.readouterr().out
+    image = build_dataset(config, "train")[0]["img"]
+    assert channels in image.shape
+
+
+def _pairs(config):
+    return [*build_dataset(config, "train").pairs, *build_dataset(config, "val").pairs]
 
 
 @pytest.mark.parametrize("weights", [None, "my weights.pdparams"])
