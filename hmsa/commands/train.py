@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -15,6 +16,8 @@ from hmsa.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
     from hmsa.config.schema import Config
+    from hmsa.datasets.dataset import SegmentationDataset
+    from hmsa.datasets.histogram import Histogram
     from hmsa.engine.checkpoint import TrainingState
     from hmsa.engine.log import SilentLog
     from hmsa.engine.train import Trainer
@@ -152,7 +155,6 @@ def build_trainer(
 ) -> Trainer:
     """The run, at its beginning or for a checkpoint whose state is `state`; its log says how it differs from that."""
     from hmsa import builder
-    from hmsa.datasets.findings import warnings_before_training
     from hmsa.distributed import ranks
     from hmsa.engine import checkpoint
     from hmsa.engine.log import open_log
@@ -165,7 +167,7 @@ def build_trainer(
     val_dataset = builder.build_dataset(config, "val") if with_val else None
     datasets = {"train": dataset, **({"val": val_dataset} if val_dataset else {})}
     new = not (resume_from or args.plan_memory)
-    remarks = ranks.decided_by_main(lambda: warnings_before_training(datasets)) if new else []
+    remarks, counted = ranks.decided_by_main(lambda: look_at_labels(datasets)) if new else ([], None)
     model = builder.build_model(config)
 
     log = open_log(
@@ -182,7 +184,7 @@ def build_trainer(
 
     if not resume_from:
         start_from_pretrained(model, config, log)
-    weights = builder.class_weights(config, dataset, state.class_weights)
+    weights = builder.class_weights(config, dataset, state.class_weights, counted)
     if weights.values:
         log.line(weights.line(dataset.classes.names))
     scheduler = builder.build_lr_scheduler(config)
@@ -201,6 +203,15 @@ def build_trainer(
         ),
         log=log,
     )
+
+
+def look_at_labels(datasets: Mapping[str, SegmentationDataset]) -> tuple[list[str], Optional[Histogram]]:
+    """What to warn of before a run begins, and how often classes occur, where that is known of a quick look."""
+    from hmsa.datasets.findings import quick_surveys, warnings_before_training
+    from hmsa.datasets.histogram import counted_before
+
+    surveys = quick_surveys(datasets)
+    return warnings_before_training(datasets, surveys), counted_before(surveys["train"], datasets["train"])
 
 
 def start_from_pretrained(model: MscaleOCRNet, config: Config, log: SilentLog) -> None:

@@ -105,18 +105,31 @@ def quick_findings(datasets: Mapping[str, SegmentationDataset]) -> list[Finding]
     Args:
         datasets: "train", "val", or both.
     """
-    surveys = {name: survey(of, max_pairs=QUICK_MASKS, masks_only=True) for name, of in datasets.items()}
+    return _quick_findings(datasets, quick_surveys(datasets))
+
+
+def quick_surveys(datasets: Mapping[str, SegmentationDataset]) -> dict[str, Survey]:
+    """What `quick_findings` looks at."""
+    return {name: survey(of, max_pairs=QUICK_MASKS, masks_only=True) for name, of in datasets.items()}
+
+
+def _quick_findings(datasets: Mapping[str, SegmentationDataset], surveys: Mapping[str, Survey]) -> list[Finding]:
     limits = [of.max_image_pixels for of in datasets.values()]
     return list(mask_findings(surveys, limits[0] if limits else None))
 
 
-def warnings_before_training(datasets: Mapping[str, SegmentationDataset]) -> list[str]:
+def warnings_before_training(
+    datasets: Mapping[str, SegmentationDataset], surveys: Optional[Mapping[str, Survey]] = None
+) -> list[str]:
     """`quick_findings` for people.
+
+    Args:
+        surveys: `quick_surveys`, where they are there already.
 
     Raises:
         DataError: nothing is labelled, or masks cannot be used that no others stand in for (`bad_sample_limit`).
     """
-    found = quick_findings(datasets)
+    found = _quick_findings(datasets, surveys or quick_surveys(datasets))
     skips = datasets["train"].bad_sample_limit is not None
     fatal = ("binary_masks", "nothing_labelled", *(() if skips else OF_SINGLE_FILES))
     for finding in (finding for finding in found if finding.kind in fatal):

@@ -317,8 +317,8 @@ def test_images_that_are_no_photographs_get_their_channels_and_what_they_hold(sh
             Image.fromarray(image[..., 0].astype(np.uint16) * 9).save(path.with_suffix(".png"))
         else:
             bands = image[..., [0, 1, 2, 0]] if form == "4 bands" else image[..., [0, 1, 2, 0, 1]].astype(np.uint16)
-            tifffile, extra = pytest.importorskip("tifffile"), ["unspecified"] * (bands.shape[2] - 3)
-            tifffile.imwrite(path.with_suffix(".tif"), bands, photometric="rgb", extrasamples=extra, planarconfig="contig")
+            layout = {"extrasamples": ["unspecified"] * (bands.shape[2] - 3), "planarconfig": "contig"}
+            pytest.importorskip("tifffile").imwrite(path.with_suffix(".tif"), bands, photometric="rgb", **layout)
 
     recipe = yaml.safe_load(run(_with_images(shapes, tmp_path / "set", convert)).read_text())
     channels = {"grey": 3, "grey of 16 bits": 1, "4 bands": 4, "5 bands of 16 bits": 5}[form]
