@@ -139,7 +139,8 @@ def program(name: str) -> str:
 def launched(processes: int, log_dir: str | Path, words: Sequence[str]) -> list[str]:
     """The words that run a command in several processes by Paddle's launcher, one on each GPU if there are any."""
     launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
-    return [*launcher, "--log_dir", str(log_dir), *command(*words)]
+    # Else it prints thirty lines of its own settings first; PADDLE_LOG_LEVEL=INFO brings them back.
+    return [*launcher, "--log_level", "WARNING", "--log_dir", str(log_dir), *command(*words)]
 
 
 def environment_of_commands() -> dict[str, str]:
@@ -178,7 +179,7 @@ def start_processes(args: argparse.Namespace, name: str, folder: str | Path) -> 
     if here is None:
         paddle_version()  # there is one
         words = launched(processes, Path(folder, "log"), [name, *sys.argv[1:]])
-        os.execve(words[0], words, environment_of_commands())
+        os.execve(words[0], words, {"PYTHONWARNINGS": "ignore:No ccache found", **environment_of_commands()})
     elif here != str(processes):
         raise UsageError(
             f"expected the launcher alone to say how many processes run, found {here} of them and --nproc_per_node "

@@ -63,6 +63,11 @@ def test_an_interruption_while_paddle_is_loaded_is_one(capsys, monkeypatch) -> N
     assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
+def test_the_launcher_keeps_its_settings_to_itself(tmp_path) -> None:
+    words = cli.launched(2, tmp_path, ["train", "--config", "c"])
+    assert words[words.index("--log_level") + 1] == "WARNING" and words[-3:] == ["train", "--config", "c"]
+
+
 def words(action: argparse.Action, value: int) -> list[str]:
     """A flag with one of two values."""
     word = list(map(str, action.choices))[value] if action.choices else str(value + 1)
