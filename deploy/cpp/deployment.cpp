@@ -61,7 +61,9 @@ const FileSet* choose(const std::vector<FileSet>& sets, const std::vector<std::s
     return nullptr;
 }
 
-void check_file(const fs::path& path, const std::map<std::string, std::string>& digests) {
+using Digests = std::map<std::string, std::string>;  // by name of the file
+
+void check_file(const fs::path& path, const Digests& digests) {
     const std::vector<std::uint8_t> content = read_file(path, MAX_MODEL);
     const auto digest = digests.find(path.filename().string());
     // Engines run what is left of a file that is damaged.
@@ -109,14 +111,11 @@ Deployment parsed(const YAML::Node& deploy, const fs::path& folder, const std::v
     }
 
     Deployment found;
-    const auto digests =
-        deploy["sha256"].as<std::map<std::string, std::string>>(std::map<std::string, std::string>());
     for (const auto& name : chosen->files) {
         if (fs::path(name).filename() != name || name == "." || name == "..") {
             throw Problem("it names " + name + ", which is not a file beside it; export again");
         }
         found.files.push_back(folder / name);
-        check_file(found.files.back(), digests);
     }
 
     if (deploy["channel_order"].as<std::string>("RGB") != "RGB") {
@@ -151,13 +150,23 @@ Deployment read_deployment(const fs::path& folder, const std::vector<std::string
                            const std::string& precision, const std::string& engine) {
     const fs::path path = folder / "deploy.yaml";
     const auto text = read_file(path, MAX_DESCRIPTION);
+    Deployment found;
+    Digests digests;
     try {
-        const YAML::Node all = YAML::Load(std::string(text.begin(), text.end()));
-        return parsed(all["Deploy"], folder, formats, precision, engine);
+        const YAML::Node deploy = YAML::Load(std::string(text.begin(), text.end()))["Deploy"];
+        found = parsed(deploy, folder, formats, precision, engine);
+        digests = deploy["sha256"].as<Digests>(Digests());
     } catch (const YAML::Exception& error) {
-        throw Problem(path.string() + ": expected what export.py writes, but: " + error.what() +
+        const std::string place =
+            error.mark.is_null() ? "" : " in line " + std::to_string(error.mark.line + 1);
+        throw Problem(path.string() + ": expected what export.py writes, found something else" + place +
                       "; export again");
+    } catch (const Problem& problem) {
+        throw Problem(path.string() + ": " + problem.what());
     }
+
+    for (const fs::path& file : found.files) check_file(file, digests);
+    return found;
 }
 
 Tensor input_of(const Image& image, const Deployment& deployment) {

@@ -11,7 +11,12 @@ class OpenVino final : public Engine {
         // On processors with bf16 it would compute in it without being asked.
         ov::AnyMap hints{ov::hint::inference_precision(ov::element::f32)};
         if (threads) hints.insert(ov::inference_num_threads(threads));
-        request_ = core_.compile_model(model, "CPU", hints).create_infer_request();
+        ov::CompiledModel compiled = core_.compile_model(model, "CPU", hints);
+        // What is no network of Paddle's is an empty one to it.
+        if (compiled.inputs().size() != 1 || compiled.outputs().empty()) {
+            throw std::runtime_error("it is not a network with one input");
+        }
+        request_ = compiled.create_infer_request();
     }
 
     Tensor run(const Tensor& input) override {

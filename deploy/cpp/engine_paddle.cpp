@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Paddle Inference 3, under the options of hmsa/inference/paddle_inference.py, with which it answers as the
-// network does.
+// Paddle Inference, 3.2 or newer, under the options of hmsa/inference/paddle_inference.py, with which it
+// answers as the network does.
 #include <paddle_inference_api.h>
 
 #include <functional>
@@ -27,11 +27,11 @@ paddle_infer::Config config_of(const std::vector<std::filesystem::path>& files, 
     // program.
     config.DeletePass("conv_eltwiseadd_bn_fuse_pass");
     config.DisableGpu();
-    config.EnableMKLDNN();
+    config.EnableONEDNN();
     const int cores = static_cast<int>(std::thread::hardware_concurrency());
     config.SetCpuMathLibraryNumThreads(threads ? threads : std::max(cores, 1));  // the default is 1
     // In 3.3 this pass makes every bilinear resize fail (Paddle issues 77340 and 79749).
-    if (paddle_infer::GetVersion().find("3.3.") != std::string::npos)
+    if (paddle_infer::GetVersion().find("version: 3.3.") != std::string::npos)
         config.DeletePass("onednn_placement_pass");
     return config;
 }

@@ -57,8 +57,8 @@ std::optional<int> exif_orientation(const std::uint8_t* tiff, std::size_t size) 
         const std::size_t entry = start + 2 + 12 * i;
         if (entry + 12 > size) break;
         if (number(entry, 2) != 0x0112) continue;
-        const std::uint32_t kind = number(entry + 2, 2);  // a byte, a short or a long
-        if (kind != 1 && kind != 3 && kind != 4) return 1;
+        const std::uint32_t kind = number(entry + 2, 2);  // a byte, a short or a long, and one of it
+        if ((kind != 1 && kind != 3 && kind != 4) || number(entry + 4, 4) != 1) return 1;
         const std::uint32_t value = number(entry + 8, kind == 1 ? 1 : kind == 3 ? 2 : 4);
         return value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
     }

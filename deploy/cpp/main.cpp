@@ -6,6 +6,7 @@
 #include <cstring>
 #include <iostream>
 #include <map>
+#include <sstream>
 #include <utility>
 
 #include "deployment.h"
@@ -132,10 +133,15 @@ fs::path made_folder(const fs::path& path) {
     return path;
 }
 
-// Engines say much; the last line is what is wrong.
-std::string last_line(std::string text) {
-    text.erase(text.find_last_not_of(" \n.") + 1);
-    return text.substr(text.rfind('\n') + 1).substr(0, 300);
+// Engines say much: the last line that is not about a place in them is what is wrong.
+std::string gist(const std::string& text) {
+    std::string found;
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+        line.erase(0, line.find_first_not_of(" \t"));
+        if (!line.empty() && line[0] != '[') found = line;
+    }
+    return found.substr(0, 300);
 }
 
 // A name of a file may hold what a terminal would obey.
@@ -174,7 +180,7 @@ void predict(const fs::path& path, const std::string& name, Engine& engine, cons
             throw;
         } catch (const std::exception& error) {
             throw Problem("the network cannot run an image of " + image.size() +
-                          " pixels: " + last_line(error.what()));
+                          " pixels: " + gist(error.what()));
         }
         labels = labels_of(answer, image);
     } catch (const Problem& problem) {
@@ -204,7 +210,7 @@ bool run(const Options& options) {
         engine = row.open(deployment.files, options.threads);
     } catch (const std::exception& error) {
         throw Problem(deployment.files.front().string() + ": " + row.name +
-                      " cannot open it: " + last_line(error.what()));
+                      " cannot open it: " + gist(error.what()));
     }
     std::printf("%s opened %s in %.0f ms\n", row.name.c_str(),
                 printable(deployment.files.front().string()).c_str(), watch.lap());

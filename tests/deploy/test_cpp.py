@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,13 @@ from PIL import Image
 
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.find import ImageFile
+from hmsa.datasets.images import read_image
 from hmsa.datasets.transforms import Normalize
-from hmsa.deploy.export import ExportOptions, export
+from hmsa.deploy.export import ExportedNetwork, ExportOptions, export
 from hmsa.engine.predict import Results, predict
+from hmsa.errors import DataError
 from hmsa.inference.averaging import InferenceOptions
+from hmsa.inference.tracing import convert_to_onnx, write_program, writes_json
 from hmsa.visualize import color_palette
 
 openvino = pytest.importorskip("openvino", reason="deploy/cpp needs OpenVINO: pip install .[openvino]")
@@ -59,7 +63,7 @@ def program(tmp_path_factory):
         command = [build / "hmsa_infer", *map(str, arguments)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
-    run.engines = [line.split()[2].strip(",") for line in made.stdout.splitlines() if line.startswith("-- With ")]
+    run.engines = [line.split()[2].strip(":") for line in made.stdout.splitlines() if line.startswith("-- Engine ")]
     return run
 
 
@@ -122,7 +126,9 @@ def images(tmp_path_factory):
     rng = np.random.default_rng(5)
 
     def drawn(height, width, mode="RGB"):
-        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize((width, height), Image.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
         noisy = np.clip(np.asarray(coarse, np.int16) + rng.integers(-12, 12, (height, width, 3)), 0, 255)
         return Image.fromarray(noisy.astype(np.uint8)).convert(mode)
 
@@ -177,7 +183,7 @@ def check(done, output, predicted, images):
         assert found.size == expected.size, path
         share = (np.asarray(found) == np.asarray(expected)).mean()
         assert share >= 0.9999, (path, share)
-        seen += len(np.unique(expected))
+        seen += len(np.unique(np.asarray(expected)))
     assert seen > 2 * len(images)
     assert len(list((output / LABELS).iterdir())) == len(images)
 
@@ -195,3 +201,156 @@ def test_labels_and_overlays_are_those_of_predictions(program, exported, images,
 
 def test_an_export_that_normalises_itself(program, preprocessing, images, predicted, tmp_path):
     check(program(preprocessing, *images, "--output", tmp_path), tmp_path, predicted, images)
+
+
+@pytest.mark.parametrize("output_op", ["softmax", "none"])
+def test_scores_become_labels(program, network, images, predicted, output_op, tmp_path):
+    folder = exported_as(network, tmp_path / "export", output_op)
+    check(program(folder, *images, "--output", tmp_path), tmp_path, predicted, images)
+
+
+def test_onnx(program, network, exported, images, predicted, tmp_path):
+    """In both engines that read it."""
+    if not writes_json() or find_spec("paddle2onnx") is None:
+        pytest.skip("ONNX is written by Paddle 3 with paddle2onnx: pip install .[onnx]")
+    write_program(ExportedNetwork(network, "argmax"), tmp_path / "model")
+    convert_to_onnx(tmp_path / "model")
+    shutil.copy(exported / "deploy.yaml", tmp_path)
+    describe(tmp_path, formats=[{"format": "onnx", "precision": "fp32", "files": ["model.onnx"]}])
+    for engine in program.engines:
+        given = ("--output", tmp_path / engine, "--engine", engine)
+        check(program(tmp_path, *images, *given), tmp_path / engine, predicted, images)
+
+
+def failed(done, status, *words):
+    """That the program ended with this status and one sentence that has these words."""
+    assert done.returncode == status, done
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("hmsa_infer: ") and all(word in line for word in words), line
+
+
+def test_a_wrong_command_line_is_a_sentence(program, exported, images, tmp_path):
+    output = ("--output", tmp_path)
+    for arguments, words in {
+        ("--engine", "tensorrt"): ["openvino, onnxruntime, paddle", "tensorrt"],
+        ("--engine", "paddle"): ["built without paddle", "-DPADDLE_DIR"],
+        ("--threads", "two"): ["--threads", "two"],
+        ("--threads=0",): ["from 1 to 1024"],
+        ("--outptu", "x"): ["unknown option --outptu"],
+        ("--engine",): ["--engine needs a value"],
+        (images[0],): ["would both be written as"],
+    }.items():
+        failed(program(exported, images[0], *output, *arguments), 2, *words)
+    assert program(exported, images[0]).returncode == program().returncode == program(exported, *output).returncode == 2
+    assert program("--help").returncode == 0 and "usage: hmsa_infer" in program("--help").stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unusable_export_is_a_sentence(program, exported, images, tmp_path):
+    def run(change, *arguments):
+        folder = tmp_path / "export"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(exported, folder)
+        change(folder)
+        return program(folder, images[0], "--output", tmp_path / "output", *arguments)
+
+    def write(name, content):
+        return lambda folder: (folder / name).write_bytes(content)
+
+    def damage(name):
+        def flip(folder):
+            content = bytearray((folder / name).read_bytes())
+            content[len(content) // 2] ^= 1
+            (folder / name).write_bytes(content)
+
+        return flip
+
+    failed(run(shutil.rmtree), 1, "deploy.yaml", "No such file")
+    failed(run(write("deploy.yaml", b"Deploy: [")), 1, "deploy.yaml", "export again")
+    failed(run(write("deploy.yaml", b"")), 1, "deploy.yaml", "export again")
+    failed(run(write("deploy.yaml", b"\xff\x00" * 99)), 1, "deploy.yaml", "export again")
+    failed(run(write("deploy.yaml", b"[" * 60000)), 1, "deploy.yaml", "export again")
+    failed(run(write("deploy.yaml", b"#" * 70000)), 1, "deploy.yaml", "longer")
+    for name in ("model.pdmodel", "model.pdiparams"):
+        failed(run(lambda folder, name=name: (folder / name).unlink()), 1, name, "No such file")
+        failed(run(damage(name)), 1, name, "damaged")
+    failed(run(lambda folder: None, "--precision", "int8"), 1, "openvino reads in int8", "paddle in fp32")
+
+    def described(**changes):
+        return lambda folder: describe(folder, **changes)
+
+    failed(run(described(formats=[{"format": "paddle", "precision": "fp32", "files": ["../x", "y"]}])), 1, "../x")
+    failed(run(described(transforms=[{"type": "Resize"}])), 1, "more than Normalize")
+    failed(run(described(input_shape=[1, 3, 64, None])), 1, "anyx64", "16bit.png")
+    failed(run(described(min_size=100)), 1, "at least 100 pixels", "16bit.png")
+    failed(run(described(channel_order="as stored")), 1, "not RGB")
+
+    def spoil(folder):
+        (folder / "model.pdmodel").write_bytes(b"x" * 1000)
+        describe(folder)
+
+    failed(run(spoil), 1, "openvino cannot open it")
+    assert not list((tmp_path / "output" / LABELS).iterdir())
+
+
+def test_an_unusable_image_is_a_sentence_and_the_others_are_done(program, exported, images, tmp_path):
+    good = next(path for path in images if path.name == "plain.png")
+    png, jpeg = good.read_bytes(), next(path for path in images if path.suffix == ".jpg").read_bytes()
+    huge_png = png[:16] + struct.pack(">II", 100000, 100000) + png[24:29]
+    huge_png += struct.pack(">I", zlib.crc32(huge_png[12:29])) + png[33:]
+    frame = jpeg.index(b"\xff\xc0") + 5
+    bad = {
+        "missing": None,
+        "empty": b"",
+        "text": b"not an image",
+        "cut": png[: len(png) // 2],
+        "end": png[:-12],
+        "checksum": png[:60] + bytes([png[60] ^ 1]) + png[61:],
+        "huge": huge_png,
+        "cut_jpeg": jpeg[: len(jpeg) // 2],
+        "huge_jpeg": jpeg[:frame] + struct.pack(">HH", 65000, 65000) + jpeg[frame + 4 :],
+        "wide_jpeg": jpeg[:frame] + struct.pack(">HH", 8000, 8000) + jpeg[frame + 4 :],
+        "start_jpeg": jpeg[:30],
+    }
+    given = tmp_path / "given"
+    given.mkdir()
+    for name, content in bad.items():
+        if content is not None:
+            (given / f"{name}.png").write_bytes(content)
+    (given / "folder.png").mkdir()
+    os.mkfifo(given / "pipe.png")
+    paths = [given / f"{name}.png" for name in (*bad, "folder", "pipe")]
+
+    done = program(exported, *paths, good, "--output", tmp_path)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and len(lines) == len(paths), lines
+    for path, line in zip(paths, lines):
+        assert line.startswith(f"hmsa_infer: failed: {path} should be "), line
+        if path.stem not in ("missing", "folder", "pipe"):
+            with pytest.raises(DataError):
+                read_image(path)
+    assert [path.name for path in (tmp_path / LABELS).iterdir()] == ["plain.png"]
+
+
+def test_what_cannot_be_written_is_a_sentence_and_leaves_nothing(program, exported, images, tmp_path):
+    (tmp_path / "file").write_text("")
+    failed(program(exported, images[0], "--output", tmp_path / "file"), 1, "file", "choose another")
+    (tmp_path / LABELS / "16bit.png").mkdir(parents=True)
+    failed(program(exported, images[0], "--output", tmp_path), 1, "16bit.png: cannot be written")
+    assert [path.name for path in (tmp_path / LABELS).iterdir()] == ["16bit.png"]
+
+
+def test_random_damage_is_read_as_predictions_read_it_or_refused(program, exported, images, tmp_path):
+    """No fault of memory whatever the bytes are."""
+    rng = np.random.default_rng(1)
+    for path in images:
+        content = bytearray(path.read_bytes())
+        for number in range(6):
+            damaged = content.copy()
+            for place in rng.integers(0, len(damaged), 1 + number):
+                damaged[place] = rng.integers(256)
+            (tmp_path / f"{path.stem}{number}.png").write_bytes(damaged)
+    paths = sorted(tmp_path.glob("*.png"))
+    done = program(exported, *paths, "--output", tmp_path)
+    assert done.returncode == 1
+    assert all(line.startswith("hmsa_infer: failed: ") for line in done.stderr.splitlines()), done.stderr
