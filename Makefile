@@ -76,7 +76,7 @@ system-packages:  ## install cmake, g++ and Chromium, for deploy/cpp and deploy/
 	tools/system_packages.sh
 
 cpp: $(VENV)/installed  ## build deploy/cpp into build/cpp; CMAKE_OPTIONS="-DPADDLE_DIR=..." adds engines
-	$(python) -m pip install --quiet --disable-pip-version-check --editable ".[openvino]" "$(PADDLE)"
+	$(python) -m pip install --quiet --disable-pip-version-check --editable ".[cpu,openvino]" "$(PADDLE)"
 	cmake -S deploy/cpp -B build/cpp -DCMAKE_BUILD_TYPE=Release $(CMAKE_OPTIONS) \
 		-DOpenVINO_DIR="$$($(python) -c 'import openvino; print(openvino.__path__[0])')/cmake"
 	cmake --build build/cpp --parallel

@@ -8,13 +8,17 @@ import os
 import shutil
 import struct
 import subprocess
+import sysconfig
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 import yaml
+from packaging.version import Version
+from paddle.version import full_version as PADDLE_VERSION
 from PIL import Image
 
 from hmsa.datasets.classes import Classes
@@ -32,6 +36,7 @@ openvino = pytest.importorskip("openvino", reason="deploy/cpp needs OpenVINO: pi
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "deploy/cpp"
+HEADERS = ROOT / "build/onnxruntime/include"
 NORMALIZE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 COLORS = [(i, 2 * i, 255 - i) for i in range(5)]
 LABELS, OVERLAYS = "pseudo_color_prediction", "added_prediction"
@@ -44,27 +49,43 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    """The arguments -> what the program did, its faults of memory among it."""
-    build = tmp_path_factory.mktemp("build")
-    settings = [f"-DOpenVINO_DIR={Path(openvino.__file__).parent / 'cmake'}", "-DHMSA_SANITIZE=ON"]
-    onnxruntime = os.environ.get("ONNXRUNTIME_DIR", ROOT / "build/onnxruntime")
-    settings += ["-DCMAKE_BUILD_TYPE=Debug", f"-DONNXRUNTIME_DIR={onnxruntime}"]
-    made = subprocess.run(["cmake", "-S", SOURCE, "-B", build, *settings], capture_output=True, text=True)
+def build(folder, *settings, environment=None):
+    """Build deploy/cpp -> the arguments -> what the program did; `engines` are those that are built in."""
+    command = ["cmake", "-S", SOURCE, "-B", folder, "-DCMAKE_BUILD_TYPE=Debug", *settings]
+    made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode and "Could NOT find" in made.stderr + made.stdout:
         pytest.skip("deploy/cpp needs libraries of the system: make system-packages")
     assert made.returncode == 0, made.stderr
-    subprocess.run(["cmake", "--build", build, "--parallel", "2"], check=True, capture_output=True)
-    # OpenVINO's TBB loads its libraries in a way that sanitizers allow.
-    environment = os.environ | {"TBB_ENABLE_SANITIZERS": "1"}
+    compiled = subprocess.run(["cmake", "--build", folder, "--parallel", "2"], capture_output=True, text=True)
+    assert compiled.returncode == 0, compiled.stdout
 
     def run(*arguments):
-        command = [build / "hmsa_infer", *map(str, arguments)]
+        command = [folder / "hmsa_infer", *map(str, arguments)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
     run.engines = [line.split()[2].strip(":") for line in made.stdout.splitlines() if line.startswith("-- Engine ")]
     return run
+
+
+def onnxruntime_archive(folder):
+    """A folder like ONNX Runtime's release archive: headers of `make system-packages`, the Python package's library."""
+    found = find_spec("onnxruntime")
+    if found is not None and found.origin is not None and (HEADERS / "onnxruntime_cxx_api.h").is_file():
+        (folder / "lib").mkdir(parents=True)
+        (folder / "include").symlink_to(HEADERS)
+        for library in (Path(found.origin).parent / "capi").glob("libonnxruntime.so.*"):
+            for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+                (folder / "lib" / name).symlink_to(library)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """With OpenVINO, and ONNX Runtime if it is there, and sanitizers, whose findings are errors on stderr."""
+    settings = [f"-DOpenVINO_DIR={Path(openvino.__file__).parent / 'cmake'}", "-DHMSA_SANITIZE=ON"]
+    settings += [f"-DONNXRUNTIME_DIR={onnxruntime_archive(tmp_path_factory.mktemp('archive') / 'onnxruntime')}"]
+    # OpenVINO's TBB loads its libraries in a way that sanitizers allow.
+    return build(tmp_path_factory.mktemp("build"), *settings, environment=os.environ | {"TBB_ENABLE_SANITIZERS": "1"})
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +241,28 @@ def test_onnx(program, network, exported, images, predicted, tmp_path):
     for engine in program.engines:
         given = ("--output", tmp_path / engine, "--engine", engine)
         check(program(tmp_path, *images, *given), tmp_path / engine, predicted, images)
+
+
+def test_paddle(exported, images, predicted, tmp_path):
+    """On the library inside the Python package, as Paddle's C++ archive cannot be had from a package registry.
+
+    The library is the archive's, but for parts in Python; the package has no headers, so a file beside this one says
+    what the program needs of them.
+    """
+    package = Path(paddle.__file__).parent
+    python = Path(sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LDLIBRARY"))
+    if python.suffix != ".so" or Version(PADDLE_VERSION) < Version("3.2"):
+        pytest.skip("Paddle's library is used by itself from 3.2 on, and where Python has a shared library")
+    (tmp_path / "archive/paddle/lib").mkdir(parents=True)
+    (tmp_path / "archive/paddle/include").symlink_to(Path(__file__).parent / "paddle_include")
+    (tmp_path / "archive/paddle/lib/libpaddle_inference.so").symlink_to(package / "base/libpaddle.so")
+    folders = [python.parent, package / "libs", package / "base"]
+    linker = ["--no-as-needed", str(python), "--unresolved-symbols=ignore-in-shared-libs"]
+    linker += [f"{option},{folder}" for folder in folders for option in ("-rpath", "-rpath-link")]
+    given = f"-DCMAKE_EXE_LINKER_FLAGS=-Wl,{','.join(linker)}"
+    run = build(tmp_path / "build", f"-DPADDLE_DIR={tmp_path / 'archive'}", given)
+    given = ("--output", tmp_path, "--engine", "paddle", "--threads", "2")
+    check(run(exported, *images, *given), tmp_path, predicted, images)
 
 
 def failed(done, status, *words):
