@@ -107,7 +107,7 @@ Deployment parsed(const YAML::Node& deploy, const fs::path& folder, const std::v
         for (const auto& set : sets)
             there += (there.empty() ? "" : ", ") + set.format + " in " + set.precision;
         throw Problem("it has no format that " + engine + " reads in " + precision + ", only " + there +
-                      "; export with --format " + formats.front());
+                      "; choose another engine or precision, or export what is missing, too");
     }
 
     Deployment found;
