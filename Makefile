@@ -72,10 +72,19 @@ check: $(VENV)/installed-dev  ## lint, format and types
 	$(bin)/ruff format --check .
 	$(bin)/pyright --pythonpath $(python)
 
+system-packages:  ## install cmake, g++ and Chromium, for deploy/cpp and deploy/web (Debian's packages, as root)
+	tools/system_packages.sh
+
+cpp: $(VENV)/installed  ## build deploy/cpp into build/cpp; CMAKE_OPTIONS="-DPADDLE_DIR=..." adds engines
+	$(python) -m pip install --quiet --disable-pip-version-check --editable ".[cpu,openvino]" "$(PADDLE)"
+	cmake -S deploy/cpp -B build/cpp -DCMAKE_BUILD_TYPE=Release $(CMAKE_OPTIONS) \
+		-DOpenVINO_DIR="$$($(python) -c 'import openvino; print(openvino.__path__[0])')/cmake"
+	cmake --build build/cpp --parallel
+
 bench: $(VENV)/installed-dev  ## measure this project against what it replaces
 	$(python) benchmarks/run.py
 
 clean:  ## delete .venv and what demo and tests wrote
 	rm -rf $(VENV) .venv-* output $(DATA) .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help install demo test test-all test-short test-matrix test-others check bench clean
+.PHONY: help install demo test test-all test-short test-matrix test-others check system-packages cpp bench clean
