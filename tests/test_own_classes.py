@@ -17,7 +17,7 @@ from PIL import Image
 
 from hmsa.errors import DataError, UsageError
 from hmsa.inference.video import Video, VideoWriter
-from hmsa.visualize import palette
+from hmsa.visualize import DISTINCT_COLORS, palette
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import export
@@ -126,7 +126,8 @@ def test_label_files_are_written(folder, tmp_path, capsys):
     legend = np.asarray(Image.open(out / "legend/legend.png"))
     for color in [*np.array(SHOWN).reshape(5, 3), colors[255]]:
         assert (legend == color).all(axis=2).sum() > 100
-    assert np.asarray(Image.open(out / "sheets/a.png"))[:64, 104:200].tolist() == colors[label].tolist()
+    colors[1] = DISTINCT_COLORS[1]  # where PaddleSeg's is not called for
+    assert np.asarray(Image.open(out / "sheets/a.png"))[22:86, 104:200].tolist() == colors[label].tolist()
 
     run(predict, folder, "--engine", "eager", "--image_path", folder / "images", "--save_dir", tmp_path / "known")
     known = np.asarray(Image.open(tmp_path / "known/pseudo_color_prediction/a.png"))
@@ -200,5 +201,9 @@ def test_an_exported_model(folder, tmp_path):
     run(export, folder, "--save_dir", tmp_path / "model", "--input_shape", 1, 3, 64, 96)
     entry = yaml.safe_load((tmp_path / "model/deploy.yaml").read_text(encoding="utf-8"))["Deploy"]
     assert entry["class_names"] == NAMES
-    assert [value for color in entry["class_colors"] for value in color] == SHOWN
+    assert [value for color in entry["class_colors"] for value in color] == [
+        *SHOWN[:3],
+        *DISTINCT_COLORS[1],
+        *SHOWN[6:],
+    ]
     assert entry["ignore_index"] == 77

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmsa import cli
-from hmsa.errors import UsageError, suggest
+from hmsa.errors import UsageError, shown, suggest
 
 if TYPE_CHECKING:
     from hmsa.config.schema import Config
@@ -32,7 +32,6 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--save_dir", default="output/result", help="where the results go")
     parser.add_argument(
         "--save",
-        type=words_of_save,
         metavar="WORDS",
         help=f"what to write, divided by commas: {', '.join(SAVED)} (default: color,overlay; of a video overlay); "
         "attention is how much of each scale's answer is taken, decided what share of the whole answer that makes, "
@@ -127,13 +126,14 @@ def main(args: argparse.Namespace) -> None:
         print(done)
 
 
-def words_of_save(text: str) -> list[str]:
-    """What --save says, for argparse."""
-    words = [word.strip() for word in text.split(",")]
+def words_of(save: str) -> list[str]:
+    """What --save says. UsageError for a word that it does not know."""
+    words = [word.strip() for word in save.split(",")]
     for word in words:
         if word not in SAVED:
-            raise argparse.ArgumentTypeError(
-                f"expected words such as color,overlay, divided by commas, found {word!r}: {suggest(word, SAVED)}"
+            raise UsageError(
+                f"expected --save to be words such as color,overlay, divided by commas, found {shown(word)}: "
+                f"{suggest(word, SAVED)}"
             )
     return words
 
@@ -160,7 +160,7 @@ def make_results(args: argparse.Namespace, config: Config, usual: Sequence[str])
     from hmsa.visualize import color_palette, unused_color
 
     flags = {"id": args.label_ids, "sheet": args.sheet, "legend": args.legend}
-    saved = {*(args.save or usual), *(word for word, given in flags.items() if given)}
+    saved = {*(words_of(args.save) if args.save else usual), *(word for word, given in flags.items() if given)}
     classes = builder.classes(config)
     raw_values = tuple(classes.raw_values or range(len(classes)))
 

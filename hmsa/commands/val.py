@@ -19,9 +19,8 @@ from hmsa.errors import DataError, UsageError
 
 def make_parser() -> cli.Parser:
     parser = cli.config_parser(__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model_path", help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder")
-    what.add_argument(
+    parser.add_argument("--model_path", help="weights (.pdparams, .pth or .safetensors) or a checkpoint folder")
+    parser.add_argument(
         "--predictions",
         metavar="DIR",
         help="in place of weights: a folder of label PNGs that any tool wrote, called by the stems of their images",
@@ -48,10 +47,10 @@ def make_parser() -> cli.Parser:
 
 
 def main(args: argparse.Namespace) -> None:
+    check_what(args)
     config = cli.read_recipe(args, cli.inference_options(args, args.aug_eval))
     cli.check_inference_flags(args, "--aug_eval", config.test_config)
     config.require("val_dataset")
-    check_files(args)
     cli.start_processes(args, "val", Path(args.output).parent)
 
     from hmsa.system.environment import prepare
@@ -110,8 +109,13 @@ def main(args: argparse.Namespace) -> None:
         say_whether_equal(differing)
 
 
-def check_files(args: argparse.Namespace) -> None:
-    """UsageError for flags that do nothing, or are missing, beside --predictions or without it."""
+def check_what(args: argparse.Namespace) -> None:
+    """UsageError unless it is clear what is to be evaluated, and every flag does something for it."""
+    if (args.model_path is None) == (args.predictions is None):
+        found = "neither" if args.model_path is None else "both"
+        raise UsageError(
+            f"expected --model_path, weights, or --predictions, a folder of label PNGs, found {found}: give one of them"
+        )
     if not args.predictions:
         cli.refuse_idle(args, "values", without="--predictions")
         return

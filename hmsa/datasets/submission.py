@@ -68,12 +68,12 @@ def write_archive(path: Path, images: Sequence[str], predictions: Sequence[Path]
     if problems:
         raise DataError(
             f"expected predictions of {SIZE[0]}x{SIZE[1]} that hold label ids, 0 to {max(IDS)}, found {len(problems)} "
-            f"others: {listed(problems)}; make them anew, without resizing and as label ids (predict.py --save id)"
+            f"others: {listed(problems)}; make them anew, without resizing and as label ids"
         )
     if not used[len(CLASSES) :].any():
         raise DataError(
             f"expected label ids, found no value above {len(CLASSES) - 1} in {len(predictions)} predictions, which are "
-            "rather train ids: write label ids (predict.py --save id)"
+            "rather train ids: write label ids"
         )
 
     def write(target: IO[bytes]) -> None:
