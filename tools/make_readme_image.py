@@ -17,7 +17,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--model_path", default="output/demo/model/best_model", help="a checkpoint with its recipe")
     parser.add_argument("--image_path", default="data/toy_cityscapes/leftImg8bit/test", help="as of predict.py")
     parser.add_argument("--count", type=cli.count, default=3, help="images, the first ones")
-    parser.add_argument("--output", default="docs/images/scales.png", help="the picture")
+    parser.add_argument("--output", default="docs/images/scales.jpg", help="the picture, a JPEG")
     return parser
 
 
@@ -38,8 +38,7 @@ def main(args: argparse.Namespace) -> None:
         shares = [(f"decided by scale {scale:g}", heat(share)) for scale, share in (result.decided or {}).items()]
         rows.append([("image", result.image), ("prediction", np.asarray(result.overlay(0.6))), *shares])
     picture = sheet(rows, [heat_legend("share of the answer that a scale decides; over the scales they sum to 1")])
-    small = Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE)
-    write_atomically(output, lambda file: small.save(file, "PNG", optimize=True))
+    write_atomically(output, lambda file: Image.fromarray(picture).save(file, "JPEG", quality=90, subsampling=0))
     print(f"written to {output}")
 
 

@@ -92,20 +92,13 @@ def _instances(label: Path) -> Path:
 
 def differences(ours: Evaluation, theirs: dict[str, Any]) -> list[str]:
     """Classes and categories of which the two say different IoUs, to the last bit."""
-    pairs = {
-        **{
-            name: (value, theirs["classScores"][of])
-            for name, of, value in zip(ours.class_names, CLASSES.names, _iou(ours))
-        },
-        **{name: (value, theirs["categoryScores"][name]) for name, value in ours.category_iou.items()},
-    }
+    iou = zip(ours.class_names, ours.scores["iou"].tolist(), (theirs["classScores"][name] for name in CLASSES.names))
+    of_categories = ((f"category {k}", value, theirs["categoryScores"][k]) for k, value in ours.category_iou.items())
     return [
-        f"{name} {a!r} and {b!r}" for name, (a, b) in pairs.items() if not (a == b or (np.isnan(a) and np.isnan(b)))
+        f"{name} {one!r} and {other!r}"
+        for name, one, other in (*iou, *of_categories)
+        if one != other and not (np.isnan(one) and np.isnan(other))
     ]
-
-
-def _iou(ours: Evaluation) -> list[float]:
-    return ours.scores["iou"].tolist()
 
 
 def table(theirs: dict[str, Any]) -> str:
