@@ -67,6 +67,7 @@ def make_parser() -> cli.Parser:
 
 
 def main(args: argparse.Namespace) -> None:
+    saved = words_of(args.save) if args.save else None
     config = cli.read_recipe(args, cli.inference_options(args, args.aug_pred))
     cli.check_inference_flags(args, "--aug_pred", config.test_config)
     check_shares(args, config.model.num_classes)
@@ -86,7 +87,8 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.inference.video import Video, is_video
     from hmsa.system.files import writable_folder
 
-    results, told = make_results(args, config, ["overlay"] if is_video(args.image_path) else ["color", "overlay"])
+    usual = ["overlay"] if is_video(args.image_path) else ["color", "overlay"]
+    results, told = make_results(args, config, saved or usual)
     if is_video(args.image_path):
         if config.in_channels != 3:
             raise UsageError(
@@ -149,18 +151,14 @@ def check_shares(args: argparse.Namespace, num_classes: int) -> None:
         )
 
 
-def make_results(args: argparse.Namespace, config: Config, usual: Sequence[str]) -> tuple[Results, list[str]]:
-    """What is to be written, and what to say of it.
-
-    Args:
-        usual: what is written unless --save says otherwise.
-    """
+def make_results(args: argparse.Namespace, config: Config, words: Sequence[str]) -> tuple[Results, list[str]]:
+    """What is to be written, `words` of --save and what other flags say, and what to tell of it."""
     from hmsa import builder
     from hmsa.engine.predict import UNKNOWN, Results, unknown_value
     from hmsa.visualize import color_palette, unused_color
 
     flags = {"id": args.label_ids, "sheet": args.sheet, "legend": args.legend}
-    saved = {*(words_of(args.save) if args.save else usual), *(word for word, given in flags.items() if given)}
+    saved = {*words, *(word for word, given in flags.items() if given)}
     classes = builder.classes(config)
     raw_values = tuple(classes.raw_values or range(len(classes)))
 

@@ -98,6 +98,8 @@ FOLDERS = {
 
 USUAL = ("color", "overlay")
 
+_PICTURES = ("confidence", "attention", "decided", "scales", "sheet")
+
 _MEANINGS = {
     "confidence": "probability of the class that is shown",
     "attention": "how much of a scale's answer is taken, the rest being the next larger scale's",
@@ -168,8 +170,7 @@ class Results:
         maps = {COLOR_MAPS: pseudo_color(found.label, self.colors)} if "color" in self.saved else {}
         if "id" in self.saved:
             maps[LABEL_IDS] = self.raw(found.label)
-        pictures = self.pictures(image, found, np.unique([found.label, *found.scales.values()]))
-        maps |= {folder: Image.fromarray(picture) for folder, picture in pictures.items()}
+        maps |= {folder: Image.fromarray(picture) for folder, picture in self.pictures(image, found).items()}
         for folder, made in maps.items():
             _write_png(self.save_dir / folder / file.label_name, made)
 
@@ -186,12 +187,19 @@ class Results:
         """The image with the colours of its classes over it, uint8 [H, W, 3] RGB."""
         return overlay(image, label, self.colors, 1 - self.opacity)
 
-    def pictures(self, image: np.ndarray, found: Prediction, numbers: Iterable[int]) -> dict[str, np.ndarray]:
+    def pictures(
+        self, image: np.ndarray, found: Prediction, numbers: Optional[Iterable[int]] = None
+    ) -> dict[str, np.ndarray]:
         """Folder -> what goes there to be looked at, uint8 [h, w, 3] RGB.
 
         Args:
-            numbers: classes that legends show.
+            numbers: classes that legends show; without them, those that are there.
         """
+        if not {*_PICTURES} & {*self.saved}:
+            return {}
+        counts = [np.bincount(label.ravel(), minlength=256) for label in (found.label, *found.scales.values())]
+        key = list(np.flatnonzero(np.sum(counts, axis=0)) if numbers is None else numbers)
+
         heats = found.heat_maps(self.saved)
         pictures = {}
         for word, maps in heats.items():
@@ -209,7 +217,7 @@ class Results:
         scales = [(f"scale {scale:g}", colored(label)) for scale, label in found.scales.items()]
         if scales:
             row = [*scales, ("all together", colored(found.label))]
-            pictures[SCALES] = sheet([row], [self._key(numbers, colors, sheet_width([row]))])
+            pictures[SCALES] = sheet([row], [self._key(key, colors, sheet_width([row]))])
         if "sheet" in self.saved:
             little = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             over = highlight(little, small(found.label), colors, self.opacity, plain=self.plain)
@@ -218,7 +226,7 @@ class Results:
             shown = {word: [(name, heat(shrunk(m))) for name, m in maps.items()] for word, maps in heats.items()}
             rows[0] += shown.pop("confidence", [])
             rows += [*shown.values(), *[scales] * bool(scales)]
-            foot = [self._key(numbers, colors, sheet_width(rows)), *[heat_legend(", ".join(heats))] * bool(heats)]
+            foot = [self._key(key, colors, sheet_width(rows)), *[heat_legend(", ".join(heats))] * bool(heats)]
             pictures[SHEETS] = sheet(rows, foot)
         return pictures
 
