@@ -102,7 +102,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         left_out = LeftOut()
         images, video = find_images(args.image_path, left_out, suffixes_of(config.in_channels)), None
-        told = [*notices(images, left_out, args.save_dir), *told]
+        told = [*notices(images, left_out, args.save_dir, results.saved), *told]
     writable_folder(args.save_dir)
     if ranks.is_main():
         print(*told, sep="\n", flush=True)

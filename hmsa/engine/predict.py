@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Optional, cast
 
 import cv2
@@ -61,28 +61,6 @@ UNKNOWN = 255
 """In label maps: of pixels whose class is not known well enough. No class has this number."""
 
 
-def notices(files: Sequence[ImageFile], left_out: LeftOut, save_dir: str | Path) -> Iterator[str]:
-    """What to tell before predicting: what was left out, which results have other names, which replace earlier ones."""
-    yield printable(f"found {_counted(len(files))}" + f"; {left_out}" * bool(str(left_out)))
-
-    renamed = [p for p in files if p.label_name.name != p.path.with_suffix(".png").name]
-    if renamed:
-        names = ", ".join(f"{p.path.name} as {p.label_name.name}" for p in renamed[:5])
-        yield printable(f"results of {_counted(len(renamed))} have longer names, as others have theirs: {names}")
-
-    there = {path for path in search(Path(save_dir), f"{COLOR_MAPS}/**", LeftOut()) if path.is_file()}
-    planned = {Path(save_dir, COLOR_MAPS, file.label_name) for file in files}
-    if there:
-        yield (
-            f"{save_dir} holds results of an earlier run: those of {_counted(len(there & planned))} will be replaced, "
-            f"those of {_counted(len(there - planned), 'other image')} stay"
-        )
-
-
-def _counted(number: int, what: str = "image") -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
 FOLDERS = {
     "color": COLOR_MAPS,
     "overlay": OVERLAYS,
@@ -98,7 +76,11 @@ FOLDERS = {
 
 USUAL = ("color", "overlay")
 
-_PICTURES = ("confidence", "attention", "decided", "scales", "sheet")
+_BY_SCALE = ("attention", "decided")
+"""In whose folders are folders for the scales."""
+
+Rows = list[list[tuple[str, np.ndarray]]]
+"""Panels of a sheet, see `hmsa.visualize.sheet`."""
 
 _MEANINGS = {
     "confidence": "probability of the class that is shown",
@@ -106,6 +88,33 @@ _MEANINGS = {
     "decided": "share of the answer that a scale decides; over the scales they sum to 1",
 }
 """What is written as heat maps -> what its colours tell."""
+
+
+def notices(
+    files: Sequence[ImageFile], left_out: LeftOut, save_dir: str | Path, saved: Collection[str] = USUAL
+) -> Iterator[str]:
+    """What to tell before predicting: what was left out, which results have other names, which replace earlier ones."""
+    yield printable(f"found {_counted(len(files))}" + f"; {left_out}" * bool(str(left_out)))
+
+    renamed = [p for p in files if p.label_name.name != p.path.with_suffix(".png").name]
+    if renamed:
+        names = ", ".join(f"{p.path.name} as {p.label_name.name}" for p in renamed[:5])
+        yield printable(f"results of {_counted(len(renamed))} have longer names, as others have theirs: {names}")
+
+    word = next((word for word in FOLDERS if word in saved and word not in ("overlay", "legend")), "overlay")
+    found = search(Path(save_dir), f"{FOLDERS[word]}/**", LeftOut())
+    above = 1 + (word in _BY_SCALE)  # folders
+    there = {PurePath(*path.relative_to(save_dir).parts[above:]) for path in found if path.is_file()}
+    planned = {PurePath(file.overlay_name if word == "overlay" else file.label_name) for file in files}
+    if there:
+        yield (
+            f"{save_dir} holds results of an earlier run: those of {_counted(len(there & planned))} will be replaced, "
+            f"those of {_counted(len(there - planned), 'other image')} stay"
+        )
+
+
+def _counted(number: int, what: str = "image") -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 @dataclass(frozen=True)
@@ -120,9 +129,11 @@ class Prediction:
 
     def heat_maps(self, saved: Collection[str]) -> dict[str, dict[str, np.ndarray]]:
         """Those of `saved` that are shown as heat maps: word -> name -> float32 [H, W]."""
-        found = {"confidence": {} if self.confidence is None else {"confidence": self.confidence}}
-        for word in ("attention", "decided"):
-            found[word] = {f"{word} {scale:g}": values for scale, values in getattr(self, word).items()}
+        found = {
+            "confidence": {} if self.confidence is None else {"confidence": self.confidence},
+            "attention": by_scale(self.attention),
+            "decided": by_scale(self.decided),
+        }
         return {word: maps for word, maps in found.items() if word in saved and maps}
 
 
@@ -195,45 +206,64 @@ class Results:
         Args:
             numbers: classes that legends show; without them, those that are there.
         """
-        if not {*_PICTURES} & {*self.saved}:
-            return {}
-        counts = [np.bincount(label.ravel(), minlength=256) for label in (found.label, *found.scales.values())]
-        key = list(np.flatnonzero(np.sum(counts, axis=0)) if numbers is None else numbers)
-
-        heats = found.heat_maps(self.saved)
         pictures = {}
-        for word, maps in heats.items():
+        for word, maps in found.heat_maps(self.saved).items():
             for name, values in maps.items():
-                scale = name.partition(" ")[2]
-                pictures[f"{FOLDERS[word]}/scale_{scale}" if scale else FOLDERS[word]] = heat(values)
-
-        size = panel_size(*found.label.shape)
-        colors = self.own_colors or self.colors
-        small = partial(cv2.resize, dsize=size, interpolation=cv2.INTER_NEAREST)
-
-        def colored(label: np.ndarray) -> np.ndarray:
-            return color_table(colors)[small(label)]
-
-        scales = [(f"scale {scale:g}", colored(label)) for scale, label in found.scales.items()]
-        if scales:
-            row = [*scales, ("all together", colored(found.label))]
-            pictures[SCALES] = sheet([row], [self._key(key, colors, sheet_width([row]))])
+                pictures[f"{FOLDERS[word]}/{name}" if word in _BY_SCALE else FOLDERS[word]] = heat(values)
+        if "scales" in self.saved:
+            rows = self._scales(found)
+            pictures[SCALES] = sheet(rows, [self._key(found, numbers, sheet_width(rows))])
         if "sheet" in self.saved:
-            little = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            over = highlight(little, small(found.label), colors, self.opacity, plain=self.plain)
-            rows = [[("image", little), ("prediction", colored(found.label)), ("overlay", over)]]
-            shrunk = partial(cv2.resize, dsize=size, interpolation=cv2.INTER_AREA)
-            shown = {word: [(name, heat(shrunk(m))) for name, m in maps.items()] for word, maps in heats.items()}
-            rows[0] += shown.pop("confidence", [])
-            rows += [*shown.values(), *[scales] * bool(scales)]
-            foot = [self._key(key, colors, sheet_width(rows)), *[heat_legend(", ".join(heats))] * bool(heats)]
+            rows, words = self._panels(image, found), ", ".join(found.heat_maps(self.saved))
+            foot = [self._key(found, numbers, sheet_width(rows)), *[heat_legend(words)] * bool(words)]
             pictures[SHEETS] = sheet(rows, foot)
         return pictures
 
-    def _key(self, numbers: Iterable[int], colors: Sequence[int], width: int) -> np.ndarray:
-        names = dict(enumerate(self.names))
-        key = {int(number): names.get(int(number), "unknown") for number in numbers}
-        return legend([*key.values()], color_table(colors)[[*key]].tolist(), width)
+    def _scales(self, found: Prediction) -> Rows:
+        """What each scale says alone, beside all together."""
+        scales = [(name.replace("_", " "), self._colored(label)) for name, label in by_scale(found.scales).items()]
+        return [[*scales, ("all together", self._colored(found.label))]]
+
+    def _panels(self, image: np.ndarray, found: Prediction) -> Rows:
+        """Image, prediction, overlay and confidence; below them whatever else there is of every scale."""
+        shrunk = partial(cv2.resize, dsize=panel_size(*found.label.shape), interpolation=cv2.INTER_AREA)
+        over = highlight(shrunk(image), _panel(found.label), self._colors, self.opacity, plain=self.plain)
+        first = [("image", shrunk(image)), ("prediction", self._colored(found.label)), ("overlay", over)]
+        rows = {
+            word: [
+                (name.replace("scale_", f"{word} "), heat(shrunk(np.asarray(values, np.float32))))
+                for name, values in maps.items()
+            ]
+            for word, maps in found.heat_maps(self.saved).items()
+        }
+        first += rows.pop("confidence", [])
+        return [first, *rows.values(), *[self._scales(found)[0][:-1]] * bool(found.scales)]
+
+    @property
+    def _colors(self) -> Sequence[int]:
+        return self.own_colors or self.colors
+
+    def _colored(self, label: np.ndarray) -> np.ndarray:
+        return color_table(self._colors)[_panel(label)]
+
+    def _key(self, found: Prediction, numbers: Optional[Iterable[int]], width: int) -> np.ndarray:
+        """The legend of these classes, or of those that are there."""
+        if numbers is None:
+            labels = (found.label, *found.scales.values())
+            numbers = np.flatnonzero(np.sum([np.bincount(label.ravel(), minlength=256) for label in labels], axis=0))
+        names = dict(enumerate(self.names)) | {number: "unknown" for number in range(len(self.names), 256)}
+        shown = [int(number) for number in numbers]
+        return legend([names[number] for number in shown], color_table(self._colors)[shown].tolist(), width)
+
+
+def by_scale(maps: Mapping[float, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same by names: scale_0.5, ..."""
+    return {f"scale_{scale:g}": values for scale, values in maps.items()}
+
+
+def _panel(label: np.ndarray) -> np.ndarray:
+    """A label map at the size of its panels."""
+    return cv2.resize(label, panel_size(*label.shape), interpolation=cv2.INTER_NEAREST)
 
 
 def _write_png(path: Path, picture: Image.Image) -> None:

@@ -213,6 +213,18 @@ def test_a_second_run_into_a_folder_says_what_becomes_of_the_first(tmp_path):
     assert predicted()[1] == f"{earlier} 2 images will be replaced, those of 1 other image stay"
 
 
+@pytest.mark.parametrize("saved", [["overlay"], ["attention", "overlay"], ["confidence"], ["sheet", "legend"]])
+def test_earlier_results_are_told_whatever_was_saved(tmp_path, saved):
+    write_picture(tmp_path / "in" / "a.png", 8, 12)
+    network = FusedNetwork(red_at_scale, scales=[0.5, 1.0], align_corners=False)
+    results = Results(tmp_path / "out", COLORS, saved, names=[f"no. {k}" for k in range(19)])
+    for told in ([], [f"{tmp_path / 'out'} holds results of an earlier run: those of 1 image will be replaced, "]):
+        files, left_out = find_images(str(tmp_path / "in")), LeftOut()
+        found = list(notices(files, left_out, tmp_path / "out", saved))[1:]
+        assert [line[: len(start)] for line, start in zip(found, told)] == told and len(found) == len(told)
+        predict(network, files, results, transforms=[], options=InferenceOptions(), progress=False)
+
+
 def test_results_with_other_names_are_told(tmp_path):
     for name in ("a.png", "a.jpg", "c.gif"):
         write_picture(tmp_path / name)
