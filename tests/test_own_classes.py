@@ -17,7 +17,7 @@ from PIL import Image
 
 from hmsa.errors import DataError, UsageError
 from hmsa.inference.video import Video, VideoWriter
-from hmsa.visualize import DISTINCT_COLORS, palette
+from hmsa.visualize import DISTINCT_COLORS, heat, palette
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import export
@@ -195,6 +195,39 @@ def test_a_damaged_video(folder, tmp_path, capsys):
     with pytest.raises(DataError, match=r"cut\.avi should be a video, but: it is damaged"):
         run(predict, folder, "--engine", "eager", "--image_path", path, "--save_dir", tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_what_is_saved(folder, tmp_path):
+    out, words = tmp_path / "out", "confidence, attention,decided,scales,sheet"
+    tiles = ["--is_slide", "--crop_size", "64", "64", "--stride", "32", "32"]
+    flip = ["--aug_pred", "--flip_horizontal", "--opts", "test_config.average=softmax"]
+    given = ["--engine", "eager", "--image_path", folder / "images", *tiles, *flip]
+    run(predict, folder, *given, "--save_dir", out, "--save", words)
+    made = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    folders = ("confidence", "attention/scale_1", "decided/scale_1", "scales", "sheets")
+    legends = {f"legend/{word}.png" for word in ("confidence", "attention", "decided")}
+    assert made == {f"{name}/{image}.png" for name in folders for image in "ab"} | legends | {".hmsa_results"}
+    decided = np.asarray(Image.open(out / "decided/scale_1/a.png"))
+    assert decided.shape == (64, 96, 3) and (decided == heat(np.ones((1, 1)))[0, 0]).all()
+
+    run(predict, folder, *given, "--save_dir", tmp_path / "both", "--save", "color", "--sheet")
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"pseudo_color_prediction", "sheets"}
+    with pytest.raises(UsageError, match=r"expected --save to be words such as color,overlay, .* found 'colour'"):
+        run(predict, folder, *given, "--save", "colour,sheet")
+
+
+def test_a_video_of_everything_that_is_saved(folder, tmp_path):
+    with VideoWriter(tmp_path / "v.avi", 5) as writer:
+        for name in "ab":
+            writer.write(cv2.imread(str(folder / f"images/{name}.png"))[:, :, ::-1])
+    given = ["--engine", "eager", "--image_path", tmp_path / "v.avi", "--save_dir", tmp_path / "out"]
+    run(predict, folder, *given, "--save", "color,confidence,attention,scales,sheet")
+    folders = ("pseudo_color_prediction", "confidence", "attention/scale_1", "scales", "sheets")
+    assert {path.parent.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.avi")} == {
+        *folders
+    }
+    for name in folders:
+        assert Video.open(tmp_path / "out" / name / "v.avi").frames == 2
 
 
 def test_an_exported_model(folder, tmp_path):

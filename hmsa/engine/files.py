@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePath
@@ -35,10 +35,21 @@ _IMAGE_ENDING = "_leftImg8bit"  # of Cityscapes' images, which results need not 
 
 
 def names(images: Sequence[str]) -> list[PurePath]:
-    """Names of the predictions of images, which start where their paths begin to differ: a.png, or ulm/a.png."""
+    """Names of the predictions of images, which start where their paths begin to differ: a.png, or ulm/a.png.
+
+    Raises:
+        DataError: two are the same.
+    """
     paths = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100 (links stay as they are)
     folder = Path(os.path.commonpath([path.parent for path in paths]))
-    return [path.relative_to(folder).with_suffix(".png") for path in paths]
+    found = [path.relative_to(folder).with_suffix(".png") for path in paths]
+    twice = [str(name) for name, count in Counter(found).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{folder}: expected images whose names differ before their endings, as their predictions are PNGs, found "
+            f"two of one name: {listed(twice)}; rename one of each"
+        )
+    return found
 
 
 class PredictionWriter:

@@ -251,7 +251,7 @@ class Results:
         if numbers is None:
             labels = (found.label, *found.scales.values())
             numbers = np.flatnonzero(np.sum([np.bincount(label.ravel(), minlength=256) for label in labels], axis=0))
-        names = dict(enumerate(self.names)) | {number: "unknown" for number in range(len(self.names), 256)}
+        names = dict(enumerate(self.names)) | dict.fromkeys(range(len(self.names), 256), "unknown")
         shown = [int(number) for number in numbers]
         return legend([names[number] for number in shown], color_table(self._colors)[shown].tolist(), width)
 

@@ -146,6 +146,8 @@ def test_what_is_wrong_with_files_is_told(cities, tmp_path):
 def test_names_start_where_paths_begin_to_differ():
     assert list(map(str, names(["x/a/1.jpg", "x/b/1.png"]))) == ["a/1.png", "b/1.png"]
     assert list(map(str, names(["x/a/1.jpg"]))) == ["1.png"]
+    with pytest.raises(DataError, match=r"found two of one name: 1\.png; rename one"):
+        names(["x/1.jpg", "x/1.png"])
 
 
 def test_categories_by_hand():
