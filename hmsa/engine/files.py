@@ -42,7 +42,7 @@ def names(images: Sequence[str]) -> list[PurePath]:
     """
     paths = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100 (links stay as they are)
     folder = Path(os.path.commonpath([path.parent for path in paths]))
-    found = [path.relative_to(folder).with_suffix(".png") for path in paths]
+    found: list[PurePath] = [path.relative_to(folder).with_suffix(".png") for path in paths]
     twice = [str(name) for name, count in Counter(found).items() if count > 1]
     if twice:
         raise DataError(
