@@ -155,8 +155,8 @@ colour blindness, is at least 22.7 of the first 8, 14.9 of the first 12 and 11.3
 
 
 def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
-    """A colour, red, green and blue, for each of up to 256 classes: `DISTINCT_COLORS`, then PaddleSeg's palette."""
-    rest = zip(*(palette(256)[channel::3] for channel in range(3)))
+    """A colour, red, green and blue, for each class: `DISTINCT_COLORS`, then PaddleSeg's palette."""
+    rest = zip(*(palette(count)[channel::3] for channel in range(3)))
     return (*DISTINCT_COLORS, *list(rest)[len(DISTINCT_COLORS) :])[:count]
 
 
