@@ -26,6 +26,7 @@ from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, check_size
 from hmsa.datasets.kinds import Class, Found, Kind, look
 from hmsa.datasets.lists import listed
 from hmsa.errors import DataError
+from hmsa.visualize import distinct_colors
 
 MAX_MASKS = 500
 """Masks that are read; of more, a sample."""
@@ -373,10 +374,8 @@ def _classes(naming: Naming) -> str:
     lines = ["classes:  # a class's number is its place, from 0"]
     if not naming.numbered:
         lines[0] += "; values: what means it in the masks, several are merged"
-    for number, of in enumerate(naming.classes):
-        entry: dict[str, Any] = {"name": of.name}
-        if of.color:
-            entry["color"] = list(of.color)
+    for number, (of, color) in enumerate(zip(naming.classes, distinct_colors(len(naming.classes)))):
+        entry: dict[str, Any] = {"name": of.name, "color": list(of.color or color)}
         if not naming.numbered:
             entry["values"] = [list(value) if isinstance(value, tuple) else value for value in of.values]
         lines.append(f"  - {_yaml(entry)}" + f"  # {number}" * naming.numbered)

@@ -47,11 +47,12 @@ from hmsa.inference.averaging import (
     probabilities,
     undo_transforms,
 )
+from hmsa.inference.insight import Insight, look_into
 from hmsa.inference.network import FusedNetwork
 from hmsa.models.hierarchical import Network
 from hmsa.system.device import as_tensor
 from hmsa.system.files import write_atomically
-from hmsa.visualize import color_palette, overlay, pseudo_color
+from hmsa.visualize import color_palette, highlight, pseudo_color
 from hmsa.weights.loading import weight_file
 
 _LOADERS, _AHEAD = 2, 4  # threads, and images that they may have ready
@@ -68,7 +69,7 @@ class _Model:
 
     answer: Network  # images [N, C, H, W] -> logits or probabilities [N, K, H, W], or class numbers [N, 1, H, W]
     gives: str  # which of them: "logits", "probabilities", "classes"
-    attention: Optional[FusedNetwork]  # None where it gives none
+    inside: Optional[FusedNetwork]  # the same, to be looked into; None where it cannot be
     transforms: Sequence[Transform]
     options: InferenceOptions
     classes: Classes
@@ -237,14 +238,15 @@ class Segmenter:
                 return scores[0].numpy()
             return probabilities(scores, self._model.options)
 
-    def _attention(self, result: Result) -> Optional[dict[float, np.ndarray]]:
-        network = self._model.attention
+    def _insight(self, result: Result, *, alone: bool) -> Optional[Insight]:
+        network = self._model.inside
         if network is None:
             return None
         loaded = self._loaded(result.image, "the image")
-        with _paddle_lock, paddle.no_grad():
-            maps = self._through(network.attention, loaded, replace(self._model.options, average="logits"))[0].numpy()
-        return dict(zip(network.scales, maps))
+        image, options = as_tensor(loaded.input[np.newaxis]), self._model.options
+        size = result.image.shape[:2]
+        with _paddle_lock:
+            return look_into(network, image, options, trans_info=loaded.trans_info, size=size, alone=alone)
 
 
 @dataclass(frozen=True)
@@ -288,28 +290,51 @@ class Result:
         """The probability of every class at every pixel, float32 [K, H, W]; made as `confidence` is."""
         return self._segmenter._probabilities(self)
 
-    @cached_property
+    @property
     def attention(self) -> Optional[dict[float, np.ndarray]]:
         """Scale -> how much of its answer was taken at every pixel, float32 [H, W] from 0 to 1; the rest came from the
         next larger scale. That of the largest scale decides nothing.
 
-        It takes another run of the network, and is averaged over flips, scales and tiles as the answer is. None where
-        the model does not give it: `no_attention` says why.
+        Together with `decided` it takes another run of the network, and is averaged over flips, scales and tiles as the
+        answer is. None where the model does not give it: `no_attention` says why.
         """
-        return self._segmenter._attention(self)
+        return self._shares and self._shares[0]
+
+    @property
+    def decided(self) -> Optional[dict[float, np.ndarray]]:
+        """Scale -> what share of the answer it decided at every pixel, float32 [H, W]; over the scales they sum to 1.
+
+        It follows from `attention`, see `hmsa.models.hierarchical.decided_shares`.
+        """
+        return self._shares and self._shares[1]
+
+    @cached_property
+    def scales(self) -> Optional[dict[float, np.ndarray]]:
+        """Scale -> the classes that it gives alone, uint8 [H, W]. It takes another run; None where `attention` is."""
+        insight = self._segmenter._insight(self, alone=True)
+        return insight and insight.scales
+
+    @cached_property
+    def _shares(self) -> Optional[tuple[dict[float, np.ndarray], dict[float, np.ndarray]]]:
+        insight = self._segmenter._insight(self, alone=False)
+        return insight and (insight.attention, insight.decided)
 
     @property
     def no_attention(self) -> str:
         """Why `attention` is None; empty where it is not."""
-        if self._segmenter._model.attention is not None:
+        if self._segmenter._model.inside is not None:
             return ""
         return "an export holds the fused answer alone: open the checkpoint that it was made from"
 
     def overlay(self, opacity: float = 0.4) -> Image.Image:
-        """The image with the colours of its classes over it, from 0 (the image alone) to 1 (colours alone)."""
+        """The image with the colours of its classes over it, from 0 (the image alone) to 1 (colours alone).
+
+        Edges of regions are a little stronger; where a class is named "background", the image is left as it is.
+        """
         if not 0 <= opacity <= 1:
             raise UsageError(f"expected an opacity from 0 to 1, found {shown(opacity)}: correct it")
-        return Image.fromarray(overlay(displayed(self.image), self.labels, self._colors, 1 - opacity))
+        image, plain = displayed(self.image), self.classes.background
+        return Image.fromarray(highlight(image, self.labels, self._colors, opacity, plain=plain))
 
     def save(self, path: Union[str, os.PathLike[str]]) -> None:
         """Write the labels as a PNG whose numbers are those of the classes, shown in their colours.
@@ -380,7 +405,7 @@ def _built(
     return _Model(
         answer=network,
         gives="logits",
-        attention=network,
+        inside=network,
         transforms=fused(builder.build_transforms(builder.inference_transforms(config))),
         options=InferenceOptions.from_test_config(config.test_config),
         classes=builder.classes(config),
@@ -417,7 +442,7 @@ def _exported(folder: Path, averaging: dict[str, Any]) -> _Model:
     return _Model(
         answer=answer,
         gives=gives,
-        attention=None,
+        inside=None,
         transforms=fused(builder.build_transforms(specs, where=f"{folder / DEPLOY_FILE}: transforms")),
         options=InferenceOptions.from_test_config(spec),
         classes=_classes_of(deployment),

@@ -218,6 +218,16 @@ def test_attention_is_that_of_the_network(folder, photos, engine):
         assert_allclose(attention, right[0, 0].numpy(), atol=1e-4)
 
 
+def test_what_each_scale_says_and_decides(folder, photos):
+    result = hmsa.Segmenter(folder / "run/best_model", engine="eager")(photos[0])
+    assert list(result.decided) == list(result.scales) == [0.5, 1.0]
+    assert_array_equal(result.decided[0.5], result.attention[0.5])
+    assert_allclose(result.decided[1.0], 1 - result.attention[0.5], atol=1e-6)
+    alone = hmsa.Segmenter(folder / "run/best_model", engine="eager", opts=["model.scales=[1.0]"])(photos[0])
+    assert_array_equal(result.scales[1.0], alone.labels)
+    assert_array_equal(alone.scales[1.0], alone.labels)
+
+
 def test_attention_is_averaged_like_the_answer(folder, photos):
     """Also where probabilities are: attention is none."""
     options = {"flip_horizontal": True, "opts": ["test_config.average=softmax"], "engine": "eager"}

@@ -22,7 +22,7 @@ from hmsa.inference.fold import replace_sync_batch_norm
 from hmsa.inference.paddle_inference import open_predictor, program_of
 from hmsa.models.hierarchical import joint_logits
 from hmsa.system.files import sha256
-from hmsa.visualize import color_palette
+from hmsa.visualize import DISTINCT_COLORS
 
 COLORS = [(i, 2 * i, 255 - i) for i in range(5)]
 NORMALIZE = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
@@ -95,11 +95,11 @@ def test_deploy_yaml_names_the_files_and_the_preprocessing(exported):
     assert {path.name for path in folder.iterdir()} == {"model.pdmodel", "model.pdiparams", "deploy.yaml"}
 
 
-def test_classes_without_names_are_numbered_and_have_the_colours_of_predictions(make_tiny_network, tmp_path):
+def test_classes_without_names_are_numbered_and_have_colours_that_differ(make_tiny_network, tmp_path):
     export(make_tiny_network(), tmp_path, ExportOptions(output_op="argmax", transforms=[]))
     entry = yaml.safe_load((tmp_path / "deploy.yaml").read_text())["Deploy"]
     assert entry["class_names"] == ["class 0", "class 1", "class 2", "class 3", "class 4"]
-    assert [value for color in entry["class_colors"] for value in color] == color_palette()[:15]
+    assert [tuple(color) for color in entry["class_colors"]] == [*DISTINCT_COLORS[:5]]
     assert (entry["output_dtype"], entry["output_layout"], entry["ignore_index"]) == ("int32", "NHW", 255)
 
 
