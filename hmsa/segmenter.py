@@ -56,7 +56,7 @@ from hmsa.weights.loading import weight_file
 
 _LOADERS, _AHEAD = 2, 4  # threads, and images that they may have ready
 _RECIPE = "config.yml"  # in a checkpoint
-_SMALLEST = 16  # side of an image of which a network's smallest scale, which an export does not tell, leaves a pixel
+_SMALLEST = 16  # side of an image of which a network's smallest scale, where an export does not tell, leaves a pixel
 
 # Paddle's state (gradients off, the device) and a program's buffers are one for all threads.
 _paddle_lock = threading.RLock()
@@ -93,7 +93,8 @@ class Segmenter:
         model: a checkpoint's folder (`best_model`, `iter_1000`, with its recipe in it), the folder of an export, or
             a recipe; then with `weights`.
         weights: what `predict.py` takes as model_path.
-        engine, precision: see `predict.py`; an export runs in Paddle Inference, in fp32.
+        engine, precision: see `predict.py`; of an export, one of `hmsa.deploy.engines.ENGINES` and a precision that it was
+            written in (auto: Paddle Inference, fp32).
         scales, flip_horizontal, flip_vertical: average over these; as the recipe's `test_config` says without any.
         opts: "key=value", to set anything in the recipe.
 
@@ -120,12 +121,12 @@ class Segmenter:
         path = Path(model)
 
         if weights is None and (path / DEPLOY_FILE).is_file():
-            if engine not in ("auto", "inference") or precision != "fp32" or list(opts):
+            if list(opts):
                 raise UsageError(
-                    f"{path}: expected an export, which runs in Paddle Inference as it was written, without another "
-                    "engine, precision or opts, found one of them: leave it out, or open the checkpoint"
+                    f"{path}: expected an export, which runs as it was written, without opts, found some: leave them "
+                    "out, or open the checkpoint"
                 )
-            self._model = _exported(path, averaging)
+            self._model = _exported(path, averaging, engine, precision)
         else:
             recipe, weights = _recipe_and_weights(path, weights)
             self._model = _built(recipe, weights, engine, precision, averaging, opts)
