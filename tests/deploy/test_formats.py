@@ -37,6 +37,7 @@ NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 
 IS_PADDLE_2 = PADDLE_VERSION.startswith("2")
 PACKAGES = ("openvino",) if IS_PADDLE_2 else ("openvino", "onnxruntime", "paddle2onnx", "onnx", "polygraphy")
 FORMAT_NAMES = ["openvino"] if IS_PADDLE_2 else ["onnx", "openvino"]
+SLOW_NAMES = [pytest.param(name, marks=pytest.mark.slow) for name in FORMAT_NAMES[1:]]
 READERS = [
     ("paddle", "fp32"),
     ("openvino", "fp32"),
@@ -241,7 +242,9 @@ def test_normalising_inside_is_what_the_transform_does(make_tiny_network):
 
 
 @needs_packages
-@pytest.mark.parametrize("format", [FORMAT_NAMES[0], *(pytest.param(x, marks=pytest.mark.slow) for x in FORMAT_NAMES[1:])])
+@pytest.mark.parametrize(
+    "format", [FORMAT_NAMES[0], *(pytest.param(x, marks=pytest.mark.slow) for x in FORMAT_NAMES[1:])]
+)
 def test_swapped_channels_in_a_format_are_noticed_and_the_earlier_export_stays(tmp_path, monkeypatch, format):
     network = awaken(Small())
     options = ExportOptions(output_op="argmax", transforms=[NORMALIZE])
