@@ -25,7 +25,8 @@ from hmsa.datasets.classes import Classes
 from hmsa.datasets.find import ImageFile
 from hmsa.datasets.images import read_image
 from hmsa.datasets.transforms import Normalize
-from hmsa.deploy.export import ExportedNetwork, ExportOptions, export
+from hmsa.deploy.export import ExportOptions, export
+from hmsa.deploy.network import Answer, ExportedNetwork
 from hmsa.engine.predict import Results, predict
 from hmsa.errors import DataError
 from hmsa.inference.averaging import InferenceOptions
@@ -234,7 +235,7 @@ def test_onnx(program, network, exported, images, predicted, tmp_path):
     """In both engines that read it."""
     if not writes_json() or find_spec("paddle2onnx") is None:
         pytest.skip("ONNX is written by Paddle 3 with paddle2onnx: pip install .[onnx]")
-    write_program(ExportedNetwork(network, "argmax"), tmp_path / "model")
+    write_program(ExportedNetwork(network, Answer("argmax")), tmp_path / "model")
     convert_to_onnx(tmp_path / "model")
     shutil.copy(exported / "deploy.yaml", tmp_path)
     describe(tmp_path, formats=[{"format": "onnx", "precision": "fp32", "files": ["model.onnx"]}])
