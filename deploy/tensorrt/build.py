@@ -7,8 +7,8 @@
 
 TensorRT 11 knows strongly typed networks alone: the precision is that of the file. model_fp16.onnx (export.py
 --precision fp16) has the types of every tensor in it, model_int8.onnx (--precision int8) pairs of QuantizeLinear and
-DequantizeLinear, signed and symmetric. TensorRT 10 builds them too. It needs the package tensorrt and PyYAML, nothing of
-this project.
+DequantizeLinear, signed and symmetric. TensorRT 10 builds them too. This program needs the package tensorrt and PyYAML,
+nothing of this project.
 
 Unrun here: no GPU. Its calls are those of TensorRT 11's documentation. An engine runs on the kind of GPU and with the
 TensorRT that built it.

@@ -20,6 +20,7 @@ COMMANDS = {
     "val": ("hmsa.commands.val", "evaluate weights on the validation set"),
     "predict": ("hmsa.commands.predict", "predict images"),
     "export": ("hmsa.commands.export", "export weights for Paddle Inference"),
+    "benchmark": ("hmsa.commands.benchmark", "measure an export: speed, memory and opening time of every engine"),
     "plot": ("hmsa.commands.plot", "draw a run's curves"),
     "convert": ("hmsa.commands.convert", "make masks of what people drew: labelme, COCO, CamVid, Cityscapes"),
     "convert-weights": ("hmsa.commands.convert_weights", "bring weights to another format or other tensor names"),

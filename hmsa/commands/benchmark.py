@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure an export on this machine: images a second, milliseconds, memory and opening time of every engine and precision.
+"""Measure an export on this machine: speed, memory and opening time of every engine and precision.
 
 Each is run in a process of its own, one after the other. The table that is printed can be pasted anywhere.
 """
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
         return
 
     output = output_file(args.output) if args.output else None
-    H, W = read_deployment(args.folder).input_shape[2:]
+    H, W = map(read_deployment(args.folder).side, "HW")
     sizes = args.sizes or ([(W, H)] if H and W else [(512, 256), (1024, 512)])
     found = benchmark.machine(threads)
     if benchmark.is_busy():

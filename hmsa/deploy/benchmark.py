@@ -16,7 +16,7 @@ import hmsa.system.prepared  # noqa: F401
 
 import numpy as np
 
-from hmsa.deploy.engines import ENGINES, open_export, readable
+from hmsa.deploy.engines import ENGINES, open_export, precisions_of
 from hmsa.deploy.runtime import Deployment, read_deployment
 from hmsa.system.environment import cores, processor
 from hmsa.system.memory import peak_memory_bytes, resident_bytes
@@ -28,7 +28,10 @@ WARM_UP = 2
 LEAST = 3
 """Runs that are measured in any case, however long they take."""
 
-FLAGS = "avx2 avx_vnni avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_int8 amx_bf16 asimd asimddp bf16 i8mm sve".split()
+FLAGS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "bf16", "i8mm", "sve"),
+)
 """Of processors, on which the speed of a precision depends."""
 
 PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "onnxruntime", "openvino", "ai-edge-litert")
@@ -109,7 +112,8 @@ def cases(
         Case(engine, form, precision, width, height, batch)
         for width, height in sizes
         for engine in engines
-        for precision, form in readable(engine, deployment).items()
+        for precision, form in precisions_of(engine, deployment).items()
+        if precision != "bf16" or has_bf16()
     ]
 
 
@@ -143,12 +147,17 @@ def measure(folder: str | Path, case: Case, *, repeat: int, seconds: float, thre
 
 def _noise(deployment: Deployment, case: Case) -> np.ndarray:
     """Images of a case, of the kind and in the layout that the export takes."""
-    sides = {"N": case.batch, "C": deployment.input_shape[1] or 3, "H": case.height, "W": case.width}
+    sides = {"N": case.batch, "C": deployment.side("C") or 3, "H": case.height, "W": case.width}
     shape = [sides[axis] for axis in deployment.input_layout]
     rng = np.random.default_rng(0)
     if deployment.input_dtype == "uint8":
         return rng.integers(0, 256, shape, np.uint8)
     return rng.normal(size=shape).astype(np.float32)
+
+
+def has_bf16() -> bool:
+    """Whether this processor computes in bf16; on others OpenVINO goes on in fp32."""
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(processor()[1])
 
 
 # --- Saying it. ---

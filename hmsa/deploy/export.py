@@ -87,6 +87,11 @@ class ExportOptions:
                 f"program, found {self.in_channels} channels and {steps}: leave it out, and prepare images outside",
                 settings=["preprocess"],
             )
+        if any(row.precision == "int8" for row in self.formats) and self.calibration is None:
+            raise UsageError(
+                "expected a folder of images like those to come, on which int8 is calibrated, found none: name one",
+                settings=["calibration"],
+            )
         if any(row.format == "tflite" for row in self.formats) and None in shape:
             raise UsageError(
                 "expected one input shape for tflite, whose programs have a fixed size, found any: give N C H W",
@@ -153,7 +158,12 @@ def export(model: paddle.nn.Layer, save_dir: str | Path, options: ExportOptions)
         write_description(folder, entry)
         measured = _measured(verified, shapes)
         table = _table(verified, entry["formats"], folder) if len(verified) > 1 else []
-        return "\n".join([measured, *table, *publish(folder, target)])
+        agreements = [
+            f"{described['format']} {described['precision']}, beside fp32: {described['agreement']}"
+            for described in entry["formats"]
+            if "agreement" in described
+        ]
+        return "\n".join([measured, *table, *agreements, *publish(folder, target)])
 
 
 def checked_shapes(options: ExportOptions) -> list[tuple[int, ...]]:
@@ -178,12 +188,12 @@ def write_formats(model: paddle.nn.Layer, folder: Path, scratch: Path, options: 
         tflite_python=options.tflite_python,
     )
     for row in options.formats:
-        files = list(row.files)
+        files, told = list(row.files), dict(row.tells)
         if row.write is None:
             files = [entry["model"], entry["params"]]
         else:
-            row.write(work)
-        entry["formats"].append({"format": row.format, "precision": row.precision, "files": files, **dict(row.tells)})
+            told.update(row.write(work) or {})
+        entry["formats"].append({"format": row.format, "precision": row.precision, "files": files, **told})
         entry["sha256"].update({file: sha256(folder / file) for file in files})
     write_description(folder, entry)
     return entry

@@ -78,7 +78,8 @@ class FileSet:
     Attributes:
         files: that it consists of.
         engines: that can run it, and by which it is verified where they are installed; one of them has to be.
-        write: puts the files into `Work.folder`. None: they are there before all others, being Paddle's own.
+        write: puts the files into `Work.folder`, and returns what `deploy.yaml` says of them besides `tells`, if
+            anything. None: they are there before all others, being Paddle's own.
         needs_onnx: whether it is made of the network in ONNX, which `CONVERTERS` and Paddle 3 write.
         packages: that it needs besides; they are imported by the names they are installed by.
         extra: the one of pyproject.toml that installs what it needs.
@@ -90,7 +91,7 @@ class FileSet:
     precision: str
     files: tuple[str, ...]
     engines: tuple[str, ...]
-    write: Optional[Callable[[Work], None]] = None
+    write: Optional[Callable[[Work], Optional[dict[str, Any]]]] = None
     needs_onnx: bool = False
     packages: tuple[str, ...] = ()
     extra: str = ""
@@ -132,6 +133,24 @@ def _write_openvino(work: Work, name: str, *, half: bool) -> None:
         ) from error
 
 
+def _onnx_fp16(work: Work) -> None:
+    from hmsa.deploy import quantize
+
+    quantize.write_onnx_fp16(work)
+
+
+def _onnx_int8(work: Work) -> dict[str, Any]:
+    from hmsa.deploy import quantize
+
+    return quantize.write_onnx_int8(work)
+
+
+def _openvino_int8(work: Work) -> dict[str, Any]:
+    from hmsa.deploy import quantize
+
+    return quantize.write_openvino_int8(work)
+
+
 def _tflite(work: Work) -> None:
     from hmsa.deploy import tflite
 
@@ -149,6 +168,30 @@ FORMATS: list[FileSet] = [
         _onnx,
         needs_onnx=True,
         extra="onnx",
+        tells=(("opset", OPSET),),
+    ),
+    FileSet(
+        "onnx",
+        "fp16",
+        ("model_fp16.onnx",),
+        ("onnxruntime",),
+        _onnx_fp16,
+        needs_onnx=True,
+        packages=("onnxruntime",),
+        extra="onnx",
+        is_exact=False,
+        tells=(("opset", OPSET),),
+    ),
+    FileSet(
+        "onnx",
+        "int8",
+        ("model_int8.onnx",),
+        ("onnxruntime", "openvino"),
+        _onnx_int8,
+        needs_onnx=True,
+        packages=("nncf", "onnxruntime"),
+        extra="int8",
+        is_exact=False,
         tells=(("opset", OPSET),),
     ),
     FileSet(
