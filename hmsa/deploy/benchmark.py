@@ -187,10 +187,14 @@ def table(results: Sequence[Result], found: dict[str, Any]) -> str:
     head = "engine | format | precision | size | batch | images/s | p50 ms | p99 ms | runs | memory | opening"
     lines = [f"| {head} |", "| --- | --- | --- | --- | ---: " + "| ---: " * 6 + "|"]
     lines += [f"| {' | '.join(_cells(result))} |" for result in results]
+    return "\n".join([*lines, "", written(found)])
+
+
+def written(found: dict[str, Any]) -> str:
+    """A machine in a line."""
     flags = ", ".join(found["flags"]) or "no flags known to matter"
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    lines += ["", f"{found['processor']}, {found['cores']} cores, {found['threads']} threads ({flags}); {versions}."]
-    return "\n".join(lines)
+    return f"{found['processor']}, {found['cores']} cores, {found['threads']} threads ({flags}); {versions}."
 
 
 def _cells(result: Result) -> list[str]:

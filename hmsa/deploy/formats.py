@@ -214,6 +214,17 @@ FORMATS: list[FileSet] = [
         is_exact=False,
     ),
     FileSet(
+        "openvino",
+        "int8",
+        ("model_int8.xml", "model_int8.bin"),
+        ("openvino",),
+        _openvino_int8,
+        needs_onnx=True,
+        packages=("nncf", "onnxruntime", "openvino"),
+        extra="int8",
+        is_exact=False,
+    ),
+    FileSet(
         "tflite",
         "fp32",
         ("model.tflite",),
