@@ -158,6 +158,8 @@ def _tflite(work: Work) -> None:
     tflite.convert(work.onnx, work.folder / "model.tflite", work.tflite_python)
 
 
+_TURNED = (("input_layout", "NHWC"),)
+
 FORMATS: list[FileSet] = [
     FileSet("paddle", "fp32", ("model.pdmodel", "model.pdiparams"), ("paddle",)),
     FileSet(

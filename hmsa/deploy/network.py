@@ -127,14 +127,22 @@ def _averaged(network: Callable[[Tensor], list[Tensor]], image: Tensor, options:
     for scale, vertical, horizontal in runs:
         axes = [2] * vertical + [3] * horizontal
         given = image if scale == 1 else resize(image, _rounded_size(image, scale), align_corners=False)
-        answers = network(paddle.flip(given, axes) if axes else given)
-        answers = [paddle.flip(x, axes) if axes else x for x in answers]
+        answers = network(_flipped(given, axes))
+        answers = [_flipped(x, axes) for x in answers]
         if scale != 1:
             answers = [resize(x, size, align_corners=False) for x in answers]
         if options.averages_probabilities:
             answers[0] = F.softmax(answers[0], axis=1)
         totals = [total + x for total, x in zip(totals, answers)] if totals else answers
     return [total * (1 / len(runs)) for total in totals] if len(runs) > 1 else totals
+
+
+def _flipped(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """Mirror [N, C, H, W] along axes, in operators that are converted to ONNX where sides are of any length."""
+    for axis in axes:
+        side = paddle.shape(x)[axis]
+        x = paddle.gather(x, side - 1 - paddle.arange(side), axis=axis)
+    return x
 
 
 def _rounded_size(image: Tensor, scale: float) -> Any:
