@@ -190,11 +190,11 @@ def checked_shapes(options: ExportOptions) -> list[tuple[int, ...]]:
 def write_formats(work: Work, rows: Sequence[FileSet]) -> None:
     """Write the files of all formats, and `deploy.yaml`."""
     for row in rows:
-        files, told = list(row.files), dict(row.tells)
+        files, told = list(row.files), {}
         if row.write is None:
             files = [work.entry["model"], work.entry["params"]]
         else:
-            told.update(row.write(work) or {})
+            told = row.write(work)
         work.entry["formats"].append({"format": row.format, "precision": row.precision, "files": files, **told})
         work.entry["sha256"].update({file: sha256(work.folder / file) for file in files})
     write_description(work.folder, work.entry)
@@ -239,7 +239,8 @@ def _session(work: Work, row: FileSet, engine: str, own: Program) -> Session:
 def _measured(verified: dict[tuple[FileSet, str], Agreement], shapes: Sequence[Sequence[int]]) -> str:
     paddles = next(iter(verified.values()))
     at = ", ".join("x".join(map(str, shape)) for shape in shapes)
-    differ = "" if paddles.largest is None else f"{paddles.of} differ by {paddles.largest:.2g} at most, "
+    verb = "differ" if paddles.of in ("probabilities", "logits") else "differs"
+    differ = "" if paddles.largest is None else f"{paddles.of} {verb} by {paddles.largest:.2g} at most, "
     near_ties = f"{paddles.other} of {paddles.pixels} pixels near a tie have another class"
     return f"equal to the network at {at}: {differ}{near_ties}"
 

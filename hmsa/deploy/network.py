@@ -77,6 +77,7 @@ class ExportedNetwork(nn.Layer):
         super().__init__()
         self.model = model
         self.answer = answer
+        self.scales, self.align_corners = sorted(getattr(model, "scales", ())), getattr(model, "align_corners", False)
         if answer.normalize:
             mean, std = (paddle.to_tensor(values, "float64").reshape([1, 3, 1, 1]) for values in answer.normalize)
             # (pixel / 255 - mean) / std, as `Normalize` computes it.
@@ -86,7 +87,7 @@ class ExportedNetwork(nn.Layer):
     def forward(self, image: Tensor) -> Any:
         answer = self.answer
         if answer.normalize:
-            image = image.transpose([0, 3, 1, 2]).astype("float32") * self.factor + self.offset
+            image = image.astype("float32").transpose([0, 3, 1, 2]) * self.factor + self.offset
         scores, *attention = _averaged(self._at_size, image, answer.averaging)  # [N, K, H, W], [N, S, H, W]
 
         is_probability = answer.averaging.averages_probabilities
@@ -106,11 +107,10 @@ class ExportedNetwork(nn.Layer):
         """Images [N, C, h, w] -> logits [N, K, h, w] and, if it is asked for, attention [N, S, h, w]."""
         if not self.answer.attention:
             return [self.model(image)["joint"]]
-        model: Any = self.model
-        found = model(image, return_attention=True)
+        found = self.model(image, return_attention=True)
         size = image_size(image)
-        maps = [found[f"attention_{scale:g}"] for scale in sorted(model.scales)]
-        resized = [resize(x, size, align_corners=model.align_corners) for x in maps]
+        maps = [found[f"attention_{scale:g}"] for scale in self.scales]
+        resized = [resize(x, size, align_corners=self.align_corners) for x in maps]
         return [found["joint"], paddle.concat(resized, axis=1)]
 
 

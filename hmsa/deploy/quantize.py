@@ -44,14 +44,18 @@ MAX_SIDE = 512
 """Of what is cut out of a larger image: all tensors inside the network are looked at, and kept meanwhile."""
 
 
-def write_onnx_fp16(work: Work) -> None:
+def write_onnx_fp16(work: Work) -> dict[str, Any]:
     """model_fp16.onnx: strongly typed, float32 in and out, float16 inside but for `gathering`."""
     import onnx
     from onnxruntime.transformers import float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     model = prepared_onnx(work)
     half = float16.convert_float_to_float16(model, keep_io_types=True, node_block_list=gathering(model))
+    OnnxModel(half).topological_sort()  # of the casts, which come last
+    onnx.checker.check_model(half)
     onnx.save(half, work.folder / "model_fp16.onnx")
+    return {}
 
 
 def write_onnx_int8(work: Work) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_the_command_of_trtexec_needs_no_tensorrt(build, folder, monkeypatch, ca
 def test_a_precision_that_was_not_exported_is_a_sentence(build, folder, monkeypatch):
     with pytest.raises(SystemExit, match=r"model_int8\.onnx: expected the network in ONNX, found none: export\.py"):
         run(build, monkeypatch, folder, "--precision", "int8")
-    with pytest.raises(SystemExit, match="expected a folder that export.py wrote"):
+    with pytest.raises(SystemExit, match=r"expected a folder that export\.py wrote"):
         run(build, monkeypatch, folder / "nowhere")
 
 
