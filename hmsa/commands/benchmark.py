@@ -12,10 +12,14 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from hmsa import cli
 from hmsa.deploy.engines import ENGINES
-from hmsa.errors import HmsaError, printable
+from hmsa.errors import HmsaError, UsageError, printable
+
+if TYPE_CHECKING:
+    from hmsa.deploy.benchmark import Case, Result
 
 MARK = "\0"
 """Before what a measuring process says, so that it is told from what libraries print."""
@@ -28,7 +32,6 @@ def make_parser() -> cli.Parser:
         "--sizes",
         nargs="+",
         action="extend",
-        type=size,
         metavar="WIDTHxHEIGHT",
         help="of the images (default: 512x256 1024x512, or the one that the export has)",
     )
@@ -50,14 +53,15 @@ def make_parser() -> cli.Parser:
 
 
 def size(text: str) -> tuple[int, int]:
-    """Width and height, for argparse."""
+    """Width and height. UsageError if it is none."""
     numbers = text.split("x")
     if len(numbers) != 2 or not all(number.isdecimal() and int(number) for number in numbers):
-        raise argparse.ArgumentTypeError(f"expected width and height such as 512x256, found {text!r}: correct it")
+        raise UsageError(f"--sizes: expected width and height such as 512x256, found {text!r}: correct it")
     return int(numbers[0]), int(numbers[1])
 
 
 def main(args: argparse.Namespace) -> None:
+    given = [size(text) for text in args.sizes or ()]
     from hmsa.system.environment import cores, prepare
 
     prepare()
@@ -74,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
 
     output = output_file(args.output) if args.output else None
     H, W = map(read_deployment(args.folder).side, "HW")
-    sizes = args.sizes or ([(W, H)] if H and W else [(512, 256), (1024, 512)])
+    sizes = given or ([(W, H)] if H and W else [(512, 256), (1024, 512)])
     found = benchmark.machine(threads)
     if benchmark.is_busy():
         print("warning: other programs are at work on this machine: expect slower figures than it has", file=sys.stderr)
@@ -93,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
         raise HmsaError("nothing could be run: see the reasons in the table")
 
 
-def _in_its_own_process(args: argparse.Namespace, case, threads: int):
+def _in_its_own_process(args: argparse.Namespace, case: Case, threads: int) -> Result:
     from hmsa.deploy.benchmark import Measured, Result
 
     limits = ("--repeat", args.repeat, "--seconds", args.seconds, "--threads", threads)

@@ -11,10 +11,11 @@ import pytest
 from awaken import awaken
 
 from hmsa import cli
+from hmsa.commands.benchmark import size
 from hmsa.deploy import benchmark
 from hmsa.deploy.benchmark import Case, Measured, Result
 from hmsa.deploy.export import ExportOptions, export
-from hmsa.errors import DataError
+from hmsa.errors import DataError, UsageError
 
 CASE = Case("paddle", "paddle", "fp32", width=40, height=24, batch=2)
 
@@ -76,6 +77,13 @@ def test_the_table_and_the_json_say_the_same():
     assert (entry["p50_ms"], entry["p99_ms"]) == pytest.approx((150, 199))
     assert failed.to_json()["reason"] == "a | b"
     json.dumps([entry, found])
+
+
+def test_sizes_are_width_and_height():
+    assert size("512x256") == (512, 256)
+    for wrong in ("512", "512x", "0x256", "512x256x3", "-5x5"):
+        with pytest.raises(UsageError, match="expected width and height such as 512x256"):
+            size(wrong)
 
 
 @pytest.mark.slow
