@@ -105,6 +105,9 @@ def prepared_onnx(work: Work) -> ModelProto:
     onnxruntime.InferenceSession(work.onnx, options, providers=["CPUExecutionProvider"])
 
     model = onnx.load(target)
+    used = {node.domain for node in model.graph.node}
+    for opset in [opset for opset in model.opset_import if opset.domain not in used]:
+        model.opset_import.remove(opset)
     del model.metadata_props[:]
     model.metadata_props.extend(onnx.load(work.onnx, load_external_data=False).metadata_props)
     return model
@@ -257,7 +260,8 @@ def _agreement(work: Work, engine: str, exact: Path, rounded: Path, images: Sequ
         pixels += right.size
     if not pixels:
         raise DataError(f"{work.calibration}: expected images to compare int8 on, found none")
-    return f"{100 * same / pixels:.2f} % of labels equal on {len(images)} images of the calibration folder"
+    which = f"{len(images)} image{'s' * (len(images) > 1)}"
+    return f"{100 * same / pixels:.2f} % of labels equal on {which} of the calibration folder"
 
 
 def _labels(answer: np.ndarray) -> np.ndarray:

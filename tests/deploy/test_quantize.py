@@ -103,6 +103,7 @@ def test_fp16_is_typed_inside_and_float32_outside(exported):
     assert model.graph.input[0].type.tensor_type.elem_type == FLOAT
     assert {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4} == {HALF}
     assert model.metadata_props[0].key == "hmsa"
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 17)]
     onnx.checker.check_model(model, full_check=True)
 
 
