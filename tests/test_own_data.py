@@ -19,13 +19,15 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/own-data.md"
 
 
-def commands() -> list[str]:
-    return "".join(re.findall(r"```shell\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)).splitlines()
+def commands(heading: str = "# Your own images") -> list[str]:
+    """Those below a heading, in order."""
+    _, _, text = PAGE.read_text(encoding="utf-8").partition(heading)
+    return "".join(re.findall(r"```shell\n(.*?)```", text, re.DOTALL)).splitlines()
 
 
 @pytest.mark.slow
 def test_the_page_leads_from_files_to_predictions(tmp_path: Path) -> None:
-    draw, *steps = commands()
+    draw, *steps = commands()[: -len(commands("### Starting from weights"))]
     assert len(steps) <= 6
     for command in (draw, *steps):
         words = [sys.executable, "-m", *shlex.split(command)]
