@@ -172,8 +172,7 @@ def _quantized(model: Any, images: Sequence[Path], read: Callable[[Path], Any], 
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    # The weights of a convolution are there once for all scales, and so is its bias, which a correction would add to
-    # anew at every scale.
+    # With the correction, fewer labels were those of fp32 (docs/quantisation.md): 97.8 % in place of 99.1 %.
     options = nncf.AdvancedQuantizationParameters(disable_bias_correction=True)
     with contextlib.redirect_stdout(sys.stderr):  # its progress
         return nncf.quantize(
