@@ -59,6 +59,7 @@ def both(name: str, flag: str, *values: int) -> Any:
         if action.required and action.option_strings and flag not in action.option_strings
         for word in words(action, 0)
     ]
+    line += [action.dest for action in actions if action.required and not action.option_strings]
     (mine,) = (action for action in actions if flag in action.option_strings)
     args = PARSERS[name].parse_args([*line, *(word for value in values for word in words(mine, value))])
     return getattr(args, mine.dest), mine.nargs

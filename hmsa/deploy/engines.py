@@ -6,8 +6,8 @@ Reading the table loads neither Paddle nor an engine, as command lines list its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -34,12 +34,14 @@ class Engine:
             says of the format, and of all) -> the program.
         packages: that it needs besides Paddle; they are imported by the names they are installed by.
         extra: the one of pyproject.toml that installs them.
+        lower: precision of no file -> what opens the files of fp32 to compute in it.
     """
 
     formats: tuple[str, ...]
     open: Opener
     packages: tuple[str, ...] = ()
     extra: str = ""
+    lower: Mapping[str, Opener] = field(default_factory=dict)
 
 
 class Session:
@@ -84,6 +86,17 @@ def is_installed(engine: str) -> bool:
     return all(map(find_spec, ENGINES[engine].packages))
 
 
+def precisions_of(engine: str, deployment: Deployment) -> dict[str, str]:
+    """Precision -> the format in which an engine reads it, of all that an export has."""
+    row = ENGINES[engine]
+    found: dict[str, str] = {}
+    for name in row.formats:
+        for entry in deployment.formats:
+            if entry.format == name:
+                found.setdefault(entry.precision, name)
+    return {**found, **{precision: found["fp32"] for precision in row.lower if "fp32" in found}}
+
+
 def open_export(
     folder: str | Path,
     engine: str = "paddle",
@@ -96,7 +109,8 @@ def open_export(
 
     Args:
         engine: a name in `ENGINES`.
-        precision: of the files: "fp32" or another in which export.py wrote a format that the engine reads.
+        precision: of the files: "fp32" or another in which export.py wrote a format that the engine reads; or "bf16",
+            in which openvino computes with the files of fp32.
         threads: to compute with; None for as many as this process may use.
         format: of those that the engine reads; None for the best that is there.
 
@@ -120,19 +134,21 @@ def open_export(
     deployment = read_deployment(folder)
     readable = row.formats if format is None else [name for name in row.formats if name == format]
     known = {(entry.format, entry.precision): entry for entry in deployment.formats}
-    entry = next((known[key] for name in readable if (key := (name, precision)) in known), None)
+    of_files = "fp32" if precision in row.lower else precision
+    entry = next((known[key] for name in readable if (key := (name, of_files)) in known), None)
     if entry is None:
         there = ", ".join(map(" ".join, known))
         wanted = " or ".join(readable) or format
         raise UsageError(
-            f"{folder}: expected {wanted} in {precision}, which {engine} reads, found {there}: "
+            f"{folder}: expected {wanted} in {of_files}, which {engine} reads, found {there}: "
             "choose another engine or precision, or export again in that format",
             settings=["backend", "precision"],
         )
 
     files = [checked_file(Path(folder) / name, deployment) for name in entry.files]
+    opener = row.lower.get(precision, row.open)
     try:
-        return Session(deployment, row.open(files[0], threads, entry, deployment))
+        return Session(deployment, opener(files[0], threads, entry, deployment))
     except HmsaError:
         raise
     # Engines raise whatever comes first.
@@ -152,9 +168,9 @@ def _paddle(path: Path, threads: Optional[int], entry: FileEntry, deployment: De
     return program_of(open_predictor(path, path.with_name(entry.files[1]), threads))
 
 
-def _backend(name: str) -> Opener:
+def _backend(name: str, precision: str = "fp32") -> Opener:
     opener: Any = BACKENDS[name].open
-    return lambda path, threads, entry, deployment: opener(path, "fp32", threads)
+    return lambda path, threads, entry, deployment: opener(path, precision, threads)
 
 
 def _tflite(path: Path, threads: Optional[int], entry: FileEntry, deployment: Deployment) -> Program:
@@ -166,7 +182,13 @@ def _tflite(path: Path, threads: Optional[int], entry: FileEntry, deployment: De
 ENGINES: dict[str, Engine] = {
     "paddle": Engine(("paddle",), _paddle),
     "onnxruntime": Engine(("onnx",), _backend("onnxruntime"), ("onnxruntime",), "onnx"),
-    "openvino": Engine(("openvino", "onnx", "paddle"), _backend("openvino"), ("openvino",), "openvino"),
+    "openvino": Engine(
+        ("openvino", "onnx", "paddle"),
+        _backend("openvino"),
+        ("openvino",),
+        "openvino",
+        {"bf16": _backend("openvino", "bf16")},
+    ),
     "tflite": Engine(("tflite",), _tflite, ("ai_edge_litert",), "tflite"),
 }
 """Name -> what it is. A new engine is a row here, and its opener in `hmsa.inference.backends` or a file beside."""

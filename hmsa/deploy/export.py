@@ -87,6 +87,11 @@ class ExportOptions:
                 f"program, found {self.in_channels} channels and {steps}: leave it out, and prepare images outside",
                 settings=["preprocess"],
             )
+        if any(row.precision == "int8" for row in self.formats) and self.calibration is None:
+            raise UsageError(
+                "expected a folder of images like those to come, on which int8 is calibrated, found none: name one",
+                settings=["calibration"],
+            )
         if any(row.format == "tflite" for row in self.formats) and None in shape:
             raise UsageError(
                 "expected one input shape for tflite, whose programs have a fixed size, found any: give N C H W",
@@ -167,7 +172,12 @@ def export(model: paddle.nn.Layer, save_dir: str | Path, options: ExportOptions)
         write_description(folder, entry)
         measured = _measured(verified, shapes)
         table = _table(verified, entry["formats"], folder) if len(verified) > 1 else []
-        return "\n".join([measured, *table, *publish(folder, target)])
+        agreements = [
+            f"{described['format']} {described['precision']}, beside fp32: {described['agreement']}"
+            for described in entry["formats"]
+            if "agreement" in described
+        ]
+        return "\n".join([measured, *table, *agreements, *publish(folder, target)])
 
 
 def checked_shapes(options: ExportOptions) -> list[tuple[int, ...]]:

@@ -131,6 +131,24 @@ def _write_openvino(work: Work, name: str, *, half: bool) -> dict[str, Any]:
     return {}
 
 
+def _onnx_fp16(work: Work) -> dict[str, Any]:
+    from hmsa.deploy import quantize
+
+    return {"opset": OPSET, **quantize.write_onnx_fp16(work)}
+
+
+def _onnx_int8(work: Work) -> dict[str, Any]:
+    from hmsa.deploy import quantize
+
+    return {"opset": OPSET, **quantize.write_onnx_int8(work)}
+
+
+def _openvino_int8(work: Work) -> dict[str, Any]:
+    from hmsa.deploy import quantize
+
+    return quantize.write_openvino_int8(work)
+
+
 def _tflite(work: Work) -> dict[str, Any]:
     from hmsa.deploy import tflite
 
@@ -139,12 +157,17 @@ def _tflite(work: Work) -> dict[str, Any]:
 
 
 _OPENVINO: dict[str, Any] = {"packages": ("openvino",), "extra": "openvino"}
+_FP16: dict[str, Any] = {"needs_onnx": True, "packages": ("onnxruntime",), "extra": "onnx"}
+_INT8: dict[str, Any] = {"needs_onnx": True, "packages": ("nncf", "onnxruntime"), "extra": "int8"}
 
 FORMATS: list[FileSet] = [
     FileSet("paddle", "fp32", ("model.pdmodel", "model.pdiparams"), ("paddle",)),
     FileSet("onnx", "fp32", ("model.onnx",), ("onnxruntime", "openvino"), _onnx, needs_onnx=True, extra="onnx"),
+    FileSet("onnx", "fp16", ("model_fp16.onnx",), ("onnxruntime",), _onnx_fp16, **_FP16),
+    FileSet("onnx", "int8", ("model_int8.onnx",), ("onnxruntime", "openvino"), _onnx_int8, **_INT8),
     FileSet("openvino", "fp32", ("model.xml", "model.bin"), ("openvino",), _openvino, **_OPENVINO),
     FileSet("openvino", "fp16", ("model_fp16.xml", "model_fp16.bin"), ("openvino",), _openvino_fp16, **_OPENVINO),
+    FileSet("openvino", "int8", ("model_int8.xml", "model_int8.bin"), ("openvino",), _openvino_int8, **_INT8),
     FileSet("tflite", "fp32", ("model.tflite",), ("tflite",), _tflite, needs_onnx=True, extra="onnx"),
 ]
 """Every format in every precision, in the order in which they are written. A new one is a row here, and its writer
