@@ -30,6 +30,7 @@ SETTINGS = {
     "program": "--program",
     "resume": "--resume_model auto",
     "save_dir": "--save_dir",
+    "web": "--web",
     "tflite_python": "--tflite_python",
     "with_attention": "--with_attention",
 }

@@ -20,6 +20,7 @@ COMMANDS = {
     "val": ("hmsa.commands.val", "evaluate weights on the validation set"),
     "predict": ("hmsa.commands.predict", "predict images"),
     "export": ("hmsa.commands.export", "export weights for Paddle Inference"),
+    "serve": ("hmsa.commands.serve", "serve an export over HTTP"),
     "plot": ("hmsa.commands.plot", "draw a run's curves"),
     "convert": ("hmsa.commands.convert", "make masks of what people drew: labelme, COCO, CamVid, Cityscapes"),
     "convert-weights": ("hmsa.commands.convert_weights", "bring weights to another format or other tensor names"),
