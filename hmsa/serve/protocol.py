@@ -158,7 +158,7 @@ def _of_numbers(data: Any, count: int, dtype: np.dtype, name: str) -> np.ndarray
     try:
         numbers = np.asarray(data if isinstance(data, list) else None)
     except (ValueError, OverflowError):
-        numbers = np.empty(0, object)
+        numbers = np.asarray(None)
     kinds = "iuf" if dtype.kind == "f" else "iu"
     if numbers.dtype.kind not in kinds and numbers.size:
         what = "numbers" if dtype.kind == "f" else "whole numbers"
