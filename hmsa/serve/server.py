@@ -200,7 +200,8 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """As in the base class, but that it is JSON."""
-        content = json.dumps({"error": "expected a request in HTTP/1.1, with headers of at most 16 kB, found something else"})
+        sentence = "expected a request in HTTP/1.1, with headers of at most 16 kB, found something else"
+        content = json.dumps({"error": sentence})
         head = (
             "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
             f"content-length: {len(content)}\r\n\r\n"

@@ -96,13 +96,13 @@ def label_of(address, content):
     return np.asarray(Image.open(io.BytesIO(answer.content)))
 
 
-def test_an_address_that_is_taken(export):
+def test_an_address_that_is_taken(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(UsageError, match=f"expected an address that is free, found 127.0.0.1:{port}"):
-            serve(Service(export), "127.0.0.1", port)
+            serve(Service(tmp_path), "127.0.0.1", port)
     with pytest.raises(UsageError, match="expected a host"):
-        serve(Service(export), "no such host", 0)
+        serve(Service(tmp_path), "no such host", 0)
 
 
 @pytest.mark.slow
@@ -123,18 +123,18 @@ def test_labels_are_those_of_predict(engine, make_tiny_network, tmp_path):
     if not all(map(find_spec, ENGINES[engine].packages)) or (engine == "onnxruntime" and not can_write_onnx()):
         pytest.skip(f"pip install .[onnx,openvino], with Paddle 3, gives what {engine} needs")
     network = make_tiny_network()
-    network.eval()
     rows = rows_of(["onnx"] if engine == "onnxruntime" else [], ["fp32"])
     export(network, tmp_path / "tiny", ExportOptions(output_op="argmax", transforms=[NORMALIZE], formats=rows))
-    steps = [Normalize(NORMALIZE["mean"], NORMALIZE["std"])]
+    steps = [Normalize(mean=NORMALIZE["mean"], std=NORMALIZE["std"])]
+
+    def logits(images):
+        return network(images)["joint"]
 
     equal = total = 0
     with started(tmp_path / "tiny", "--engine", engine) as (process, address):
         for content in ten_files():
             image = pixels_of(content, "image", None)
-            expected = predicted(
-                network, transformed_image(image, steps, ""), image.shape[:2], InferenceOptions(), None
-            )
+            expected = predicted(logits, transformed_image(image, steps, ""), image.shape[:2], InferenceOptions(), None)
             found = label_of(address, content)
             assert found.shape == image.shape[:2]
             equal, total = equal + (found == expected).sum(), total + found.size
