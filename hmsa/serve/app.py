@@ -161,7 +161,7 @@ class Visit:
         self._house = house
         self._ends = time.monotonic() + house.limits.timeout
 
-    async def body(self, request: Request) -> bytes:
+    async def body(self, request: Request) -> bytearray:
         """All of it. Refusal if it is too large or too slow."""
         most = int(self._house.limits.max_mb * 2**20)
         too_large = Refusal(413, f"expected a body of at most {most} bytes, found more: send less at once")
@@ -171,13 +171,13 @@ class Visit:
         if length.isdecimal() and int(length[:20]) > most:
             raise too_large
 
-        async def read() -> bytes:
+        async def read() -> bytearray:
             content = bytearray()
             async for piece in request.stream():
                 content += piece
                 if len(content) > most:
                     raise too_large
-            return bytes(content)
+            return content
 
         try:
             return await self._in_time(read(), 408, "the body to come")
@@ -305,7 +305,7 @@ def _add_images(app: FastAPI, house: House) -> None:
     ) -> Response:
         if output == "confidence" and not model.gives_confidence:
             raise Refusal(
-                422, "expected another output, as this model gives no confidences: export it with --with_confidence"
+                422, "expected another output, as this model gives no confidences: export it with its confidence"
             )
         kind = request.headers.get("content-type", "application/octet-stream")
         is_form = kind.lower().startswith("multipart/form-data")
@@ -325,7 +325,7 @@ def _add_images(app: FastAPI, house: House) -> None:
         return Response(content, media_type="image/png")
 
 
-def uploaded(body: bytes, content_type: str) -> bytes:
+def uploaded(body: bytes | bytearray, content_type: str) -> bytes:
     """The file in a form. Refusal unless there is exactly one."""
     files: list[Any] = []
     parts = 0
@@ -347,7 +347,7 @@ def uploaded(body: bytes, content_type: str) -> bytes:
         parser = FormParser(
             "multipart/form-data", count, found, boundary=boundary, config={"MAX_MEMORY_FILE_SIZE": len(body) + 1}
         )
-        parser.write(body)
+        parser.write(bytes(body))
         parser.finalize()
     except (FormParserError, ValueError) as error:
         raise Refusal(400, f"expected a form (multipart/form-data), but: {error!s:.200}") from None

@@ -39,7 +39,7 @@ def write_config(
     if entry is None:
         raise UsageError(
             f"{folder}: expected {' or '.join(formats)} in {precision}, which {kind} reads, found "
-            f"{', '.join(map(' '.join, known))}: export again with --format {formats[0]} --precision {precision}",
+            f"{', '.join(map(' '.join, known))}: export again in {formats[0]}, {precision}",
             settings=["precision"],
         )
 

@@ -97,7 +97,7 @@ class ServedModel:
         if self.deployment.output_op == "argmax" and any(kind == "resize" for kind, _ in prepared.trans_info):
             raise UsageError(
                 "expected an export whose answers can be resized, as its transforms resize images, found one of class "
-                "numbers: export with --output_op softmax"
+                "numbers: export with output_op softmax"
             )
         if self.deployment.side("N") in (None, 1):
             self.label(prepared, self.run(prepared.input))
@@ -146,7 +146,7 @@ class ServedModel:
 
     # --- Images. ---
 
-    def read(self, data: bytes) -> Prepared:
+    def read(self, data: bytes | bytearray) -> Prepared:
         """The file of an image, made into the network's input. Refusal if it cannot be."""
         try:
             prepared = self._prepared(pixels_of(data, "the image", self.max_pixels, self.in_channels))

@@ -76,7 +76,7 @@ class Asked:
     id: Optional[str]
 
 
-def understood(body: bytes, json_length: Optional[str], tensor: Tensor, outputs: Sequence[str]) -> Asked:
+def understood(body: bytes | bytearray, json_length: Optional[str], tensor: Tensor, outputs: Sequence[str]) -> Asked:
     """Read a request.
 
     Args:
@@ -109,7 +109,7 @@ def understood(body: bytes, json_length: Optional[str], tensor: Tensor, outputs:
     return Asked(images, _wanted(request, outputs), request.id)
 
 
-def _parsed(text: bytes) -> InferenceRequest:
+def _parsed(text: bytes | bytearray) -> InferenceRequest:
     try:
         return InferenceRequest.model_validate(json.loads(text))
     except ValidationError as error:

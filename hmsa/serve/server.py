@@ -183,12 +183,11 @@ class Protocol(H11Protocol):
         """As in the base class."""
         super().connection_made(transport)
         self._seen: Any = None
+        self._next_look: Any = None
         self._look()
 
     def _look(self) -> None:
         """Close, if a whole interval went by between two requests, or without a byte of the answer being taken."""
-        if self.transport.is_closing() and not self.transport.get_write_buffer_size():
-            return
         is_waiting = self.cycle is None or self.cycle.response_complete
         unsent = self.transport.get_write_buffer_size()
         now = (id(self.cycle), is_waiting, unsent)
@@ -196,7 +195,12 @@ class Protocol(H11Protocol):
             self.transport.abort()
             return
         self._seen = now
-        self.loop.call_later(_IDLE_SECONDS, self._look)
+        self._next_look = self.loop.call_later(_IDLE_SECONDS, self._look)
+
+    def connection_lost(self, exc: Optional[Exception]) -> None:
+        """As in the base class."""
+        super().connection_lost(exc)
+        self._next_look.cancel()
 
     def send_400_response(self, msg: str) -> None:
         """As in the base class, but that it is JSON."""

@@ -121,7 +121,7 @@ def test_a_program_that_normalises_itself_is_given_bytes():
     }  # fmt: skip
     with serving(run, changes=changes) as address:
         assert np.array_equal(shown(post(address)), LABEL)
-        refused(post(address, params={"output": "confidence"}), 422, "--with_confidence")
+        refused(post(address, params={"output": "confidence"}), 422, "with its confidence")
 
 
 def test_images_of_one_size_run_together():

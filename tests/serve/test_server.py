@@ -46,7 +46,7 @@ def started(folder, *flags):
     ) as process:
         try:
             line = process.stdout.readline()
-            assert line.startswith("serving tiny"), process.stderr.read()
+            assert line.startswith("serving "), process.stderr.read()
             yield process, line.split(" on ")[1].split()[0]
         finally:
             process.kill()
