@@ -108,6 +108,7 @@ def make_app(
     _add_protocol(app, house)
     _add_images(app, house)
     _add_pages(app, house, folder, web)
+    _describe(app, model)
     return app
 
 
@@ -265,7 +266,7 @@ def _add_protocol(app: FastAPI, house: House) -> None:
         headers = {protocol.LENGTH_HEADER: str(json_length)}
         return Response(content, media_type="application/octet-stream", headers=headers)
 
-    body = {"application/json": {"schema": protocol.InferenceRequest.model_json_schema()}}
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}}}
     with_bytes = {"schema": {"type": "string", "format": "binary"}}
     documented = {"requestBody": {"required": True, "content": {**body, "application/octet-stream": with_bytes}}}
     answer = {"content": {"application/json": {"schema": {"type": "object"}}, "application/octet-stream": with_bytes}}
@@ -384,6 +385,17 @@ def _sender(path: Path, media_type: str) -> Callable[[], FileResponse]:
         return FileResponse(path, media_type=media_type, headers={"Cache-Control": "no-cache"})
 
     return send
+
+
+def _describe(app: FastAPI, model: ServedModel) -> None:
+    """Put into the server's description what FastAPI cannot know: names of this model and of its tensors."""
+    described = app.openapi()  # which keeps it
+    described["components"]["schemas"].update(protocol.schemas(model.input, model.outputs))
+    known = {"name": model.name, "version": MODEL_VERSION}
+    for operation in (operation for path in described["paths"].values() for operation in path.values()):
+        for parameter in operation.get("parameters", []):
+            if parameter["name"] in known:
+                parameter["schema"]["enum"] = [known[parameter["name"]]]
 
 
 # --- Errors, headers and numbers of all routes. ---

@@ -228,3 +228,14 @@ def _written(array: np.ndarray) -> Iterator[str]:
 def metadata(tensor: Tensor) -> dict[str, Any]:
     """How a tensor is described."""
     return {"name": tensor.name, "datatype": DATATYPES[tensor.dtype], "shape": list(tensor.shape)}
+
+
+def schemas(tensor: Tensor, outputs: Sequence[Tensor]) -> dict[str, Any]:
+    """JSON schemas of a request with these tensors, by their names, as OpenAPI has them."""
+    whole = InferenceRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts = whole.pop("$defs")
+    given = parts["RequestInput"]["properties"]
+    given["name"]["enum"], given["datatype"]["enum"] = [tensor.name], [DATATYPES[tensor.dtype]]
+    given["data"] = {"type": "array", "description": "numbers, flat or row by row"}
+    parts["RequestOutput"]["properties"]["name"]["enum"] = [output.name for output in outputs]
+    return {"InferenceRequest": whole, **parts}
