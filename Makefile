@@ -13,6 +13,7 @@ SHORT := tests/models/test_golden.py tests/models/test_hierarchical.py tests/los
 	tests/inference/test_programs.py tests/inference/test_backends.py tests/deploy tests/test_paddle_calls.py \
 	tests/engine/test_train.py::test_a_resumed_run_equals_an_uninterrupted_one \
 	tests/test_readme.py
+TFLITE := .venv-tflite
 DATA := data/toy_cityscapes
 RUN := output/demo
 RECIPE := configs/mscale_ocr_toy.yml
@@ -57,6 +58,15 @@ test-all: $(VENV)/installed-dev  ## all tests, also the slow ones
 test-short: $(VENV)/installed-dev  ## the tests that depend on the Paddle
 	$(python) -m pytest -m '' $(SHORT)
 
+$(TFLITE)/installed:
+	$(PYTHON) -m venv $(TFLITE)
+	$(TFLITE)/bin/python -m pip install --quiet --disable-pip-version-check onnx2tf==1.29.24 tensorflow==2.19.0 \
+		tf_keras==2.19.0
+	touch $@
+
+test-tflite: $(VENV)/installed-dev $(TFLITE)/installed  ## export to TFLite and verify; makes .venv-tflite (2.6 GB)
+	$(python) -m pytest -m '' tests/deploy/test_tflite.py
+
 test-matrix: test-all $(OTHERS:%=test-all-on-%)  ## all tests on every supported Paddle, each in its own environment
 
 test-others: $(OTHERS:%=test-short-on-%)  ## the tests that depend on the Paddle, on those that are not in .venv
@@ -78,4 +88,4 @@ bench: $(VENV)/installed-dev  ## measure this project against what it replaces
 clean:  ## delete .venv and what demo and tests wrote
 	rm -rf $(VENV) .venv-* output $(DATA) .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help install demo test test-all test-short test-matrix test-others check bench clean
+.PHONY: help install demo test test-all test-short test-tflite test-matrix test-others check bench clean

@@ -37,7 +37,8 @@ from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import transformed_image
 from hmsa.datasets.given import OneImage, is_one, pixels_of
 from hmsa.datasets.transforms import Transform, fused
-from hmsa.deploy.runtime import DEPLOY_FILE, Deployment, load_predictor, read_deployment
+from hmsa.deploy.engines import Session, open_export
+from hmsa.deploy.runtime import DEPLOY_FILE, Deployment, read_deployment
 from hmsa.errors import DataError, UsageError, shown
 from hmsa.inference.averaging import (
     InferenceOptions,
@@ -56,7 +57,7 @@ from hmsa.weights.loading import weight_file
 
 _LOADERS, _AHEAD = 2, 4  # threads, and images that they may have ready
 _RECIPE = "config.yml"  # in a checkpoint
-_SMALLEST = 16  # side of an image of which a network's smallest scale, which an export does not tell, leaves a pixel
+_SMALLEST = 16  # side of an image of which a network's smallest scale, where an export does not tell, leaves a pixel
 
 # Paddle's state (gradients off, the device) and a program's buffers are one for all threads.
 _paddle_lock = threading.RLock()
@@ -68,10 +69,11 @@ class _Model:
 
     answer: Network  # images [N, C, H, W] -> logits or probabilities [N, K, H, W], or class numbers [N, 1, H, W]
     gives: str  # which of them: "logits", "probabilities", "classes"
-    attention: Optional[FusedNetwork]  # None where it gives none
+    attention: Optional[Union[FusedNetwork, _Export]]  # None where it gives none
     transforms: Sequence[Transform]
     options: InferenceOptions
     classes: Classes
+    confidence: Optional[Network] = None  # images -> [N, 1, H, W], of an export that gives it beside class numbers
     in_channels: int = 3  # C
     max_pixels: Optional[int] = None  # above which a file is refused; None is Pillow's limit
     size: tuple[Optional[int], Optional[int]] = (None, None)  # (height, width) of its input; None is any
@@ -93,7 +95,8 @@ class Segmenter:
         model: a checkpoint's folder (`best_model`, `iter_1000`, with its recipe in it), the folder of an export, or
             a recipe; then with `weights`.
         weights: what `predict.py` takes as model_path.
-        engine, precision: see `predict.py`; an export runs in Paddle Inference, in fp32.
+        engine, precision: see `predict.py`; of an export, one of `hmsa.deploy.engines.ENGINES` and a precision that it
+            was written in (auto: Paddle Inference, fp32).
         scales, flip_horizontal, flip_vertical: average over these; as the recipe's `test_config` says without any.
         opts: "key=value", to set anything in the recipe.
 
@@ -120,12 +123,12 @@ class Segmenter:
         path = Path(model)
 
         if weights is None and (path / DEPLOY_FILE).is_file():
-            if engine not in ("auto", "inference") or precision != "fp32" or list(opts):
+            if list(opts):
                 raise UsageError(
-                    f"{path}: expected an export, which runs in Paddle Inference as it was written, without another "
-                    "engine, precision or opts, found one of them: leave it out, or open the checkpoint"
+                    f"{path}: expected an export, which runs as it was written, without opts, found some: leave them "
+                    "out, or open the checkpoint"
                 )
-            self._model = _exported(path, averaging)
+            self._model = _exported(path, averaging, engine, precision)
         else:
             recipe, weights = _recipe_and_weights(path, weights)
             self._model = _built(recipe, weights, engine, precision, averaging, opts)
@@ -225,6 +228,9 @@ class Segmenter:
 
     def _confidence(self, result: Result) -> np.ndarray:
         with _paddle_lock:
+            if self._model.confidence is not None:
+                loaded = self._loaded(result.image, "the image")
+                return self._through(self._model.confidence, loaded, self._model.options)[0, 0].numpy()
             scores = self._scores(result)
             if self._model.gives == "probabilities":
                 return scores[0].numpy().max(axis=0)
@@ -303,7 +309,10 @@ class Result:
         """Why `attention` is None; empty where it is not."""
         if self._segmenter._model.attention is not None:
             return ""
-        return "an export holds the fused answer alone: open the checkpoint that it was made from"
+        return (
+            "this export holds the fused answer alone: export with attention, or open the checkpoint that it was made "
+            "from"
+        )
 
     def overlay(self, opacity: float = 0.4) -> Image.Image:
         """The image with the colours of its classes over it, from 0 (the image alone) to 1 (colours alone)."""
@@ -389,7 +398,7 @@ def _built(
     )
 
 
-def _exported(folder: Path, averaging: dict[str, Any]) -> _Model:
+def _exported(folder: Path, averaging: dict[str, Any], engine: str, precision: str) -> _Model:
     deployment = read_deployment(folder)
     gives = {"argmax": "classes", "softmax": "probabilities"}.get(deployment.output_op, "logits")
     if averaging and gives == "classes":
@@ -402,28 +411,57 @@ def _exported(folder: Path, averaging: dict[str, Any]) -> _Model:
     except ValidationError:
         found = shown(averaging["scales"])
         raise UsageError(f"expected scales from 1/16 to 16, found {found}: correct them") from None
-    predictor = load_predictor(folder)
 
-    def answer(image: paddle.Tensor) -> paddle.Tensor:
-        if min(image.shape[-2:]) < _SMALLEST:  # Paddle would end the process
-            raise DataError(
-                f"expected an image of at least {_SMALLEST} pixels each way, found one of {image.shape[-1]}x"
-                f"{image.shape[-2]}: enlarge or remove it"
-            )
-        found = predictor(image.numpy())
-        return as_tensor(found[:, np.newaxis].astype(np.float32) if gives == "classes" else found)
-
+    gives_confidence = gives == "classes" and any(output.name == "confidence" for output in deployment.outputs)
+    export = _Export(open_export(folder, {"auto": "paddle", "inference": "paddle"}.get(engine, engine), precision))
     specs = [TypeAdapter(AnyTransform).validate_python(entry) for entry in deployment.transforms]
     return _Model(
-        answer=answer,
+        answer=export.output(0),
         gives=gives,
-        attention=None,
+        attention=export if "attention" in export.names else None,
+        confidence=export.output(export.names.index("confidence"))
+        if gives == "classes" and "confidence" in export.names
+        else None,
         transforms=fused(builder.build_transforms(specs, where=f"{folder / DEPLOY_FILE}: transforms")),
         options=InferenceOptions.from_test_config(spec),
         classes=_classes_of(deployment),
-        in_channels=deployment.input_shape[1] or 3,
-        size=(deployment.input_shape[2], deployment.input_shape[3]),
+        in_channels=deployment.side("C") or 3,
+        size=(deployment.side("H"), deployment.side("W")),
     )
+
+
+class _Export:
+    """An export as networks, images [N, C, H, W] -> [N, K, H, W], one for each of its outputs."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.names = [output.name for output in session.deployment.outputs]
+        self.scales = tuple(scale for output in session.deployment.outputs for scale in output.scales)
+
+    def output(self, number: int) -> Network:
+        """A network; an output [N, H, W] has one K."""
+
+        def answer(image: paddle.Tensor) -> paddle.Tensor:
+            found = self._session(self._images(image))[self.names[number]]
+            return as_tensor(found[:, np.newaxis].astype(np.float32) if found.ndim == 3 else found)
+
+        return answer
+
+    def attention(self, image: paddle.Tensor) -> paddle.Tensor:
+        """The attention of every scale in `scales`, [N, S, H, W]."""
+        return self.output(self.names.index("attention"))(image)
+
+    def _images(self, image: paddle.Tensor) -> np.ndarray:
+        """[N, C, H, W] -> what the export takes."""
+        deployment, pixels = self._session.deployment, image.numpy()
+        if deployment.min_size is None and min(pixels.shape[-2:]) < _SMALLEST:  # the engine might end the process
+            raise DataError(
+                f"expected an image of at least {_SMALLEST} pixels each way, found one of {pixels.shape[-1]}x"
+                f"{pixels.shape[-2]}: enlarge or remove it"
+            )
+        if deployment.input_dtype == "uint8":
+            pixels = np.rint(pixels)
+        return pixels if deployment.input_layout == "NCHW" else pixels.transpose(0, 2, 3, 1)
 
 
 def _classes_of(deployment: Deployment) -> Classes:

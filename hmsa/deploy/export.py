@@ -21,7 +21,7 @@ from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.transforms import DIVISORS
-from hmsa.deploy.engines import is_installed, open_export
+from hmsa.deploy.engines import Session, is_installed, open_export
 from hmsa.deploy.formats import FORMATS, FileSet, Work, check_installed
 from hmsa.deploy.network import PLAIN, Answer, ExportedNetwork, smallest_side
 from hmsa.deploy.parity import CHECKED_SHAPES, Agreement, Case, compare, make_cases
@@ -29,7 +29,7 @@ from hmsa.deploy.runtime import DEPLOY_FILE, read_deployment
 from hmsa.errors import DataError, UsageError, printable
 from hmsa.inference.averaging import InferenceOptions
 from hmsa.inference.fold import copy_on_cpu, simplified
-from hmsa.inference.paddle_inference import open_predictor
+from hmsa.inference.paddle_inference import Program, open_predictor, program_of
 from hmsa.inference.tracing import DYNAMIC_SHAPE, write_program, writes_json
 from hmsa.models import MscaleOCRNet
 from hmsa.system.device import on_cpu
@@ -144,9 +144,23 @@ def export(model: paddle.nn.Layer, save_dir: str | Path, options: ExportOptions)
         folder, scratch = Path(name, "export"), Path(name, "scratch")
         folder.mkdir()
         scratch.mkdir()
-        entry = write_formats(model, folder, scratch, options)
+        write = tracer(model, options)
+        program = write_paddle(write, folder / "model", options)
+        predictor = open_predictor(program, program.with_suffix(".pdiparams"))
+        entry = describe(model, program, predictor, options)
+        work = Work(
+            folder=folder,
+            scratch=scratch,
+            program=program,
+            entry=entry,
+            write_json=lambda path: write(path, old_form=False),
+            calibration=options.calibration,
+            tflite_python=options.tflite_python,
+        )
+        write_formats(work, options.formats)
+
         cases = make_cases(model, options.answer, shapes, normalize=options.normalize)
-        verified = verify(folder, options.formats, cases)
+        verified = verify(work, options.formats, cases, program_of(predictor))
 
         for described, row in zip(entry["formats"], options.formats):
             described["engines"] = {engine: str(found) for (of, engine), found in verified.items() if of is row}
@@ -163,51 +177,60 @@ def checked_shapes(options: ExportOptions) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(shapes))
 
 
-def write_formats(model: paddle.nn.Layer, folder: Path, scratch: Path, options: ExportOptions) -> dict[str, Any]:
-    """Write all files of an export into `folder` -> what `deploy.yaml` there says."""
-    write = tracer(model, options)
-    program = write_paddle(write, folder / "model", options)
-    entry = describe(model, program, options)
-    work = Work(
-        folder=folder,
-        scratch=scratch,
-        program=program,
-        entry=entry,
-        write_json=lambda path: write(path, old_form=False),
-        calibration=options.calibration,
-        tflite_python=options.tflite_python,
-    )
-    for row in options.formats:
-        files = list(row.files)
+def write_formats(work: Work, rows: Sequence[FileSet]) -> None:
+    """Write the files of all formats, and `deploy.yaml`."""
+    for row in rows:
+        files, told = list(row.files), {}
         if row.write is None:
-            files = [entry["model"], entry["params"]]
+            files = [work.entry["model"], work.entry["params"]]
         else:
-            row.write(work)
-        entry["formats"].append({"format": row.format, "precision": row.precision, "files": files, **dict(row.tells)})
-        entry["sha256"].update({file: sha256(folder / file) for file in files})
-    write_description(folder, entry)
-    return entry
+            told = row.write(work)
+        work.entry["formats"].append({"format": row.format, "precision": row.precision, "files": files, **told})
+        work.entry["sha256"].update({file: sha256(work.folder / file) for file in files})
+    write_description(work.folder, work.entry)
 
 
-def verify(folder: Path, rows: Sequence[FileSet], cases: Sequence[Case]) -> dict[tuple[FileSet, str], Agreement]:
+def verify(
+    work: Work, rows: Sequence[FileSet], cases: Sequence[Case], own: Program
+) -> dict[tuple[FileSet, str], Agreement]:
     """(row, engine) -> how the engine's answers compare with the network's, of all that are installed.
+
+    Args:
+        own: Paddle's program, open.
 
     Raises:
         DataError: they are too far from them.
     """
     found = {}
     for row in rows:
-        for engine in filter(is_installed, row.engines):
-            session = open_export(folder, engine, row.precision, format=row.format)
+        # TFLite runs where it was written.
+        engines = row.engines if row.format == "tflite" else filter(is_installed, row.engines)
+        for engine in engines:
+            session = _session(work, row, engine, own)
             reader = f"{engine}{f' {PADDLE_VERSION}' if engine == 'paddle' else ''} ({row.format} {row.precision})"
             found[row, engine] = compare(cases, session, reader=reader, precision=row.precision)
     return found
 
 
+def _session(work: Work, row: FileSet, engine: str, own: Program) -> Session:
+    if row.write is None:
+        return Session(read_deployment(work.folder), own)
+    if engine == "tflite":
+        from hmsa.deploy import tflite
+
+        deployment = read_deployment(work.folder)
+        assert work.tflite_python is not None
+        (entry,) = (entry for entry in deployment.formats if entry.format == "tflite")
+        path = work.folder / entry.files[0]
+        return Session(deployment, tflite.open_elsewhere(path, work.tflite_python, entry, deployment))
+    return open_export(work.folder, engine, row.precision, format=row.format)
+
+
 def _measured(verified: dict[tuple[FileSet, str], Agreement], shapes: Sequence[Sequence[int]]) -> str:
     paddles = next(iter(verified.values()))
     at = ", ".join("x".join(map(str, shape)) for shape in shapes)
-    differ = "" if paddles.largest is None else f"{paddles.of} differ by {paddles.largest:.2g} at most, "
+    verb = "differ" if paddles.of in ("probabilities", "logits") else "differs"
+    differ = "" if paddles.largest is None else f"{paddles.of} {verb} by {paddles.largest:.2g} at most, "
     near_ties = f"{paddles.other} of {paddles.pixels} pixels near a tie have another class"
     return f"equal to the network at {at}: {differ}{near_ties}"
 
@@ -269,10 +292,9 @@ def write_paddle(write: Callable[..., Path], path: Path, options: ExportOptions)
     raise AssertionError("the last form returns or raises")
 
 
-def describe(model: paddle.nn.Layer, program: Path, options: ExportOptions) -> dict[str, Any]:
+def describe(model: paddle.nn.Layer, program: Path, predictor: Any, options: ExportOptions) -> dict[str, Any]:
     """What `deploy.yaml` says of the program that was written and of the parameters beside it."""
     params = program.with_suffix(".pdiparams")
-    predictor = open_predictor(program, params)
     answer = options.answer
     outputs = answer.outputs(model)
     classes = options.classes or Classes.numbered(getattr(model, "num_classes", 0))

@@ -78,42 +78,40 @@ class FileSet:
     Attributes:
         files: that it consists of.
         engines: that can run it, and by which it is verified where they are installed; one of them has to be.
-        write: puts the files into `Work.folder`. None: they are there before all others, being Paddle's own.
+        write: puts the files into `Work.folder`, and returns what `deploy.yaml` says of them besides. None: they are
+            there before all others, being Paddle's own.
         needs_onnx: whether it is made of the network in ONNX, which `CONVERTERS` and Paddle 3 write.
         packages: that it needs besides; they are imported by the names they are installed by.
         extra: the one of pyproject.toml that installs what it needs.
-        is_exact: whether it has to answer as the network does; else the share of equal labels is printed.
-        tells: what `deploy.yaml` says of it besides.
     """
 
     format: str
     precision: str
     files: tuple[str, ...]
     engines: tuple[str, ...]
-    write: Optional[Callable[[Work], None]] = None
+    write: Optional[Callable[[Work], dict[str, Any]]] = None
     needs_onnx: bool = False
     packages: tuple[str, ...] = ()
     extra: str = ""
-    is_exact: bool = True
-    tells: Sequence[tuple[str, Any]] = ()
 
 
 # --- Who writes them. ---
 
 
-def _onnx(work: Work) -> None:
+def _onnx(work: Work) -> dict[str, Any]:
     shutil.copyfile(work.onnx, work.folder / "model.onnx")
+    return {"opset": OPSET}
 
 
-def _openvino(work: Work) -> None:
-    _write_openvino(work, "model.xml", half=False)
+def _openvino(work: Work) -> dict[str, Any]:
+    return _write_openvino(work, "model.xml", half=False)
 
 
-def _openvino_fp16(work: Work) -> None:
-    _write_openvino(work, "model_fp16.xml", half=True)
+def _openvino_fp16(work: Work) -> dict[str, Any]:
+    return _write_openvino(work, "model_fp16.xml", half=True)
 
 
-def _write_openvino(work: Work, name: str, *, half: bool) -> None:
+def _write_openvino(work: Work, name: str, *, half: bool) -> dict[str, Any]:
     """OpenVINO's own form, of the network in ONNX or, where no converter to that is installed, of Paddle's program."""
     import openvino
 
@@ -130,56 +128,24 @@ def _write_openvino(work: Work, name: str, *, half: bool) -> None:
             f"expected a network that OpenVINO can read, but: {_last_line(error)}; leave the format openvino out",
             settings=["format"],
         ) from error
+    return {}
 
 
-def _tflite(work: Work) -> None:
+def _tflite(work: Work) -> dict[str, Any]:
     from hmsa.deploy import tflite
 
     assert work.tflite_python is not None
-    tflite.convert(work.onnx, work.folder / "model.tflite", work.tflite_python)
+    return tflite.convert(work.onnx, work.folder / "model.tflite", work.tflite_python, work.entry)
 
+
+_OPENVINO: dict[str, Any] = {"packages": ("openvino",), "extra": "openvino"}
 
 FORMATS: list[FileSet] = [
     FileSet("paddle", "fp32", ("model.pdmodel", "model.pdiparams"), ("paddle",)),
-    FileSet(
-        "onnx",
-        "fp32",
-        ("model.onnx",),
-        ("onnxruntime", "openvino"),
-        _onnx,
-        needs_onnx=True,
-        extra="onnx",
-        tells=(("opset", OPSET),),
-    ),
-    FileSet(
-        "openvino",
-        "fp32",
-        ("model.xml", "model.bin"),
-        ("openvino",),
-        _openvino,
-        packages=("openvino",),
-        extra="openvino",
-    ),
-    FileSet(
-        "openvino",
-        "fp16",
-        ("model_fp16.xml", "model_fp16.bin"),
-        ("openvino",),
-        _openvino_fp16,
-        packages=("openvino",),
-        extra="openvino",
-        is_exact=False,
-    ),
-    FileSet(
-        "tflite",
-        "fp32",
-        ("model.tflite",),
-        ("tflite",),
-        _tflite,
-        needs_onnx=True,
-        extra="onnx",
-        tells=(("input_layout", "NHWC"),),
-    ),
+    FileSet("onnx", "fp32", ("model.onnx",), ("onnxruntime", "openvino"), _onnx, needs_onnx=True, extra="onnx"),
+    FileSet("openvino", "fp32", ("model.xml", "model.bin"), ("openvino",), _openvino, **_OPENVINO),
+    FileSet("openvino", "fp16", ("model_fp16.xml", "model_fp16.bin"), ("openvino",), _openvino_fp16, **_OPENVINO),
+    FileSet("tflite", "fp32", ("model.tflite",), ("tflite",), _tflite, needs_onnx=True, extra="onnx"),
 ]
 """Every format in every precision, in the order in which they are written. A new one is a row here, and its writer
 above or in a file beside."""
@@ -272,6 +238,7 @@ def _name_onnx(path: Path, entry: dict[str, Any]) -> None:
 
     model = onnx.load(path)
     graph = model.graph
+    _keep_tensors_as_initializers(graph)
     outputs = entry["outputs"]
     renamed = {graph.input[0].name: entry["input_name"]}
     renamed.update({old.name: new["name"] for old, new in zip(graph.output, outputs)})
@@ -294,6 +261,21 @@ def _name_onnx(path: Path, entry: dict[str, Any]) -> None:
     model.metadata_props.add(key="hmsa", value=json.dumps(_metadata(entry)))
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def _keep_tensors_as_initializers(graph: Any) -> None:
+    """The converter writes weights as nodes, which some readers (onnx2tf, tools that quantise) take for something that
+    is computed."""
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = node.output[0]
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _metadata(entry: dict[str, Any]) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class ExportedNetwork(nn.Layer):
         super().__init__()
         self.model = model
         self.answer = answer
+        self.scales, self.align_corners = sorted(getattr(model, "scales", ())), getattr(model, "align_corners", False)
         if answer.normalize:
             mean, std = (paddle.to_tensor(values, "float64").reshape([1, 3, 1, 1]) for values in answer.normalize)
             # (pixel / 255 - mean) / std, as `Normalize` computes it.
@@ -86,7 +87,7 @@ class ExportedNetwork(nn.Layer):
     def forward(self, image: Tensor) -> Any:
         answer = self.answer
         if answer.normalize:
-            image = image.transpose([0, 3, 1, 2]).astype("float32") * self.factor + self.offset
+            image = image.astype("float32").transpose([0, 3, 1, 2]) * self.factor + self.offset
         scores, *attention = _averaged(self._at_size, image, answer.averaging)  # [N, K, H, W], [N, S, H, W]
 
         is_probability = answer.averaging.averages_probabilities
@@ -106,11 +107,10 @@ class ExportedNetwork(nn.Layer):
         """Images [N, C, h, w] -> logits [N, K, h, w] and, if it is asked for, attention [N, S, h, w]."""
         if not self.answer.attention:
             return [self.model(image)["joint"]]
-        model: Any = self.model
-        found = model(image, return_attention=True)
+        found = self.model(image, return_attention=True)
         size = image_size(image)
-        maps = [found[f"attention_{scale:g}"] for scale in sorted(model.scales)]
-        resized = [resize(x, size, align_corners=model.align_corners) for x in maps]
+        maps = [found[f"attention_{scale:g}"] for scale in self.scales]
+        resized = [resize(x, size, align_corners=self.align_corners) for x in maps]
         return [found["joint"], paddle.concat(resized, axis=1)]
 
 
@@ -127,14 +127,22 @@ def _averaged(network: Callable[[Tensor], list[Tensor]], image: Tensor, options:
     for scale, vertical, horizontal in runs:
         axes = [2] * vertical + [3] * horizontal
         given = image if scale == 1 else resize(image, _rounded_size(image, scale), align_corners=False)
-        answers = network(paddle.flip(given, axes) if axes else given)
-        answers = [paddle.flip(x, axes) if axes else x for x in answers]
+        answers = network(_flipped(given, axes))
+        answers = [_flipped(x, axes) for x in answers]
         if scale != 1:
             answers = [resize(x, size, align_corners=False) for x in answers]
         if options.averages_probabilities:
             answers[0] = F.softmax(answers[0], axis=1)
         totals = [total + x for total, x in zip(totals, answers)] if totals else answers
     return [total * (1 / len(runs)) for total in totals] if len(runs) > 1 else totals
+
+
+def _flipped(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """Mirror [N, C, H, W] along axes, in operators that are converted to ONNX where sides are of any length."""
+    for axis in axes:
+        side = paddle.shape(x)[axis]
+        x = paddle.gather(x, side - 1 - paddle.arange(side), axis=axis)
+    return x
 
 
 def _rounded_size(image: Tensor, scale: float) -> Any:

@@ -54,7 +54,8 @@ class FileEntry(BaseModel):
     format: str
     precision: str
     files: Annotated[list[_FileName], Field(min_length=1)]
-    input_layout: Optional[str] = None  # where the format turns the input, and the outputs likewise
+    input_layout: Optional[str] = None  # where it is another than that of `Deployment`
+    output_layouts: list[str] = []  # in the order of the outputs, where one is another than theirs
     engines: dict[str, str] = {}  # by which it was verified -> what was found
 
 

@@ -6,10 +6,12 @@ onnx2tf turns images and what has their axes into NHWC; a `Program` here takes a
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -22,41 +24,60 @@ if TYPE_CHECKING:
     from hmsa.inference.paddle_inference import Program
 
 _CONVERTER = """\
-import sys, onnx2tf
+import json, pathlib, sys, numpy, onnx2tf.onnx2tf, tensorflow
+from onnx2tf.utils import common_functions
+
+def images():
+    return numpy.random.default_rng(0).random((20, 128, 128, 3), numpy.float32)
+
+# It would fetch images from the network, to compare with and without.
+common_functions.download_test_image_data = onnx2tf.onnx2tf.download_test_image_data = images
 onnx2tf.convert(
     input_onnx_file_path=sys.argv[1],
     output_folder_path=sys.argv[2],
-    copy_onnx_input_output_names_to_tflite=True,
+    keep_shape_absolutely_input_names=sys.argv[3:] or None,
     non_verbose=True,
 )
+(written,) = pathlib.Path(sys.argv[2]).glob("*_float32.tflite")
+outputs = tensorflow.lite.Interpreter(str(written)).get_signature_runner().get_output_details()
+shapes = {name: detail["shape"].tolist() for name, detail in outputs.items()}
+written.rename("model.tflite")
+pathlib.Path("shapes.json").write_text(json.dumps(shapes))
 """
 
 _RUNNER = """\
 import sys, numpy, tensorflow
-interpreter = tensorflow.lite.Interpreter(sys.argv[1], num_threads=int(sys.argv[4]))
-interpreter.allocate_tensors()
-interpreter.set_tensor(interpreter.get_input_details()[0]["index"], numpy.load(sys.argv[2]))
-interpreter.invoke()
-outputs = {detail["name"]: interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()}
-numpy.savez(sys.argv[3], **outputs)
+run = tensorflow.lite.Interpreter(sys.argv[1], num_threads=int(sys.argv[4])).get_signature_runner()
+(name,) = run.get_input_details()
+numpy.savez(sys.argv[3], **run(**{name: numpy.load(sys.argv[2])}))
 """
 
 
-def convert(onnx: Path, target: Path, python: Path) -> None:
+def convert(onnx: Path, target: Path, python: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     """Write `target` from a network in ONNX, fp32, by the onnx2tf of another environment.
+
+    Args:
+        entry: what `deploy.yaml` says of the export, whose size is fixed.
+
+    Returns:
+        The layouts of the input and of the outputs; onnx2tf leaves some outputs as they are.
 
     Raises:
         DataError: it cannot.
     """
     with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
-        _run(python, folder, _CONVERTER, onnx.resolve(), folder)
-        written = sorted(Path(folder).glob("*_float32.tflite"))
-        if not written:
-            raise DataError(
-                "expected onnx2tf to write a program of float32, found none: leave the format tflite out",
-                settings=["format"],
-            )
-        target.write_bytes(written[0].read_bytes())
+        kept = [entry["input_name"]] if entry["input_layout"] == "NHWC" else []
+        _run(python, folder, _CONVERTER, onnx.resolve(), folder, *kept)
+        shapes = json.loads(Path(folder, "shapes.json").read_text(encoding="utf-8"))
+        shutil.copyfile(Path(folder, "model.tflite"), target)
+
+    sides = dict(zip(entry["input_layout"], entry["input_shape"]))
+    layouts = []
+    for output in entry["outputs"]:
+        N, first, *rest = output["layout"]
+        is_turned = first not in "HW" and shapes[output["name"]][1:3] == [sides["H"], sides["W"]]
+        layouts.append("".join([N, *rest, first]) if is_turned else output["layout"])
+    return {"input_layout": "NHWC", "output_layouts": layouts}
 
 
 def open_program(path: Path, threads: Optional[int], entry: FileEntry, deployment: Deployment) -> Program:
@@ -65,17 +86,9 @@ def open_program(path: Path, threads: Optional[int], entry: FileEntry, deploymen
 
     from hmsa.system import environment
 
-    interpreter = Interpreter(str(path), num_threads=threads or environment.threads())
-    interpreter.allocate_tensors()
-    source = interpreter.get_input_details()[0]["index"]
-    results = {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
-
-    def run(given: np.ndarray) -> dict[str, np.ndarray]:
-        interpreter.set_tensor(source, given)
-        interpreter.invoke()
-        return {name: interpreter.get_tensor(index) for name, index in results.items()}
-
-    return _in_layout(run, entry, deployment)
+    runner = Interpreter(str(path), num_threads=threads or environment.threads()).get_signature_runner()
+    (name,) = runner.get_input_details()
+    return _in_layout(lambda given: runner(**{name: given}), entry, deployment)
 
 
 def open_elsewhere(path: Path, python: Path, entry: FileEntry, deployment: Deployment) -> Program:
@@ -96,25 +109,33 @@ def open_elsewhere(path: Path, python: Path, entry: FileEntry, deployment: Deplo
 
 
 def _in_layout(run: Callable[[np.ndarray], dict[str, np.ndarray]], entry: FileEntry, deployment: Deployment) -> Program:
-    turned = entry.input_layout == "NHWC"
+    def in_order(x: np.ndarray, layout: str, wanted: str) -> np.ndarray:
+        return x.transpose([layout.index(axis) for axis in wanted])
 
     def program(given: np.ndarray) -> list[np.ndarray]:
         import numpy as np
 
-        turn = turned and deployment.input_layout == "NCHW"
-        found = run(np.ascontiguousarray(given.transpose(0, 2, 3, 1)) if turn else given)
-        answers = [found[output.name] for output in deployment.outputs]
-        return [x.transpose(0, 3, 1, 2) if turned and x.ndim == 4 else x for x in answers]
+        layout = deployment.input_layout
+        found = run(np.ascontiguousarray(in_order(given, layout, entry.input_layout or layout)))
+        layouts = entry.output_layouts or [output.layout for output in deployment.outputs]
+        return [
+            in_order(found[output.name], turned, output.layout) for output, turned in zip(deployment.outputs, layouts)
+        ]
 
     return program
 
 
 def _run(python: Path, folder: str, program: str, *words: Any) -> None:
     """Run a program in another environment. DataError if it fails."""
+    python = python.absolute()
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    environment["PATH"] = (
+        f"{python.parent}{os.pathsep}{environment.get('PATH', '')}"  # onnx2tf runs onnxsim by its name
+    )
     done = subprocess.run(
-        [python.absolute(), "-c", program, *map(str, words)],
+        [python, "-c", program, *map(str, words)],
         cwd=folder,
-        env={name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")},
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -64,7 +65,9 @@ def write_program(
     """
     spec = paddle.static.InputSpec(list(input_shape), dtype, input_name)  # pyright: ignore[reportArgumentType]
     # FLAGS_enable_pir_api may have left Paddle 3 with the old form.
-    with _old_form() if old_form or not writes_json() else paddle.pir_utils.DygraphPirGuard():
+    form = _old_form() if old_form or not writes_json() else paddle.pir_utils.DygraphPirGuard()
+    with form, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"The Attr\(force_cpu\)")  # of Paddle's own operators
         paddle.jit.save(paddle.jit.to_static(network, input_spec=[spec], full_graph=True), str(path))
     path.with_suffix(".pdiparams.info").unlink(missing_ok=True)
     return program_file(path)
@@ -112,7 +115,8 @@ def convert_to_onnx(
         said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
         ended = [f"it was ended by signal {-done.returncode}"] if done.returncode < 0 else []
         # It says what went wrong in one line, and then trips over what it does not have.
-        reason = next((line for line in said if "Failed to convert" in line), (said + ended or ["it says nothing"])[-1])
+        telling = [line for line in said if "[ERROR]" in line or "Failed to convert" in line]
+        reason = (telling or ended or said[::-1] or ["it says nothing"])[0]
         raise DataError(f"the network could not be converted to ONNX: {reason:.300}; {advice}", settings=settings)
 
     for path, program in programs.items():
