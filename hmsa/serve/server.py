@@ -73,7 +73,7 @@ def serve(service: Service, host: str, port: int, say: Callable[[str], None] = p
     Raises:
         UsageError, DataError: the address or the export cannot be used.
     """
-    with _bound(host, port) as listener:
+    with bound(host, port) as listener:
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         told = f"serving {service.name} ({service.engine}, {service.precision}) on {address}"
         if service.workers == 1:
@@ -100,10 +100,12 @@ def opened(service: Service) -> FastAPI:
 
 
 @contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens. UsageError if there can be none."""
     try:
         kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(kind)
+        # asyncio sends without delay on TCP's sockets alone, by this number: else answers wait 40 ms.
+        listener = socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         raise UsageError(f"expected a host to listen on, found {host}: {error.strerror}") from error
     with listener:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from contextlib import contextmanager
 
@@ -12,7 +11,7 @@ import numpy as np
 from hmsa.deploy.runtime import Deployment
 from hmsa.serve.app import Limits, make_app
 from hmsa.serve.model import ServedModel
-from hmsa.serve.server import make_server
+from hmsa.serve.server import bound, make_server
 from hmsa.system.signals import StopRequest
 
 DEPLOYMENT = {
@@ -48,7 +47,7 @@ def serving(run=light, *, folder=None, web=None, changes=(), **limits):
     model = make_model(run, max_pixels=limits.max_pixels, **dict(changes))
     app = make_app(model, limits, folder=folder, web=web)
     stop, ready = StopRequest(), threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with bound("127.0.0.1", 0) as listener:
         server = make_server(app, limits.timeout, stop, ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -142,6 +142,16 @@ def test_images_of_one_size_run_together():
     assert "hmsa_engine_seconds_count 1.0" in metrics
 
 
+def test_answers_come_without_delay(address):
+    with httpx.Client() as client:
+        seconds = []
+        for _ in range(20):
+            started = time.monotonic()
+            client.get(f"{address}/v2")
+            seconds.append(time.monotonic() - started)
+    assert sorted(seconds)[10] < 0.03  # 0.04 where the kernel waits for more to send
+
+
 # --- What is refused. ---
 
 
