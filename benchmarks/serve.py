@@ -127,7 +127,7 @@ def main() -> None:
     args = make_parser().parse_args()
     command = [sys.executable, "-m", "hmsa", "serve", str(args.folder), "--port", "0", "--engine", args.engine]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [*command, "--max_batch", args.max_batch]
+    words = [*command, "--max_batch", args.max_batch, "--max_queue", str(max(32, args.clients))]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
         try:

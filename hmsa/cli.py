@@ -30,8 +30,8 @@ SETTINGS = {
     "program": "--program",
     "resume": "--resume_model auto",
     "save_dir": "--save_dir",
-    "web": "--web",
     "tflite_python": "--tflite_python",
+    "web": "--web",
     "with_attention": "--with_attention",
 }
 """What an error names in its `settings`, and the flag by which it is set."""

@@ -44,7 +44,10 @@ def make_parser() -> cli.Parser:
     )
     parser.add_argument("--workers", type=cli.count, default=1, help="processes, each with the model in its memory")
     parser.add_argument(
-        "--web", type=Path, metavar="DIR", help="a built page to show at / (default: deploy/web/dist, if it was built)"
+        "--web",
+        type=Path,
+        metavar="DIR",
+        help="a built page to show at / (default: deploy/web/dist, if it was built and the export has ONNX)",
     )
     parser.add_argument(
         "--write_config",
@@ -85,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.system.environment import prepare
 
     prepare()
-    from hmsa.serve import pages, server
+    from hmsa.serve import server
     from hmsa.serve.app import Limits
 
     names = ("max_batch", "max_wait_ms", "max_queue", "max_pixels", "max_mb", "timeout")
@@ -96,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
         precision=args.precision,
         threads=args.threads,
         workers=args.workers,
-        web=args.web or pages.built_page(),
+        web=args.web,
         limits=limits,
     )
     if args.write_config:

@@ -372,6 +372,8 @@ def _add_pages(app: FastAPI, house: House, folder: Optional[Path], web: Optional
 
     files = pages.files_of(web) if web else {}
     if folder is not None:
+        # In place of a model that the page was built with.
+        files = {place: file for place, file in files.items() if not place.startswith("/model/")}
         files.update(pages.model_files(folder, model.deployment))
     for place, (path, media_type) in files.items():
         app.get(place, include_in_schema=False, response_class=FileResponse)(_sender(path, media_type))

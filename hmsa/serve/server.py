@@ -46,7 +46,8 @@ class Service:
         engine, precision: see `hmsa.deploy.engines.open_export`.
         threads: that the engine of a process computes with; None for its share of the cores.
         workers: processes, each with the model.
-        web: of a built page; None for a small one.
+        web: of a built page; None for that of the sources, if it was built and the export has the ONNX file that it
+            runs, else for a small page.
     """
 
     folder: Path
@@ -85,6 +86,7 @@ def serve(service: Service, host: str, port: int, say: Callable[[str], None] = p
 def opened(service: Service) -> FastAPI:
     """The server's application, with the export open in its engine; also for other servers of ASGI."""
     from hmsa.deploy.engines import open_export
+    from hmsa.serve import pages
     from hmsa.serve.model import ServedModel
 
     threads = service.threads or max(1, cores() // service.workers)
@@ -96,7 +98,9 @@ def opened(service: Service) -> FastAPI:
         platform=f"hmsa_{service.engine}",
         max_pixels=service.limits.max_pixels,
     )
-    return make_app(model, service.limits, folder=service.folder, web=service.web)
+    has_onnx = any(entry.format == "onnx" for entry in session.deployment.formats)
+    web = service.web or (pages.built_page() if has_onnx else None)
+    return make_app(model, service.limits, folder=service.folder, web=web)
 
 
 @contextmanager

@@ -308,6 +308,8 @@ def test_a_built_page_and_what_it_needs_of_the_model(tmp_path):
     folder.mkdir()
     (web / "index.html").write_text("built")
     (web / "assets/ort.wasm").write_bytes(b"\0asm")
+    (web / "model").mkdir()
+    (web / "model/other.onnx").write_text("that the page was built with")
     for name in ("deploy.yaml", "model.onnx", "model.pdiparams", "secret"):
         (folder / name).write_text(name)
     (web / "link").symlink_to(folder / "secret")
@@ -321,5 +323,12 @@ def test_a_built_page_and_what_it_needs_of_the_model(tmp_path):
         assert httpx.get(f"{address}/assets/ort.wasm").headers["content-type"] == "application/wasm"
         assert httpx.get(f"{address}/model/model.onnx").text == "model.onnx"
         assert httpx.get(f"{address}/model/deploy.yaml").text == "deploy.yaml"
-        for path in ("model/model.pdiparams", "model/secret", "link", "model/../secret", "%2e%2e/export/secret"):
+        for path in (
+            "model/model.pdiparams",
+            "model/secret",
+            "model/other.onnx",
+            "link",
+            "model/../secret",
+            "%2e%2e/export/secret",
+        ):
             assert b" 404 " in raw(address, f"GET /{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()), path

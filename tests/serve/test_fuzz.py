@@ -34,7 +34,7 @@ def test_no_request_makes_it_fail(tmp_path):
     with serving(max_wait_ms=0) as address:
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", "--checks", CHECKS),
-            *("--max-examples", "15", "--seed", "1", "--request-timeout", "10", "--no-color"),
+            *("--max-examples", "50", "--seed", "1", "--request-timeout", "10", "--no-color"),
             *("--generation-database", "none", "--suppress-health-check", "all"),
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=os.environ)
