@@ -195,7 +195,7 @@ function show(found: Answer) {
   answer = found
   document.body.classList.add('answered')
   $('empty').hidden = true
-  $('frame').hidden = $('download').hidden = false
+  $('frame').hidden = readout.hidden = $('download').hidden = false
   if (isNew) {
     for (const canvas of [image, overlay]) Object.assign(canvas, { width: found.width, height: found.height })
     picture.style.setProperty('--ratio', String(found.width / found.height))
@@ -241,21 +241,23 @@ for (const input of document.querySelectorAll<HTMLInputElement>('input[name=view
     view = input.value as View
     showView()
     paint()
+    if (!marker.hidden) read()
   })
 }
 
 function showView() {
   $('heat').hidden = view === 'classes'
   $('scale-row').hidden = view !== 'attention'
-  $('heat-text').textContent =
-    view === 'attention'
-      ? 'How much of the answer each scale gives, before the next larger one has the rest.'
-      : 'How probable the network holds each pixel’s class.'
   showScale()
 }
 
 function showScale() {
   const value = answer?.scales[Number(scale.value)]
+  const isLargest = Number(scale.value) + 1 === answer?.scales.length
+  const attention = isLargest
+    ? 'The largest scale has no larger one to hand over to: its attention decides nothing.'
+    : 'How much of its own answer this scale gives; the next larger one gives the rest.'
+  $('heat-text').textContent = view === 'attention' ? attention : 'How probable each pixel’s class is to the network.'
   const text = value === undefined ? '' : `× ${value}`
   $('scale-out').textContent = text
   scale.setAttribute('aria-valuetext', value === undefined ? 'none' : `scale ${value}`)

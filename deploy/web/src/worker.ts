@@ -86,6 +86,7 @@ async function create(backend: Opened['backend'], bytes: Uint8Array, notes: stri
   session = await runtime.InferenceSession.create(bytes, {
     executionProviders: [isGpu ? 'webgpu' : 'wasm'],
     graphOptimizationLevel: 'all',
+    logSeverityLevel: 3, // errors: its warnings are about what the converter left
   })
   return { model, backend, threads, notes }
 }
