@@ -35,21 +35,23 @@ export async function readPixels(image: Blob | ImageBitmap, name: string, limit:
     notes.push(`The image of ${width} × ${height} pixels was resized to ${W} × ${H}, ${why}.`)
   }
 
-  const canvas = new OffscreenCanvas(W, H)
-  const context = canvas.getContext('2d', { willReadFrequently: true })
-  if (!context) throw new Told(`There is not enough memory for ${W} × ${H} pixels. Choose a smaller longest side.`)
-  context.imageSmoothingQuality = 'high'
-  context.drawImage(bitmap, 0, 0, W, H)
-  let { data } = context.getImageData(0, 0, W, H)
-  bitmap.close()
-
+  let data = drawn(bitmap, W, H)
   // A canvas loses the colours of transparent pixels.
-  if (isTransparent(data) && image instanceof Blob) {
-    const kept = W === width && H === height ? await withoutCanvas(image, W, H) : undefined
-    if (kept) data = kept
+  if (isTransparent(data)) {
+    const opaque = withoutOpacity(bitmap)
+    if (opaque) data = drawn(await createImageBitmap(opaque), W, H)
     else notes.push('The image is partly transparent: predict.py may see other colours there.')
   }
+  bitmap.close()
   return { width: W, height: H, data, notes } satisfies Pixels
+}
+
+function drawn(bitmap: ImageBitmap, width: number, height: number) {
+  const context = new OffscreenCanvas(width, height).getContext('2d', { willReadFrequently: true })
+  if (!context) throw new Told(`There is not enough memory for ${width} × ${height} pixels. Choose a smaller longest side.`)
+  context.imageSmoothingQuality = 'high'
+  context.drawImage(bitmap, 0, 0, width, height)
+  return context.getImageData(0, 0, width, height).data
 }
 
 async function decoded(blob: Blob, name: string) {
@@ -65,21 +67,22 @@ function isTransparent(data: Uint8ClampedArray) {
   return false
 }
 
-/** The colours of transparent pixels, too, where the browser has a decoder that gives them. */
-async function withoutCanvas(blob: Blob, width: number, height: number) {
-  const Decoder = (globalThis as any).ImageDecoder
-  if (!Decoder) return undefined
-  try {
-    const options = { data: await blob.arrayBuffer(), type: blob.type, ...AS_STORED }
-    const { image } = await new Decoder(options).decode()
-    if (image.codedWidth !== width || image.codedHeight !== height || image.rotation || image.flip) return undefined
-    const data = new Uint8ClampedArray(4 * width * height)
-    await image.copyTo(data, { format: 'RGBA', layout: [{ offset: 0, stride: 4 * width }] })
-    image.close()
-    return data
-  } catch {
-    return undefined
-  }
+/** The image with the colours that are stored, also where they are transparent; nothing where there is no WebGL. */
+function withoutOpacity(bitmap: ImageBitmap) {
+  const { width, height } = bitmap
+  const gl = new OffscreenCanvas(1, 1).getContext('webgl2')
+  if (!gl || Math.max(width, height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) return undefined
+  gl.bindTexture(gl.TEXTURE_2D, gl.createTexture())
+  gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, bitmap)
+  gl.bindFramebuffer(gl.FRAMEBUFFER, gl.createFramebuffer())
+  const target = gl.getParameter(gl.TEXTURE_BINDING_2D)
+  gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, target, 0)
+  const image = new ImageData(width, height)
+  gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(image.data.buffer))
+  const isRead = gl.getError() === gl.NO_ERROR
+  gl.getExtension('WEBGL_lose_context')?.loseContext()
+  for (let at = 3; at < image.data.length; at += 4) image.data[at] = 255
+  return isRead ? image : undefined
 }
 
 /** What the network takes: float32 [3, H, W], normalised, or uint8 [H, W, 3]. */
