@@ -2,6 +2,7 @@
 """Serve the built page on this machine, with the headers that give WebAssembly its threads."""
 
 import argparse
+import contextlib
 import json
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -44,10 +45,8 @@ def main():
     handler = partial(Handler, directory=str(args.folder), added=added)
     with ThreadingHTTPServer(("localhost", args.port), handler) as server:
         print(f"http://localhost:{server.server_port}/", flush=True)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
-        except KeyboardInterrupt:
-            pass
 
 
 if __name__ == "__main__":

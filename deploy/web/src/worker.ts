@@ -50,8 +50,7 @@ async function open(base: string, backend: Backend, progress: (loaded: number, t
   const fetched = await fetchModel(base, progress)
   model = fetched.model
   const notes: string[] = []
-  const isThere = backend !== 'wasm' && !!(await adapter())
-  if (isThere) {
+  if (backend !== 'wasm' && (await hasGpu(backend === 'webgpu'))) {
     try {
       return await create('WebGPU', fetched.bytes, notes)
     } catch (error) {
@@ -63,11 +62,13 @@ async function open(base: string, backend: Backend, progress: (loaded: number, t
   return create('WebAssembly', fetched.bytes, notes)
 }
 
-async function adapter() {
+/** Whether WebGPU has a graphics processor; one that is imitated in software is slower than WebAssembly. */
+async function hasGpu(isAsked: boolean) {
   try {
-    return await (navigator as any).gpu?.requestAdapter()
+    const adapter = await (navigator as any).gpu?.requestAdapter()
+    return !!adapter && (isAsked || !adapter.info?.isFallbackAdapter)
   } catch {
-    return undefined
+    return false
   }
 }
 
