@@ -29,9 +29,22 @@ self.addEventListener('fetch', (event) => {
   // Whatever else its server has is not ours.
   const path = url.pathname.slice(scope.pathname.length)
   if (path.startsWith('model/')) event.respondWith(modelFile(request, url).then(withHeaders))
-  else if (path === '' || path === 'index.html') event.respondWith(pageFile(new Request(scope)).then(withHeaders))
+  else if (request.mode === 'navigate' && (path === '' || path === 'index.html')) event.respondWith(page(request))
   else if (BUILD.files.includes(path) || path.endsWith('.wasm')) event.respondWith(pageFile(request).then(withHeaders))
 })
+
+/** The page that the server has now; where that is another program's, as on localhost, it is left as it is. */
+async function page(request) {
+  let response
+  try {
+    response = await fetch(request)
+  } catch {
+    const cache = await caches.open(SHELL)
+    response = await cache.match(scope)
+  }
+  const text = await response.clone().text()
+  return text.includes('content="hmsa deploy/web"') ? withHeaders(response) : response
+}
 
 /** A file of the build: its name or the version says which one it is. */
 async function pageFile(request) {
