@@ -13,9 +13,11 @@ SHORT := tests/models/test_golden.py tests/models/test_hierarchical.py tests/los
 	tests/inference/test_programs.py tests/inference/test_backends.py tests/deploy tests/test_paddle_calls.py \
 	tests/engine/test_train.py::test_a_resumed_run_equals_an_uninterrupted_one \
 	tests/test_readme.py
+TFLITE := .venv-tflite
 DATA := data/toy_cityscapes
 RUN := output/demo
 RECIPE := configs/mscale_ocr_toy.yml
+WEB := deploy/web
 bin := $(VENV)/bin
 python := $(bin)/python
 
@@ -57,6 +59,15 @@ test-all: $(VENV)/installed-dev  ## all tests, also the slow ones
 test-short: $(VENV)/installed-dev  ## the tests that depend on the Paddle
 	$(python) -m pytest -m '' $(SHORT)
 
+$(TFLITE)/installed:
+	$(PYTHON) -m venv $(TFLITE)
+	$(TFLITE)/bin/python -m pip install --quiet --disable-pip-version-check onnx2tf==1.29.24 tensorflow==2.19.0 \
+		tf_keras==2.19.0
+	touch $@
+
+test-tflite: $(VENV)/installed-dev $(TFLITE)/installed  ## export to TFLite and verify; makes .venv-tflite (2.6 GB)
+	$(python) -m pytest -m '' tests/deploy/test_tflite.py
+
 test-matrix: test-all $(OTHERS:%=test-all-on-%)  ## all tests on every supported Paddle, each in its own environment
 
 test-others: $(OTHERS:%=test-short-on-%)  ## the tests that depend on the Paddle, on those that are not in .venv
@@ -72,10 +83,31 @@ check: $(VENV)/installed-dev  ## lint, format and types
 	$(bin)/ruff format --check .
 	$(bin)/pyright --pythonpath $(python)
 
+system-packages:  ## install cmake, g++ and Chromium, for deploy/cpp and deploy/web (Debian's packages, as root)
+	tools/system_packages.sh
+
+cpp: $(VENV)/installed  ## build deploy/cpp into build/cpp; CMAKE_OPTIONS="-DPADDLE_DIR=..." adds engines
+	$(python) -m pip install --quiet --disable-pip-version-check --editable ".[cpu,openvino]" "$(PADDLE)"
+	cmake -S deploy/cpp -B build/cpp -DCMAKE_BUILD_TYPE=Release $(CMAKE_OPTIONS) \
+		-DOpenVINO_DIR="$$($(python) -c 'import openvino; print(openvino.__path__[0])')/cmake"
+	cmake --build build/cpp --parallel
+
+web-demo: $(VENV)/installed  ## build deploy/web with the demo's model, for the browser
+	@command -v npm >/dev/null || { echo "expected npm, found none: install Node.js 20.19 or newer"; exit 1; }
+	@test -d $(RUN)/model/best_model || { echo "expected $(RUN)/model/best_model, found none: run make demo"; exit 1; }
+	$(python) -m pip install --quiet --disable-pip-version-check --editable ".[cpu,onnx]" "$(PADDLE)"
+	$(python) export.py --config $(RECIPE) --model_path $(RUN)/model/best_model --save_dir $(RUN)/web_model \
+		--format onnx --with_attention --with_confidence
+	mkdir -p $(WEB)/public/model
+	cp $(RUN)/web_model/deploy.yaml $(RUN)/web_model/model.onnx $(WEB)/public/model
+	cd $(WEB) && npm ci --no-audit --no-fund && npm run build
+	@echo "Built into $(WEB)/dist. Serve it: python3 $(WEB)/serve.py, or in $(WEB): npm run preview"
+
 bench: $(VENV)/installed-dev  ## measure this project against what it replaces
 	$(python) benchmarks/run.py
 
 clean:  ## delete .venv and what demo and tests wrote
-	rm -rf $(VENV) .venv-* output $(DATA) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-* output $(DATA) .pytest_cache .ruff_cache .hypothesis build *.egg-info \
+		$(WEB)/node_modules $(WEB)/dist $(WEB)/public/model
 
-.PHONY: help install demo test test-all test-short test-matrix test-others check bench clean
+.PHONY: help install demo test test-all test-short test-tflite test-matrix test-others check system-packages cpp web-demo bench clean

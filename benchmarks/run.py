@@ -16,6 +16,7 @@ SCRIPTS = (
     "evaluation.py",
     "evaluation_memory.py",
     "validation.py",
+    "exported.py",
     "training_step.py",
     "recipe_step.py",
     "losses.py",

@@ -176,7 +176,7 @@ def classes(config: Config, dataset: Optional[Component] = None) -> Classes:
         known = replace(
             known,
             names=tuple(given.name for given in config.classes),
-            colors=tuple(tuple(given.color or color) for given, color in zip(config.classes, numbered.colors)),
+            colors=tuple(tuple(given.color or color) for given, color in zip(config.classes, known.colors)),
         )
     given = [spec.values for spec in config.classes or () if spec.values]
     if not given and config.ignore is None:

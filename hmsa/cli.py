@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
 SETTINGS = {
     "backend": "--engine",
+    "calibration": "--calibration",
     "custom_color": "--custom_color",
+    "format": "--format",
     "input_shape": "--input_shape",
     "precision": "--precision",
+    "preprocess": "--preprocess",
     "program": "--program",
     "resume": "--resume_model auto",
     "save_dir": "--save_dir",
+    "tflite_python": "--tflite_python",
+    "web": "--web",
+    "with_attention": "--with_attention",
 }
 """What an error names in its `settings`, and the flag by which it is set."""
 

@@ -34,6 +34,7 @@ from hmsa.datasets.statistics import ChannelSums, channel_statistics
 from hmsa.datasets.survey import spread
 from hmsa.errors import DataError
 from hmsa.system.environment import threads
+from hmsa.visualize import distinct_colors
 
 MAX_MASKS = 500
 """Masks that are read; of more, a sample."""
@@ -438,15 +439,18 @@ def _model(plan: Plan, classes: int, weights: Optional[str]) -> str:
 
 
 def _classes(naming: Naming) -> str:
+    colors = [of.color or color for of, color in zip(naming.classes, distinct_colors(len(naming.classes)))]
     if naming.numbered:
         note = "a class's number is its place, from 0"
-        lines = recipe_lines([{"name": of.name, "color": of.color} for of in naming.classes], note=note)
+        entries = [{"name": of.name, "color": color} for of, color in zip(naming.classes, colors)]
+        lines = recipe_lines(entries, note=note)
         lines[1:] = [f"{line}  # {number}" for number, line in enumerate(lines[1:])]
         if naming.ignored:
             lines.append("  # 255 in the masks marks pixels that do not count (ignore_index of the data sets)")
         return "\n".join(lines)
     note = "a class's number is its place, from 0; values: what means it in the masks, several are merged"
-    lines = recipe_lines([of._asdict() for of in naming.classes], naming.ignored, note=note)
+    entries = [of._replace(color=color)._asdict() for of, color in zip(naming.classes, colors)]
+    lines = recipe_lines(entries, naming.ignored, note=note)
     if naming.ignored:
         lines[-1:] = ["", f"{lines[-1]}  # pixels of these values do not count"]
     return "\n".join(lines)

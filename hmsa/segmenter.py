@@ -37,7 +37,8 @@ from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import transformed_image
 from hmsa.datasets.given import OneImage, is_one, pixels_of
 from hmsa.datasets.transforms import Transform, fused
-from hmsa.deploy.runtime import DEPLOY_FILE, Deployment, load_predictor, read_deployment
+from hmsa.deploy.engines import Session, open_export
+from hmsa.deploy.runtime import DEPLOY_FILE, Deployment, read_deployment
 from hmsa.errors import DataError, UsageError, shown, suggest
 from hmsa.inference.averaging import (
     InferenceOptions,
@@ -48,16 +49,19 @@ from hmsa.inference.averaging import (
     undo_transforms,
 )
 from hmsa.inference.backends import BACKENDS
+from hmsa.inference.insight import Insight, look_into
 from hmsa.inference.network import FusedNetwork
-from hmsa.models.hierarchical import Network
+from hmsa.models.hierarchical import Network, decided_shares
 from hmsa.system.device import as_tensor
 from hmsa.system.files import write_atomically
-from hmsa.visualize import color_palette, overlay, pseudo_color
+from hmsa.visualize import color_palette, highlight, pseudo_color
 from hmsa.weights.loading import weight_file
 
 _LOADERS, _AHEAD = 2, 4  # threads, and images that they may have ready
 _RECIPE = "config.yml"  # in a checkpoint
-_SMALLEST = 16  # side of an image of which a network's smallest scale, which an export does not tell, leaves a pixel
+_SMALLEST = 16  # side of an image of which a network's smallest scale, where an export does not tell, leaves a pixel
+
+_Maps = dict[float, np.ndarray]  # by scale
 
 # Paddle's state (gradients off, the device) and a program's buffers are one for all threads.
 _paddle_lock = threading.RLock()
@@ -69,10 +73,11 @@ class _Model:
 
     answer: Network  # images [N, C, H, W] -> logits or probabilities [N, K, H, W], or class numbers [N, 1, H, W]
     gives: str  # which of them: "logits", "probabilities", "classes"
-    attention: Optional[FusedNetwork]  # None where it gives none
+    inside: Optional[Union[FusedNetwork, _Export]]  # the same, to be looked into; None where it cannot be
     transforms: Sequence[Transform]
     options: InferenceOptions
     classes: Classes
+    confidence: Optional[Network] = None  # images -> [N, 1, H, W], of an export that gives it beside class numbers
     in_channels: int = 3  # C
     max_pixels: Optional[int] = None  # above which a file is refused; None is Pillow's limit
     size: tuple[Optional[int], Optional[int]] = (None, None)  # (height, width) of its input; None is any
@@ -94,7 +99,8 @@ class Segmenter:
         model: a checkpoint's folder (`best_model`, `iter_1000`, with its recipe in it), the folder of an export, or
             a recipe; then with `weights`.
         weights: what `predict.py` takes as model_path.
-        engine, precision: see `predict.py`; an export runs in Paddle Inference, in fp32.
+        engine, precision: see `predict.py`; of an export, one of `hmsa.deploy.engines.ENGINES` and a precision that it
+            was written in (auto: Paddle Inference, fp32).
         scales, flip_horizontal, flip_vertical: average over these; as the recipe's `test_config` says without any.
         opts: "key=value", to set anything in the recipe.
 
@@ -123,20 +129,19 @@ class Segmenter:
                 f"expected the folder of a checkpoint or of an export, or a recipe, found a {type(model).__name__}: "
                 "give its path"
             )
-        if engine not in ("auto", *BACKENDS):
-            raise UsageError(
-                f"expected the name of an engine, found {shown(engine)}: {suggest(str(engine), ('auto', *BACKENDS))}"
-            )
         path = Path(model)
 
         if weights is None and (path / DEPLOY_FILE).is_file():
-            if engine not in ("auto", "inference") or precision != "fp32" or list(opts):
+            if list(opts):
                 raise UsageError(
-                    f"{path}: expected an export, which runs in Paddle Inference as it was written, without another "
-                    "engine, precision or opts, found one of them: leave it out, or open the checkpoint"
+                    f"{path}: expected an export, which runs as it was written, without opts, found some: leave them "
+                    "out, or open the checkpoint"
                 )
-            self._model = _exported(path, averaging)
+            self._model = _exported(path, averaging, engine, precision)
         else:
+            if engine not in ("auto", *BACKENDS):
+                near = suggest(str(engine), ("auto", *BACKENDS))
+                raise UsageError(f"expected the name of an engine, found {shown(engine)}: {near}")
             recipe, weights = _recipe_and_weights(path, weights)
             self._model = _built(recipe, weights, engine, precision, averaging, opts)
         self._newest: Callable[[], Optional[Result]] = lambda: None
@@ -235,6 +240,9 @@ class Segmenter:
 
     def _confidence(self, result: Result) -> np.ndarray:
         with _paddle_lock:
+            if self._model.confidence is not None:
+                loaded = self._loaded(result.image, "the image")
+                return self._through(self._model.confidence, loaded, self._model.options)[0, 0].numpy()
             scores = self._scores(result)
             if self._model.gives == "probabilities":
                 return scores[0].numpy().max(axis=0)
@@ -247,14 +255,27 @@ class Segmenter:
                 return scores[0].numpy()
             return probabilities(scores, self._model.options)
 
-    def _attention(self, result: Result) -> Optional[dict[float, np.ndarray]]:
-        network = self._model.attention
-        if network is None:
+    def _insight(self, result: Result, *, alone: bool) -> Optional[Insight]:
+        network = self._model.inside
+        if not isinstance(network, FusedNetwork):
             return None
         loaded = self._loaded(result.image, "the image")
+        image, options = as_tensor(loaded.input[np.newaxis]), self._model.options
+        size = result.image.shape[:2]
+        with _paddle_lock:
+            return look_into(network, image, options, trans_info=loaded.trans_info, size=size, alone=alone)
+
+    def _shares(self, result: Result) -> Optional[tuple[_Maps, _Maps]]:
+        """The attention of every scale, and the share of the answer that it decides."""
+        network = self._model.inside
+        if not isinstance(network, _Export):
+            insight = self._insight(result, alone=False)
+            return insight and (insight.attention, insight.decided)
+        loaded, options = self._loaded(result.image, "the image"), replace(self._model.options, average="logits")
         with _paddle_lock, paddle.no_grad():
-            maps = self._through(network.attention, loaded, replace(self._model.options, average="logits"))[0].numpy()
-        return dict(zip(network.scales, maps))
+            maps = self._through(network.shares, loaded, options)[0].numpy()
+        attention, decided = np.split(maps, 2)
+        return dict(zip(network.scales, attention)), dict(zip(network.scales, decided))
 
 
 @dataclass(frozen=True)
@@ -298,28 +319,55 @@ class Result:
         """The probability of every class at every pixel, float32 [K, H, W]; made as `confidence` is."""
         return self._segmenter._probabilities(self)
 
-    @cached_property
+    @property
     def attention(self) -> Optional[dict[float, np.ndarray]]:
         """Scale -> how much of its answer was taken at every pixel, float32 [H, W] from 0 to 1; the rest came from the
         next larger scale. That of the largest scale decides nothing.
 
-        It takes another run of the network, and is averaged over flips, scales and tiles as the answer is. None where
-        the model does not give it: `no_attention` says why.
+        Together with `decided` it takes another run of the network, and is averaged over flips, scales and tiles as the
+        answer is. None where the model does not give it: `no_attention` says why.
         """
-        return self._segmenter._attention(self)
+        return self._shares and self._shares[0]
+
+    @property
+    def decided(self) -> Optional[dict[float, np.ndarray]]:
+        """Scale -> what share of the answer it decided at every pixel, float32 [H, W]; over the scales they sum to 1.
+
+        It follows from `attention`, see `hmsa.models.hierarchical.decided_shares`.
+        """
+        return self._shares and self._shares[1]
+
+    @cached_property
+    def scales(self) -> Optional[dict[float, np.ndarray]]:
+        """Scale -> the classes that it gives alone, uint8 [H, W]. It takes another run; None where `attention` is, and
+        of an export, which holds the fused answer.
+        """
+        insight = self._segmenter._insight(self, alone=True)
+        return insight and insight.scales
+
+    @cached_property
+    def _shares(self) -> Optional[tuple[_Maps, _Maps]]:
+        return self._segmenter._shares(self)
 
     @property
     def no_attention(self) -> str:
         """Why `attention` is None; empty where it is not."""
-        if self._segmenter._model.attention is not None:
+        if self._segmenter._model.inside is not None:
             return ""
-        return "an export holds the fused answer alone: open the checkpoint that it was made from"
+        return (
+            "this export holds the fused answer alone: export with attention, or open the checkpoint that it was made "
+            "from"
+        )
 
     def overlay(self, opacity: float = 0.4) -> Image.Image:
-        """The image with the colours of its classes over it, from 0 (the image alone) to 1 (colours alone)."""
+        """The image with the colours of its classes over it, from 0 (the image alone) to 1 (colours alone).
+
+        Edges of regions are a little stronger; where a class is named "background", the image is left as it is.
+        """
         if not 0 <= opacity <= 1:
             raise UsageError(f"expected an opacity from 0 to 1, found {shown(opacity)}: correct it")
-        return Image.fromarray(overlay(displayed(self.image), self.labels, self._colors, 1 - opacity))
+        image, plain = displayed(self.image), self.classes.background
+        return Image.fromarray(highlight(image, self.labels, self._colors, opacity, plain=plain))
 
     def save(self, path: Union[str, os.PathLike[str]]) -> None:
         """Write the labels as a PNG whose numbers are those of the classes, shown in their colours.
@@ -390,7 +438,7 @@ def _built(
     return _Model(
         answer=network,
         gives="logits",
-        attention=network,
+        inside=network,
         transforms=fused(builder.build_transforms(builder.inference_transforms(config))),
         options=InferenceOptions.from_test_config(config.test_config),
         classes=builder.classes(config),
@@ -399,7 +447,7 @@ def _built(
     )
 
 
-def _exported(folder: Path, averaging: dict[str, Any]) -> _Model:
+def _exported(folder: Path, averaging: dict[str, Any], engine: str, precision: str) -> _Model:
     deployment = read_deployment(folder)
     gives = {"argmax": "classes", "softmax": "probabilities"}.get(deployment.output_op, "logits")
     if averaging and gives == "classes":
@@ -412,28 +460,55 @@ def _exported(folder: Path, averaging: dict[str, Any]) -> _Model:
     except ValidationError:
         found = shown(averaging["scales"])
         raise UsageError(f"expected scales from 1/16 to 16, found {found}: correct them") from None
-    predictor = load_predictor(folder)
 
-    def answer(image: paddle.Tensor) -> paddle.Tensor:
-        if min(image.shape[-2:]) < _SMALLEST:  # Paddle would end the process
-            raise DataError(
-                f"expected an image of at least {_SMALLEST} pixels each way, found one of {image.shape[-1]}x"
-                f"{image.shape[-2]}: enlarge or remove it"
-            )
-        found = predictor(image.numpy())
-        return as_tensor(found[:, np.newaxis].astype(np.float32) if gives == "classes" else found)
-
+    export = _Export(open_export(folder, {"auto": "paddle", "inference": "paddle"}.get(engine, engine), precision))
     specs = [TypeAdapter(AnyTransform).validate_python(entry) for entry in deployment.transforms]
     return _Model(
-        answer=answer,
+        answer=export.output(export.names[0]),
         gives=gives,
-        attention=None,
+        inside=export if "attention" in export.names else None,
+        confidence=export.output("confidence") if gives == "classes" and "confidence" in export.names else None,
         transforms=fused(builder.build_transforms(specs, where=f"{folder / DEPLOY_FILE}: transforms")),
         options=InferenceOptions.from_test_config(spec),
         classes=_classes_of(deployment),
-        in_channels=deployment.input_shape[1] or 3,
-        size=(deployment.input_shape[2], deployment.input_shape[3]),
+        in_channels=deployment.side("C") or 3,
+        size=(deployment.side("H"), deployment.side("W")),
     )
+
+
+class _Export:
+    """An export as networks, images [N, C, H, W] -> [N, K, H, W], one for each of its outputs."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.names = [output.name for output in session.deployment.outputs]
+        self.scales = tuple(scale for output in session.deployment.outputs for scale in output.scales)
+
+    def output(self, name: str) -> Network:
+        """A network; an output [N, H, W] has one K."""
+
+        def answer(image: paddle.Tensor) -> paddle.Tensor:
+            found = self._session(self._images(image))[name]
+            return as_tensor(found[:, np.newaxis].astype(np.float32) if found.ndim == 3 else found)
+
+        return answer
+
+    def shares(self, image: paddle.Tensor) -> paddle.Tensor:
+        """The attention of every scale in `scales`, and the share of the answer that each decides, [N, 2 S, H, W]."""
+        attention = self.output("attention")(image)
+        return paddle.concat([attention, decided_shares(attention)], axis=1)
+
+    def _images(self, image: paddle.Tensor) -> np.ndarray:
+        """[N, C, H, W] -> what the export takes."""
+        deployment, pixels = self._session.deployment, image.numpy()
+        if deployment.min_size is None and min(pixels.shape[-2:]) < _SMALLEST:  # the engine might end the process
+            raise DataError(
+                f"expected an image of at least {_SMALLEST} pixels each way, found one of {pixels.shape[-1]}x"
+                f"{pixels.shape[-2]}: enlarge or remove it"
+            )
+        if deployment.input_dtype == "uint8":
+            pixels = np.rint(pixels)
+        return pixels if deployment.input_layout == "NCHW" else pixels.transpose(0, 2, 3, 1)
 
 
 def _classes_of(deployment: Deployment) -> Classes:

@@ -553,8 +553,8 @@ def test_classes_come_from_the_recipe_or_else_from_the_data_set(recipe: Any, tmp
         builder.classes(recipe(given, f"classes={named}")) for given in (f"val_dataset={lists}", cities)
     )
     assert of_lists.names == of_cities.names == tuple(f"no. {index}" for index in range(19))
-    assert of_lists.colors == of_cities.colors
     assert (of_lists.colors[3], of_lists.colors[4]) == ((1, 2, 3), Classes.numbered(19).colors[4])
+    assert (of_cities.colors[3], of_cities.colors[4]) == ((1, 2, 3), CLASSES.colors[4])
     assert (of_lists.raw_values, of_lists.ignore_index) == (None, 254)
     # Under other names they are the same classes.
     assert (of_cities.raw_values, of_cities.ignore_index) == (CLASSES.raw_values, 255)

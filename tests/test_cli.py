@@ -69,8 +69,10 @@ def test_the_launcher_keeps_its_settings_to_itself(tmp_path) -> None:
 
 
 def words(action: argparse.Action, value: int) -> list[str]:
-    """A flag with one of two values."""
+    """A flag, or what has no flag, with one of two values."""
     word = list(map(str, action.choices))[value] if action.choices else str(value + 1)
+    if not action.option_strings:
+        return [word]
     return [action.option_strings[0], *[word] * (action.nargs if isinstance(action.nargs, int) else 1)]
 
 
@@ -78,10 +80,7 @@ def both(name: str, flag: str, *values: int) -> Any:
     """What comes of a flag given with these values, one after the other, beside all that is required."""
     actions = PARSERS[name]._actions
     line = [
-        word
-        for action in actions
-        if action.required and action.option_strings and flag not in action.option_strings
-        for word in words(action, 0)
+        word for action in actions if action.required and flag not in action.option_strings for word in words(action, 0)
     ]
     (mine,) = (action for action in actions if flag in action.option_strings)
     args = PARSERS[name].parse_args([*line, *(word for value in values for word in words(mine, value))])
@@ -274,7 +273,7 @@ def test_every_setting_that_an_error_names_has_a_flag_of_some_script() -> None:
     [
         ("val", "bf16 needs openvino (flags: --engine, --precision)"),
         ("train", "bf16 needs openvino (flags: --engine, --precision)"),
-        ("export", "bf16 needs openvino"),
+        ("export", "bf16 needs openvino (flag: --precision)"),
     ],
 )
 def test_an_error_ends_in_the_flags_that_the_script_has(script: str, said: str) -> None:

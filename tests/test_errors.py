@@ -46,4 +46,4 @@ def test_a_console_shows_any_name(tmp_path, console):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert b"0 train, 0 coarse, 0 val and 1 test" in result.stdout and result.stderr == b""
-    assert len(list((tmp_path / os.fsdecode(name)).rglob("*.png"))) == 2
+    assert len(list((tmp_path / os.fsdecode(name)).rglob("*.png"))) == 3

@@ -17,7 +17,7 @@ from PIL import Image
 
 from hmsa.errors import DataError, UsageError
 from hmsa.inference.video import Video, VideoWriter
-from hmsa.visualize import palette
+from hmsa.visualize import DISTINCT_COLORS, heat, palette
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import export
@@ -126,7 +126,8 @@ def test_label_files_are_written(folder, tmp_path, capsys):
     legend = np.asarray(Image.open(out / "legend/legend.png"))
     for color in [*np.array(SHOWN).reshape(5, 3), colors[255]]:
         assert (legend == color).all(axis=2).sum() > 100
-    assert np.asarray(Image.open(out / "sheets/a.png"))[:64, 104:200].tolist() == colors[label].tolist()
+    colors[1] = DISTINCT_COLORS[1]  # where PaddleSeg's is not called for
+    assert np.asarray(Image.open(out / "sheets/a.png"))[22:86, 104:200].tolist() == colors[label].tolist()
 
     run(predict, folder, "--engine", "eager", "--image_path", folder / "images", "--save_dir", tmp_path / "known")
     known = np.asarray(Image.open(tmp_path / "known/pseudo_color_prediction/a.png"))
@@ -196,9 +197,46 @@ def test_a_damaged_video(folder, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_what_is_saved(folder, tmp_path):
+    out, words = tmp_path / "out", "confidence, attention,decided,scales,sheet"
+    tiles = ["--is_slide", "--crop_size", "64", "64", "--stride", "32", "32"]
+    flip = ["--aug_pred", "--flip_horizontal", "--opts", "test_config.average=softmax"]
+    given = ["--engine", "eager", "--image_path", folder / "images", *tiles, *flip]
+    run(predict, folder, *given, "--save_dir", out, "--save", words)
+    made = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    folders = ("confidence", "attention/scale_1", "decided/scale_1", "scales", "sheets")
+    legends = {f"legend/{word}.png" for word in ("confidence", "attention", "decided")}
+    assert made == {f"{name}/{image}.png" for name in folders for image in "ab"} | legends | {".hmsa_results"}
+    decided = np.asarray(Image.open(out / "decided/scale_1/a.png"))
+    assert decided.shape == (64, 96, 3) and (decided == heat(np.ones((1, 1)))[0, 0]).all()
+
+    run(predict, folder, *given, "--save_dir", tmp_path / "both", "--save", "color", "--sheet")
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"pseudo_color_prediction", "sheets"}
+    with pytest.raises(UsageError, match=r"expected --save to be words such as color,overlay, .* found 'colour'"):
+        run(predict, folder, *given, "--save", "colour,sheet")
+
+
+def test_a_video_of_everything_that_is_saved(folder, tmp_path):
+    with VideoWriter(tmp_path / "v.avi", 5) as writer:
+        for name in "ab":
+            writer.write(cv2.imread(str(folder / f"images/{name}.png"))[:, :, ::-1])
+    given = ["--engine", "eager", "--image_path", tmp_path / "v.avi", "--save_dir", tmp_path / "out"]
+    run(predict, folder, *given, "--save", "color,confidence,attention,scales,sheet")
+    folders = ("pseudo_color_prediction", "confidence", "attention/scale_1", "scales", "sheets")
+    assert {path.parent.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.avi")} == {
+        *folders
+    }
+    for name in folders:
+        assert Video.open(tmp_path / "out" / name / "v.avi").frames == 2
+
+
 def test_an_exported_model(folder, tmp_path):
     run(export, folder, "--save_dir", tmp_path / "model", "--input_shape", 1, 3, 64, 96)
     entry = yaml.safe_load((tmp_path / "model/deploy.yaml").read_text(encoding="utf-8"))["Deploy"]
     assert entry["class_names"] == NAMES
-    assert [value for color in entry["class_colors"] for value in color] == SHOWN
+    assert [value for color in entry["class_colors"] for value in color] == [
+        *SHOWN[:3],
+        *DISTINCT_COLORS[1],
+        *SHOWN[6:],
+    ]
     assert entry["ignore_index"] == 77

@@ -218,6 +218,16 @@ def test_attention_is_that_of_the_network(folder, photos, engine):
         assert_allclose(attention, right[0, 0].numpy(), atol=1e-4)
 
 
+def test_what_each_scale_says_and_decides(folder, photos):
+    result = hmsa.Segmenter(folder / "run/best_model", engine="eager")(photos[0])
+    assert list(result.decided) == list(result.scales) == [0.5, 1.0]
+    assert_array_equal(result.decided[0.5], result.attention[0.5])
+    assert_allclose(result.decided[1.0], 1 - result.attention[0.5], atol=1e-6)
+    alone = hmsa.Segmenter(folder / "run/best_model", engine="eager", opts=["model.scales=[1.0]"])(photos[0])
+    assert_array_equal(result.scales[1.0], alone.labels)
+    assert_array_equal(alone.scales[1.0], alone.labels)
+
+
 def test_attention_is_averaged_like_the_answer(folder, photos):
     """Also where probabilities are: attention is none."""
     options = {"flip_horizontal": True, "opts": ["test_config.average=softmax"], "engine": "eager"}
@@ -366,11 +376,15 @@ def test_an_export(folder, seg, photos, tmp_path, output_op):
             assert_allclose(result.probabilities, right.probabilities, atol=1e-3)
             assert_allclose(result.confidence, right.confidence, atol=1e-3)
 
-    for options in ({"engine": "openvino"}, {"precision": "bf16"}, {"opts": ["seed=1"]}):
-        with pytest.raises(UsageError, match="expected an export, which runs in Paddle Inference"):
+    for options, said in (
+        ({"engine": "eager"}, "expected an engine, found 'eager'"),
+        ({"precision": "bf16"}, "expected paddle in bf16, which paddle reads, found paddle fp32"),
+        ({"opts": ["seed=1"]}, "expected an export, which runs as it was written, without opts"),
+    ):
+        with pytest.raises(UsageError, match=said):
             hmsa.Segmenter(tmp_path / "model", **options)
-    with pytest.raises(DataError, match="expected an image of at least 16 pixels each way, found one of 40x15"):
-        exported(np.zeros((15, 40, 3), np.uint8))
+    with pytest.raises(DataError, match=r"expected images of at least 2 pixels each way, .* found 40x1: enlarge"):
+        exported(np.zeros((1, 40, 3), np.uint8))
     if output_op == "argmax":
         with pytest.raises(UsageError, match="export with output_op none"):
             hmsa.Segmenter(tmp_path / "model", flip_horizontal=True)
@@ -379,6 +393,24 @@ def test_an_export(folder, seg, photos, tmp_path, output_op):
             hmsa.Segmenter(tmp_path / "model", scales=[0])
         flipped = hmsa.Segmenter(tmp_path / "model", flip_horizontal=True)(photos[0])
         assert (flipped.labels != seg(photos[0]).labels).any()
+
+
+@pytest.mark.slow
+def test_an_export_with_all_that_it_can_give_in_any_engine(folder, seg, photos, tmp_path):
+    pytest.importorskip("openvino", reason="needs the package openvino: pip install .[openvino]")
+    checkpoint = folder / "run/best_model"
+    given = ["--config", checkpoint / "config.yml", "--model_path", checkpoint, "--save_dir", tmp_path / "model"]
+    flags = ["--format", "openvino", "--with_confidence", "--with_attention", "--preprocess"]
+    export.main(export.make_parser().parse_args([*map(str, given), *flags]))
+    for engine in ("auto", "openvino"):
+        exported = hmsa.Segmenter(tmp_path / "model", engine=engine)
+        for path in photos:
+            result, right = exported(path), seg(path)
+            assert (result.labels == right.labels).mean() > 0.999
+            assert_allclose(result.confidence, right.confidence, atol=1e-3)
+            assert list(result.attention) == list(right.attention)
+            for scale, expected in right.attention.items():
+                assert_allclose(result.attention[scale], expected, atol=1e-3)
 
 
 @pytest.mark.slow

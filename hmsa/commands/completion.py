@@ -9,7 +9,7 @@ from typing import Any
 
 from hmsa import cli
 
-FOLDERS = ("save_dir", "log_dir", "dataset_root", "cityscapes_path", "images")
+FOLDERS = ("save_dir", "log_dir", "dataset_root", "cityscapes_path", "images", "predictions", "save_predictions")
 FILES = ("config", "model_path", "image_path", "output", "input", "annotations", "masks", "weights", "resume_model")
 """Flags, without their dashes, that take a folder or a file."""
 

@@ -34,9 +34,12 @@ REQUIRED = (
     "cityscapesscripts shtab"
 )
 EXTRAS = {
-    backend.extra: (*backend.packages, *chain.from_iterable(CONVERTERS[form] for form in backend.forms))
-    for backend in BACKENDS.values()
-    if backend.extra
+    **{
+        backend.extra: (*backend.packages, *chain.from_iterable(CONVERTERS[form] for form in backend.forms))
+        for backend in BACKENDS.values()
+        if backend.extra
+    },
+    "serve": ("fastapi", "uvicorn", "python-multipart", "prometheus-client"),
 }
 FREE_BYTES = 2 * 10**9
 """For a checkpoint and the best one of the full recipe, or for its inference programs."""
@@ -103,13 +106,10 @@ def devices() -> str:
     _prepare()
     import paddle.version
 
-    from hmsa.system.environment import threads
+    from hmsa.system.environment import processor, threads
     from hmsa.system.memory import total_memory_bytes
 
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        cpu = next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    cpu, _ = processor()
     core = paddle.base.core
     onednn = getattr(core, "is_compiled_with_onednn", core.is_compiled_with_mkldnn)()
     gpus = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0

@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predict images: colour maps in SAVE_DIR/pseudo_color_prediction, overlays in SAVE_DIR/added_prediction. Or a video:
-overlays alone, as a video without sound."""
+overlays alone, as a video without sound. --save says what else."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmsa import cli
-from hmsa.errors import UsageError
+from hmsa.errors import UsageError, shown, suggest
 
 if TYPE_CHECKING:
     from hmsa.config.schema import Config
     from hmsa.engine.predict import Results
+
+
+SAVED = ("color", "overlay", "id", "confidence", "attention", "decided", "scales", "sheet", "legend")
+"""The words of --save, see `hmsa.engine.predict.FOLDERS`."""
 
 
 def make_parser() -> cli.Parser:
@@ -26,20 +31,32 @@ def make_parser() -> cli.Parser:
     )
     parser.add_argument("--save_dir", default="output/result", help="where the results go")
     parser.add_argument(
+        "--save",
+        metavar="WORDS",
+        help=f"what to write, divided by commas: {', '.join(SAVED)} (default: color,overlay; of a video overlay); "
+        "attention is how much of each scale's answer is taken, decided what share of the whole answer that makes, "
+        "scales what each scale says alone",
+    )
+    parser.add_argument(
         "--label_ids",
         action="store_true",
         help="also write what the data set's own label files hold, as grey PNGs: class numbers, or the values that "
-        "stand for them (of Cityscapes, the label ids)",
+        "stand for them (of Cityscapes, the label ids); as --save id",
     )
     parser.add_argument(
         "--custom_color", nargs="+", action="extend", type=int, default=[], help="R G B of the first classes"
     )
     parser.add_argument("--opacity", type=float, default=0.4, help="of the colours in overlays (default: %(default)s)")
     parser.add_argument(
-        "--legend", action="store_true", help="also write names and colours, SAVE_DIR/legend/legend.png"
+        "--legend",
+        action="store_true",
+        help="also write names and colours, SAVE_DIR/legend/legend.png; as --save legend",
     )
     parser.add_argument(
-        "--sheet", action="store_true", help="also write image, prediction, overlay and legend as one, SAVE_DIR/sheets"
+        "--sheet",
+        action="store_true",
+        help="also write image, prediction, overlay, legend and whatever else of --save as one, SAVE_DIR/sheets; as "
+        "--save sheet",
     )
     parser.add_argument(
         "--unknown_below", type=float, help='the confidence below which a pixel is of the class "unknown", e.g. 0.6'
@@ -50,6 +67,7 @@ def make_parser() -> cli.Parser:
 
 
 def main(args: argparse.Namespace) -> None:
+    saved = words_of(args.save) if args.save else None
     config = cli.read_recipe(args, cli.inference_options(args, args.aug_pred))
     cli.check_inference_flags(args, "--aug_pred", config.test_config)
     check_shares(args, config.model.num_classes)
@@ -69,7 +87,8 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.inference.video import Video, is_video
     from hmsa.system.files import writable_folder
 
-    results, told = make_results(args, config)
+    usual = ["overlay"] if is_video(args.image_path) else ["color", "overlay"]
+    results, told = make_results(args, config, saved or usual)
     if is_video(args.image_path):
         if config.in_channels != 3:
             raise UsageError(
@@ -79,7 +98,7 @@ def main(args: argparse.Namespace) -> None:
         if ranks.world_size() > 1:
             raise UsageError("expected a video on one process, found several: start one alone")
         images, video = [], Video.open(args.image_path, config.max_image_pixels)
-        told = [*video_notices(video, args.save_dir), *told]
+        told = [*video_notices(video, results), *told]
     else:
         left_out = LeftOut()
         images, video = find_images(args.image_path, left_out, suffixes_of(config.in_channels)), None
@@ -88,7 +107,7 @@ def main(args: argparse.Namespace) -> None:
                 f"{args.image_path}: expected an image, or a list with an image's path on each line, found "
                 f"{len(images)} lines of which none names a file, such as {images[0].path.name}: correct the path"
             )
-        told = [*notices(images, left_out, args.save_dir), *told]
+        told = [*notices(images, left_out, args.save_dir, results.saved), *told]
     writable_folder(args.save_dir)
     if ranks.is_main():
         print(*told, sep="\n", flush=True)
@@ -100,8 +119,8 @@ def main(args: argparse.Namespace) -> None:
         "unknown_below": args.unknown_below,
     }
 
-    if args.legend and ranks.is_main():
-        results.write_legend(builder.classes(config).names, unknown=args.unknown_below is not None)
+    if ranks.is_main():
+        results.prepare(unknown=args.unknown_below is not None)
     if video is not None:
         print(f"written {predict_video(network, video, results, **options)} frames to {args.save_dir}")
         return
@@ -112,6 +131,18 @@ def main(args: argparse.Namespace) -> None:
         if failed:
             raise DataError(f"{done}: {', '.join(map(str, failed))}")
         print(done)
+
+
+def words_of(save: str) -> list[str]:
+    """What --save says. UsageError for a word that it does not know."""
+    words = [word.strip() for word in save.split(",")]
+    for word in words:
+        if word not in SAVED:
+            raise UsageError(
+                f"expected --save to be words such as color,overlay, divided by commas, found {shown(word)}: "
+                f"{suggest(word, SAVED)}"
+            )
+    return words
 
 
 def check_shares(args: argparse.Namespace, num_classes: int) -> None:
@@ -125,23 +156,39 @@ def check_shares(args: argparse.Namespace, num_classes: int) -> None:
         )
 
 
-def make_results(args: argparse.Namespace, config: Config) -> tuple[Results, list[str]]:
-    """What is to be written, and what to say of it."""
+def make_results(args: argparse.Namespace, config: Config, words: Sequence[str]) -> tuple[Results, list[str]]:
+    """What is to be written, `words` of --save and what other flags say, and what to tell of it."""
     from hmsa import builder
     from hmsa.engine.predict import UNKNOWN, Results, unknown_value
     from hmsa.visualize import color_palette, unused_color
 
+    flags = {"id": args.label_ids, "sheet": args.sheet, "legend": args.legend}
+    saved = {*words, *(word for word, given in flags.items() if given)}
     classes = builder.classes(config)
-    colors = color_palette(args.custom_color, classes.colors if config.classes else ())
-    raw_values = tuple(classes.raw_values or range(len(classes))) if args.label_ids else None
+    raw_values = tuple(classes.raw_values or range(len(classes)))
+
+    # Colour maps and overlays have PaddleSeg's colours, as they are compared with its own; what is new has others.
+    colors = color_palette(args.custom_color, [spec.color for spec in config.classes or ()])
+    own_colors = color_palette(args.custom_color, classes.colors)
     told = []
     if args.unknown_below is not None:
-        unknown = unused_color(colors, len(classes))
-        colors[3 * UNKNOWN : 3 * UNKNOWN + 3] = unknown
-        numbers = f"{UNKNOWN} in colour maps" + f", {unknown_value(raw_values or ())} in label_ids" * bool(raw_values)
+        count = 3 * len(classes)
+        unknown = unused_color([*colors[:count], *own_colors[:count]], 2 * len(classes))
+        for palette in (colors, own_colors):
+            palette[3 * UNKNOWN : 3 * UNKNOWN + 3] = unknown
+        numbers = f"{UNKNOWN} in colour maps" + f", {unknown_value(raw_values)} in label_ids" * ("id" in saved)
         told.append(
             f"pixels of a confidence below {args.unknown_below:g} are unknown: {numbers}, in the colour "
             f"{' '.join(map(str, unknown))}"
         )
-    names = classes.names if args.sheet else None
-    return Results(Path(args.save_dir), colors, raw_values, opacity=args.opacity, names=names), told
+    results = Results(
+        Path(args.save_dir),
+        colors,
+        saved,
+        raw_values=raw_values,
+        opacity=args.opacity,
+        names=classes.names,
+        own_colors=own_colors,
+        plain=classes.background,
+    )
+    return results, told

@@ -60,7 +60,7 @@ class ClassSpec(Section):
     name: Annotated[str, Field(max_length=100), AfterValidator(_check_class_name)]
     """Name of the class, in tables and files."""
     color: Optional[Annotated[list[Label], Field(min_length=3, max_length=3)]] = None
-    """[red, green, blue] in images of predictions; without it, PaddleSeg's."""
+    """[red, green, blue] in images of predictions; without it, one that is easy to tell from the others."""
     values: Optional[Values] = None
     """Numbers or colours [red, green, blue] in the masks that mean this class, if others than class numbers."""
 

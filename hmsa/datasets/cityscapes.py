@@ -21,8 +21,9 @@ CLASSES = Classes(
     colors=tuple(label.color for label in _classes),
     ignore_index=255,
     raw_values=tuple(label.id for label in _classes),
+    categories=tuple(label.category for label in _classes),
 )
-"""The 19 classes, by train id; their raw values are label ids."""
+"""The 19 classes, by train id; their raw values are label ids, their categories seven."""
 
 LABEL_IDS: frozenset[int] = frozenset(label.id % 256 for label in _labels)
 """Every value a label-id image may hold."""

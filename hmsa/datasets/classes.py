@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from hmsa.config.text import one_line
-from hmsa.visualize import palette
+from hmsa.visualize import distinct_colors
 
 Value = Union[int, tuple[int, int, int]]
 """What a mask's pixel holds: a number, 0 to 65535, or a colour, red, green and blue."""
@@ -32,24 +32,26 @@ class Classes:
     raw_values: Optional[tuple[int, ...]] = None  # 0 to 255, what label-id images are written with, if with others
     values: Optional[tuple[tuple[Value, ...], ...]] = None
     ignored: tuple[Value, ...] = ()
+    categories: tuple[str, ...] = ()  # of each class, where they are grouped
 
     def __post_init__(self) -> None:
         assert len(self.names) == len(self.colors) == len(self.raw_values or self.names)
-        assert len(self.values or self.names) == len(self.names)
+        assert len(self.values or self.names) == len(self.categories or self.names) == len(self.names)
 
     @classmethod
     def numbered(cls, count: int, ignore_index: int = 255) -> Classes:
-        """Classes of which nothing is known: "class 0", ... in the colours of PaddleSeg's palette."""
-        red, green, blue = (palette(count)[channel::3] for channel in range(3))
-        return cls(
-            names=tuple(f"class {index}" for index in range(count)),
-            colors=tuple(zip(red, green, blue)),
-            ignore_index=ignore_index,
-        )
+        """Classes of which nothing is known: "class 0", ... in colours that are easy to tell apart."""
+        names = tuple(f"class {index}" for index in range(count))
+        return cls(names=names, colors=distinct_colors(count), ignore_index=ignore_index)
 
     def __len__(self) -> int:
         """How many there are, K."""
         return len(self.names)
+
+    @property
+    def background(self) -> tuple[int, ...]:
+        """Numbers of the classes that are named so, where overlays show the image alone."""
+        return tuple(k for k, name in enumerate(self.names) if name.strip("_ ").casefold() == "background")
 
     @property
     def in_colors(self) -> bool:

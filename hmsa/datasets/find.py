@@ -22,7 +22,11 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".m4v", ".mkv", ".webm", ".mpg", ".mpe
 
 OVERLAYS, COLOR_MAPS = "added_prediction", "pseudo_color_prediction"
 LABEL_IDS, SHEETS, LEGENDS = "label_ids", "sheets", "legend"
+CONFIDENCES, ATTENTIONS, SHARES, SCALES = "confidence", "attention", "decided", "scales"
 """Folders of results, which no search takes for data unless it is told to."""
+
+MARK = ".hmsa_results"
+"""An empty file beside folders of results that neither overlays nor colour maps tell by their names."""
 
 OVERLAY_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Of the formats that an overlay keeps; those of other images become PNG."""
@@ -104,7 +108,7 @@ def search(folder: Path, pattern: str, left_out: Optional[LeftOut] = None) -> li
             elif is_result:
                 noted.results += sum(len(names) for _, _, names in os.walk(path))
             elif entry.name.startswith("."):
-                noted.hidden += not entry.name.startswith(("._", ".DS_Store"))
+                noted.hidden += not entry.name.startswith(("._", ".DS_Store", MARK))
 
     if noted.unreadable and left_out is None:
         raise DataError(
@@ -122,9 +126,9 @@ def _entries(folder: Path, left_out: LeftOut) -> list[tuple[os.DirEntry[str], bo
     except OSError as error:
         left_out.unreadable.append(f"{folder}: {error.strerror}")
         return []
-    results = {OVERLAYS, COLOR_MAPS} & {entry.name for entry in entries}
+    results = {OVERLAYS, COLOR_MAPS, MARK} & {entry.name for entry in entries}
     if results:
-        results |= {LABEL_IDS, SHEETS, LEGENDS}
+        results |= {LABEL_IDS, SHEETS, LEGENDS, CONFIDENCES, ATTENTIONS, SHARES, SCALES}
     return [(entry, entry.name in results and _is_folder(entry)) for entry in entries]
 
 

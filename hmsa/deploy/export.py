@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exporting a network for Paddle Inference: traced, compared with itself, described, and only then put in its place."""
+"""Exporting a network: traced, converted, compared with itself, described, and only then put in its place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,20 +16,22 @@ from typing import Any, Optional
 import hmsa.system.prepared  # noqa: F401
 
 import paddle
-import paddle.nn.functional as F
 import yaml
 from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.transforms import DIVISORS
-from hmsa.deploy.parity import CHECKED_SHAPES, check_parity
+from hmsa.deploy.engines import Session, is_installed, open_export
+from hmsa.deploy.formats import FORMATS, FileSet, Work, check_installed
+from hmsa.deploy.network import PLAIN, Answer, ExportedNetwork, smallest_side
+from hmsa.deploy.parity import CHECKED_SHAPES, Agreement, Case, compare, make_cases
 from hmsa.deploy.runtime import DEPLOY_FILE, read_deployment
 from hmsa.errors import DataError, UsageError, printable
+from hmsa.inference.averaging import InferenceOptions
 from hmsa.inference.fold import copy_on_cpu, simplified
-from hmsa.inference.paddle_inference import open_predictor, program_of
+from hmsa.inference.paddle_inference import Program, open_predictor, program_of
 from hmsa.inference.tracing import DYNAMIC_SHAPE, write_program, writes_json
 from hmsa.models import MscaleOCRNet
-from hmsa.models.hierarchical import joint_logits
 from hmsa.system.device import on_cpu
 from hmsa.system.files import disk_errors, sha256, writable_folder
 
@@ -39,7 +41,7 @@ HEADER = """\
 # other than three channels, the divisor depends on its numbers.
 """
 
-_FILES = (DEPLOY_FILE, "model.json", "model.pdmodel", "model.pdiparams")
+_FILES = (DEPLOY_FILE, "model.json", *(name for row in FORMATS for name in row.files))
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class ExportOptions:
     """How a network is written, and what `deploy.yaml` says about its images and classes.
 
     Raises:
-        UsageError: a size that cannot be, or a form that this Paddle does not have.
+        UsageError: a size that cannot be, a form that this Paddle does not have, or transforms that cannot be put into
+            the program.
     """
 
     output_op: str  # "argmax", "softmax" or "none"
@@ -56,6 +59,13 @@ class ExportOptions:
     input_shape: tuple[Optional[int], ...] = DYNAMIC_SHAPE  # N, C, H, W; None is any size
     in_channels: int = 3  # C of the images
     program: Optional[str] = None  # "pdmodel", which every reader of Paddle's models takes, or "json", that of Paddle 3
+    formats: Sequence[FileSet] = (FORMATS[0],)  # rows of the table, Paddle's own first
+    with_confidence: bool = False
+    with_attention: bool = False
+    preprocess: bool = False  # the program takes uint8 [N, H, W, 3] and normalises it itself
+    averaging: InferenceOptions = PLAIN  # scales and flips inside the program
+    calibration: Optional[Path] = None  # a folder of images, for int8
+    tflite_python: Optional[Path] = None  # interpreter of an environment with TensorFlow
 
     def __post_init__(self) -> None:
         shape = self.input_shape
@@ -70,67 +80,213 @@ class ExportOptions:
                 f"a program of the form json needs Paddle 3, but this is {PADDLE_VERSION}; choose pdmodel",
                 settings=["program"],
             )
+        if self.preprocess and (self.in_channels != 3 or [step["type"] for step in self.transforms] != ["Normalize"]):
+            steps = ", ".join(step["type"] for step in self.transforms) or "nothing"
+            raise UsageError(
+                "expected images of 3 channels and transforms that do nothing but Normalize, to put them into the "
+                f"program, found {self.in_channels} channels and {steps}: leave it out, and prepare images outside",
+                settings=["preprocess"],
+            )
+        if any(row.precision == "int8" for row in self.formats) and self.calibration is None:
+            raise UsageError(
+                "expected a folder of images like those to come, on which int8 is calibrated, found none: name one",
+                settings=["calibration"],
+            )
+        if any(row.format == "tflite" for row in self.formats) and None in shape:
+            raise UsageError(
+                "expected one input shape for tflite, whose programs have a fixed size, found any: give N C H W",
+                settings=["format", "input_shape"],
+            )
 
+    @property
+    def normalize(self) -> Optional[tuple[Sequence[float], Sequence[float]]]:
+        """Mean and std that an image is normalised by, if it is."""
+        found = next((step for step in self.transforms if step["type"] == "Normalize"), None)
+        return (found["mean"], found["std"]) if found else None
 
-class ExportedNetwork(paddle.nn.Layer):
-    """The model's fused answer, [N, C, H, W] -> classes int32 [N, H, W], or float32 [N, K, H, W]."""
+    @property
+    def answer(self) -> Answer:
+        """What the exported network takes and gives."""
+        return Answer(
+            output_op=self.output_op,
+            confidence=self.with_confidence,
+            attention=self.with_attention,
+            normalize=self.normalize if self.preprocess else None,
+            averaging=self.averaging,
+        )
 
-    def __init__(self, model: paddle.nn.Layer, output_op: str) -> None:
-        super().__init__()
-        self.model = model
-        self.output_op = output_op
-
-    def forward(self, image: paddle.Tensor) -> paddle.Tensor:
-        logits = self.model(image)["joint"]
-        if self.output_op == "argmax":
-            return paddle.argmax(logits, axis=1, dtype="int32")
-        if self.output_op == "softmax":
-            return F.softmax(logits, axis=1)
-        return logits
+    @property
+    def program_shape(self) -> tuple[Optional[int], ...]:
+        """The input's shape in the layout that the program takes."""
+        sides = dict(zip("NCHW", self.input_shape))
+        return tuple(sides[axis] for axis in self.answer.input_layout)
 
 
 def export(model: paddle.nn.Layer, save_dir: str | Path, options: ExportOptions) -> str:
     """Write model, parameters and `deploy.yaml`, once the written model has answered as the network does.
 
     Files of an earlier export in `save_dir` are replaced; other files are left alone, and so is the model. The two are
-    compared on the CPU.
+    compared on the CPU, in every format and by every engine that reads it and is installed.
 
     Returns:
-        One line that says where the comparison was made and what it measured, and one about replaced files if any were.
+        One line that says where the comparison was made and what Paddle measured, a table of all formats if there is
+        more than one, and a line about replaced files if any were.
 
     Raises:
+        UsageError: a package that a format needs is missing.
         DataError: see `check_target`; or the network cannot be traced, or the exported model gives other answers.
     """
     target = Path(save_dir)
+    if options.with_attention and not isinstance(model, MscaleOCRNet):
+        raise UsageError(
+            f"expected a network with attention, found {type(model).__name__}: leave it out",
+            settings=["with_attention"],
+        )
+    check_installed(options.formats, tflite_python=options.tflite_python)
     workplace = check_target(target)
+    shapes = checked_shapes(options)
     with disk_errors(target), on_cpu(), tempfile.TemporaryDirectory(dir=workplace, prefix=".export-") as name:
-        folder = Path(name)
-        program = trace(model, folder / "model", options)
+        folder, scratch = Path(name, "export"), Path(name, "scratch")
+        folder.mkdir()
+        scratch.mkdir()
+        write = tracer(model, options)
+        program = write_paddle(write, folder / "model", options)
         predictor = open_predictor(program, program.with_suffix(".pdiparams"))
-
-        # A size that is fixed in the export takes the place of the checked ones.
-        run = program_of(predictor)
-        shapes = [tuple(fixed or side for fixed, side in zip(options.input_shape, known)) for known in CHECKED_SHAPES]
-        network = joint_logits(copy_on_cpu(model))
-        measured = check_parity(network, lambda image: run(image)[0], options.output_op, list(dict.fromkeys(shapes)))
-
         entry = describe(model, program, predictor, options)
-        text = yaml.safe_dump({"Deploy": entry}, sort_keys=False, default_flow_style=None)
-        (folder / DEPLOY_FILE).write_text(HEADER + text, encoding="utf-8")
-        return "\n".join([measured, *publish(folder, target)])
+        work = Work(
+            folder=folder,
+            scratch=scratch,
+            program=program,
+            entry=entry,
+            write_json=lambda path: write(path, old_form=False),
+            calibration=options.calibration,
+            tflite_python=options.tflite_python,
+        )
+        write_formats(work, options.formats)
+
+        cases = make_cases(model, options.answer, shapes, normalize=options.normalize)
+        verified = verify(work, options.formats, cases, program_of(predictor))
+
+        for described, row in zip(entry["formats"], options.formats):
+            described["engines"] = {engine: str(found) for (of, engine), found in verified.items() if of is row}
+        write_description(folder, entry)
+        measured = _measured(verified, shapes)
+        table = _table(verified, entry["formats"], folder) if len(verified) > 1 else []
+        agreements = [
+            f"{described['format']} {described['precision']}, beside fp32: {described['agreement']}"
+            for described in entry["formats"]
+            if "agreement" in described
+        ]
+        return "\n".join([measured, *table, *agreements, *publish(folder, target)])
 
 
-def trace(model: paddle.nn.Layer, path: Path, options: ExportOptions) -> Path:
-    """Write the network in the form asked for, or in the first of both that can be written -> the program's file."""
+def checked_shapes(options: ExportOptions) -> list[tuple[int, ...]]:
+    """Where the export is compared with the network: a side that is fixed takes the place of those of
+    `CHECKED_SHAPES`."""
+    shapes = [tuple(fixed or side for fixed, side in zip(options.input_shape, known)) for known in CHECKED_SHAPES]
+    return list(dict.fromkeys(shapes))
+
+
+def write_formats(work: Work, rows: Sequence[FileSet]) -> None:
+    """Write the files of all formats, and `deploy.yaml`."""
+    for row in rows:
+        files, told = list(row.files), {}
+        if row.write is None:
+            files = [work.entry["model"], work.entry["params"]]
+        else:
+            told = row.write(work)
+        work.entry["formats"].append({"format": row.format, "precision": row.precision, "files": files, **told})
+        work.entry["sha256"].update({file: sha256(work.folder / file) for file in files})
+    write_description(work.folder, work.entry)
+
+
+def verify(
+    work: Work, rows: Sequence[FileSet], cases: Sequence[Case], own: Program
+) -> dict[tuple[FileSet, str], Agreement]:
+    """(row, engine) -> how the engine's answers compare with the network's, of all that are installed.
+
+    Args:
+        own: Paddle's program, open.
+
+    Raises:
+        DataError: they are too far from them.
+    """
+    found = {}
+    for row in rows:
+        # TFLite runs where it was written.
+        engines = row.engines if row.format == "tflite" else filter(is_installed, row.engines)
+        for engine in engines:
+            session = _session(work, row, engine, own)
+            reader = f"{engine}{f' {PADDLE_VERSION}' if engine == 'paddle' else ''} ({row.format} {row.precision})"
+            found[row, engine] = compare(cases, session, reader=reader, precision=row.precision)
+    return found
+
+
+def _session(work: Work, row: FileSet, engine: str, own: Program) -> Session:
+    if row.write is None:
+        return Session(read_deployment(work.folder), own)
+    if engine == "tflite":
+        from hmsa.deploy import tflite
+
+        deployment = read_deployment(work.folder)
+        assert work.tflite_python is not None
+        (entry,) = (entry for entry in deployment.formats if entry.format == "tflite")
+        path = work.folder / entry.files[0]
+        return Session(deployment, tflite.open_elsewhere(path, work.tflite_python, entry, deployment))
+    return open_export(work.folder, engine, row.precision, format=row.format)
+
+
+def _measured(verified: dict[tuple[FileSet, str], Agreement], shapes: Sequence[Sequence[int]]) -> str:
+    paddles = next(iter(verified.values()))
+    at = ", ".join("x".join(map(str, shape)) for shape in shapes)
+    verb = "differ" if paddles.of in ("probabilities", "logits") else "differs"
+    differ = "" if paddles.largest is None else f"{paddles.of} {verb} by {paddles.largest:.2g} at most, "
+    near_ties = f"{paddles.other} of {paddles.pixels} pixels near a tie have another class"
+    return f"equal to the network at {at}: {differ}{near_ties}"
+
+
+def _table(
+    verified: dict[tuple[FileSet, str], Agreement], described: Sequence[dict[str, Any]], folder: Path
+) -> list[str]:
+    """The lines of a table, a row for every format and engine."""
+    files = {(entry["format"], entry["precision"]): entry["files"] for entry in described}
+    rows = [("format", "precision", "engine", "labels equal", "largest difference", "MB")]
+    for (row, engine), found in verified.items():
+        size = sum((folder / file).stat().st_size for file in files[row.format, row.precision]) / 1e6
+        difference = "-" if found.largest is None else f"{found.largest:.1e}"
+        rows.append((row.format, row.precision, engine, f"{100 * found.equal:.4f} %", difference, f"{size:.1f}"))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip() for cells in rows]
+
+
+def tracer(model: paddle.nn.Layer, options: ExportOptions) -> Callable[..., Path]:
+    """What writes the network, simplified once: (path, old_form=...) -> the program's file; see `write_program`."""
     network = copy_on_cpu(model)
     if isinstance(network, MscaleOCRNet):
         simplified(network)
+    answer = options.answer
+
+    def write(path: Path, *, old_form: bool) -> Path:
+        exported = ExportedNetwork(network, answer)
+        exported.eval()
+        return write_program(
+            exported,
+            path,
+            input_shape=options.program_shape,
+            old_form=old_form,
+            input_name=answer.input_name,
+            dtype=answer.input_dtype,
+        )
+
+    return write
+
+
+def write_paddle(write: Callable[..., Path], path: Path, options: ExportOptions) -> Path:
+    """Write the network in the form asked for, or in the first of both that can be written -> the program's file."""
     forms = [options.program] if options.program else ["pdmodel", *["json"] * writes_json()]
     for form in forms:
-        exported = ExportedNetwork(network, options.output_op)
-        exported.eval()
         try:
-            return write_program(exported, path, input_shape=options.input_shape, old_form=form == "pdmodel")
+            return write(path, old_form=form == "pdmodel")
         except OSError:
             raise
         # Paddle raises whatever comes first.
@@ -149,28 +305,37 @@ def trace(model: paddle.nn.Layer, path: Path, options: ExportOptions) -> Path:
 def describe(model: paddle.nn.Layer, program: Path, predictor: Any, options: ExportOptions) -> dict[str, Any]:
     """What `deploy.yaml` says of the program that was written and of the parameters beside it."""
     params = program.with_suffix(".pdiparams")
-    is_label = options.output_op == "argmax"
+    answer = options.answer
+    outputs = answer.outputs(model)
     classes = options.classes or Classes.numbered(getattr(model, "num_classes", 0))
     return {
         "model": program.name,
         "params": params.name,
-        "transforms": list(options.transforms),
-        "input_shape": list(options.input_shape),
+        "transforms": [] if options.preprocess else list(options.transforms),
+        "input_shape": list(options.program_shape),
+        "min_size": smallest_side(model, options.averaging),
         "output_op": options.output_op,
-        "output_dtype": "int32" if is_label else "float32",
+        "output_dtype": outputs[0]["dtype"],
         "input_name": predictor.get_input_names()[0],
-        "input_dtype": "float32",
-        "input_layout": "NCHW",
+        "input_dtype": answer.input_dtype,
+        "input_layout": answer.input_layout,
         "channel_order": "RGB" if options.in_channels == 3 else "as stored",
         "pixel_divisor": 255 if options.in_channels == 3 else dict(DIVISORS),
         "output_name": predictor.get_output_names()[0],
-        "output_layout": "NHW" if is_label else "NCHW",
+        "output_layout": outputs[0]["layout"],
+        "outputs": outputs,
         "class_names": list(classes.names),
         "class_colors": [list(color) for color in classes.colors],
         "ignore_index": classes.ignore_index,
         "paddle_version": PADDLE_VERSION,
-        "sha256": {file.name: sha256(file) for file in (program, params)},
+        "formats": [],
+        "sha256": {},
     }
+
+
+def write_description(folder: Path, entry: dict[str, Any]) -> None:
+    text = yaml.safe_dump({"Deploy": entry}, sort_keys=False, default_flow_style=None, width=120)
+    (folder / DEPLOY_FILE).write_text(HEADER + text, encoding="utf-8")
 
 
 def publish(source: Path, target: Path) -> list[str]:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Optional
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -11,94 +14,226 @@ import cv2
 import numpy as np
 import paddle
 import paddle.nn.functional as F
-from paddle.version import full_version as PADDLE_VERSION
+from paddle import nn
 
-from hmsa.deploy.runtime import Predictor
+from hmsa.datasets.transforms import Normalize
+from hmsa.deploy.network import Answer
 from hmsa.errors import DataError
-from hmsa.models.hierarchical import Network
+from hmsa.inference.averaging import class_scores, logits_of
+from hmsa.inference.fold import copy_on_cpu
+from hmsa.inference.network import FusedNetwork
+from hmsa.models import MscaleOCRNet
+from hmsa.models.hierarchical import joint_logits
+from hmsa.toy.street import street
 
 CHECKED_SHAPES = ((1, 3, 128, 192), (1, 3, 97, 161), (2, 3, 72, 104))
 """Where a network of any input size is compared: even and odd sizes, one image and two."""
 
-MAX_DIFFERENCE = {"argmax": 1e-3, "softmax": 1e-3, "none": 1e-4}
-"""Of the answer, as a share of the range of what is compared (see `check_parity`)."""
+MAX_DIFFERENCE = {"label": 1e-3, "probabilities": 1e-3, "logits": 1e-4}
+"""Of an answer, as a share of the range of what is compared (see `compare`)."""
+
+ABSOLUTE = 1e-4
+"""Of probabilities, confidence and attention, whatever their range."""
 
 NOISE = 1e-5
 """What float32 itself may change, as a share of the largest value: it counts where a network's answers are alike."""
 
+LEAST_EQUAL = {"fp16": 0.9, "int8": 0.5}
+"""The share of labels that a format that rounds must have in common with the network: with fewer it is no rounding."""
 
-def check_parity(network: Network, exported: Predictor, output_op: str, shapes: Sequence[Sequence[int]]) -> str:
-    """Run an exported model and the network it was made from on the same images.
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-    Logits are compared as logits and probabilities as probabilities. A class may be another than the network's best
-    where the network has two about equally good.
 
-    Returns:
-        What was measured, in a line.
+@dataclass(frozen=True)
+class Case:
+    """Images, and what the network itself answers.
+
+    Attributes:
+        images: as the export takes them.
+        scores: logits or, where those are averaged, probabilities [N, K, H, W]: the largest is the class.
+        answers: by the names of the export's outputs.
+    """
+
+    images: np.ndarray
+    scores: np.ndarray
+    answers: dict[str, np.ndarray]
+
+    @property
+    def where(self) -> str:
+        return "x".join(map(str, self.images.shape))
+
+
+@dataclass
+class Agreement:
+    """How an export's answers compare with the network's: labels that differ, and the largest difference of numbers."""
+
+    pixels: int = 0
+    other: int = 0
+    largest: Optional[float] = None
+    of: str = ""  # of which output it is
+
+    def add(self, label: np.ndarray, expected: np.ndarray) -> None:
+        self.pixels += label.size
+        self.other += int((label != expected).sum())
+
+    def widen(self, difference: float, name: str) -> None:
+        if self.largest is None or not difference <= self.largest:
+            self.largest, self.of = difference, name
+
+    @property
+    def equal(self) -> float:
+        """The share of labels that are those of the network."""
+        return 1 - self.other / self.pixels
+
+    def __str__(self) -> str:
+        labels = f"{100 * self.equal:.6g} % of labels equal"
+        return labels if self.largest is None else f"{labels}, largest difference {self.largest:.2g}"
+
+
+def make_cases(
+    model: nn.Layer,
+    answer: Answer,
+    shapes: Sequence[Sequence[int]],
+    *,
+    normalize: Optional[tuple[Sequence[float], Sequence[float]]] = None,
+) -> list[Case]:
+    """What a network answers to drawn streets of these shapes (N, C, H, W), computed on the CPU without any program.
+
+    Args:
+        normalize: mean and std of its transforms; ImageNet's without them.
+    """
+    twin = copy_on_cpu(model)
+    cases = []
+    for shape in shapes:
+        pixels = streets(shape)  # uint8 [N, H, W, C]
+        x = _normalized(pixels, normalize)
+        images = pixels if answer.normalize else x
+        with paddle.no_grad():
+            cases.append(Case(images, *_answers(twin, answer, paddle.to_tensor(x))))
+    return cases
+
+
+def _answers(model: nn.Layer, answer: Answer, image: paddle.Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    averaging = answer.averaging
+    scores = class_scores(joint_logits(model), image, averaging)
+    is_probability = averaging.averages_probabilities
+    # In float64, as differences are looked for.
+    wide = scores.astype("float64")
+    probabilities = (wide if is_probability else F.softmax(wide, axis=1)).numpy()
+
+    found: dict[str, np.ndarray] = {}
+    for output in answer.outputs(model):
+        name = output["name"]
+        if name == "label":
+            found[name] = scores.numpy().argmax(axis=1)
+        elif name == "probabilities":
+            found[name] = probabilities
+        elif name == "logits":
+            found[name] = logits_of(scores, averaging).numpy()
+        elif name == "confidence":
+            found[name] = probabilities.max(axis=1)
+        else:
+            assert isinstance(model, MscaleOCRNet)
+            fused = FusedNetwork(model.at_scale, scales=model.scales, align_corners=model.align_corners)
+            seen = class_scores(fused.inside, image, replace(averaging, average="logits"))
+            found[name] = paddle.split(seen, [-1, len(model.scales), len(model.scales)], axis=1)[1].numpy()
+    return scores.numpy(), found
+
+
+def compare(
+    cases: Sequence[Case],
+    session: Callable[[np.ndarray], dict[str, np.ndarray]],
+    *,
+    reader: str,
+    precision: str = "fp32",
+) -> Agreement:
+    """Run an exported model on images whose answers are known.
+
+    In fp32, logits are compared as logits and probabilities as probabilities, and a class may be another than the
+    network's best where the network has two about equally good. In a format that rounds, labels are counted.
+
+    Args:
+        reader: what runs which format, for the message.
 
     Raises:
-        DataError: they differ by more than `MAX_DIFFERENCE` and `NOISE`.
+        DataError: they differ by more than `MAX_DIFFERENCE`, `ABSOLUTE` and `NOISE` allow, or than `LEAST_EQUAL`.
     """
-    largest, pixels, ties = 0.0, 0, 0
-    for shape in shapes:
-        image = _image_like(shape)
-        with paddle.no_grad():
-            logits = network(paddle.to_tensor(image)).numpy()  # [N, K, H, W]
-        label, difference = _compare(logits, exported(image), output_op, _written(shape))
-        largest = max(largest, float(difference.max()))
-        pixels += label.size
-        ties += int((label != logits.argmax(axis=1)).sum())
+    agreement = Agreement()
+    for case in cases:
+        found = session(case.images)
+        for name, expected in case.answers.items():
+            if name not in found or found[name].shape != expected.shape:
+                shape = found[name].shape if name in found else "nothing"
+                raise DataError(f"the exported model answers {shape} instead of {expected.shape} at {case.where}")
+            if precision == "fp32":
+                _check(name, found[name], case, reader)
+            if name == "label":
+                agreement.add(found[name], expected)
+                continue
+            difference = float(np.abs(found[name] - expected).max())
+            agreement.widen(difference / (np.ptp(expected) or 1.0) if name == "logits" else difference, name)
+            if name in ("probabilities", "logits"):
+                agreement.add(found[name].argmax(axis=1), case.scores.argmax(axis=1))
 
-    measured = "" if output_op == "argmax" else f"{_COMPARED[output_op]} differ by {largest:.2g} at most, "
-    at = ", ".join(map(_written, shapes))
-    return f"equal to the network at {at}: {measured}{ties} of {pixels} pixels near a tie have another class"
+    if not agreement.equal >= LEAST_EQUAL.get(precision, 0) or not np.isfinite(agreement.largest or 0):
+        raise DataError(
+            f"the exported model does not answer as the network does: in {reader}, {agreement}; nothing was written"
+        )
+    return agreement
 
 
-_COMPARED = {"argmax": "classes", "softmax": "probabilities", "none": "logits"}
-
-
-def _compare(logits: np.ndarray, answer: np.ndarray, output_op: str, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """An answer to one image and the network's logits [N, K, H, W] -> its classes, and how far it is off, [N, H, W].
-
-    DataError if that is too far.
-    """
-    expected_shape = logits[:, 0].shape if output_op == "argmax" else logits.shape
-    if answer.shape != expected_shape:
-        raise DataError(f"the exported model answers {answer.shape} instead of {expected_shape} at {where}")
-
-    right = logits
-    if output_op == "softmax":
-        right = F.softmax(paddle.to_tensor(logits, "float64"), axis=1).numpy()
-
-    if output_op == "argmax":
-        label = answer
-        is_chosen = label[:, np.newaxis] == np.arange(right.shape[1])[:, np.newaxis, np.newaxis]
+def _check(name: str, answer: np.ndarray, case: Case, reader: str) -> None:
+    """DataError if an answer is too far from the network's."""
+    right = case.answers[name]
+    if name == "label":
+        right = case.scores
+        is_chosen = answer[:, np.newaxis] == np.arange(right.shape[1])[:, np.newaxis, np.newaxis]
         chosen = np.fmax.reduce(np.where(is_chosen, right, np.nan), axis=1)  # NaN where it is no class
         difference = right.max(axis=1) - chosen  # 0 where both choose the same class
     else:
-        label = answer.argmax(axis=1)
-        difference = np.abs(answer - right).max(axis=1)
+        difference = np.abs(answer - right)
 
-    allowed = MAX_DIFFERENCE[output_op] * np.ptp(right) + NOISE * np.abs(right).max()
+    allowed = MAX_DIFFERENCE.get(name, np.inf) * np.ptp(right)
+    if name not in ("label", "logits"):
+        allowed = min(allowed, ABSOLUTE)
+    allowed += NOISE * np.abs(right).max()
     wrong = int((~(difference <= allowed)).sum())  # written so that NaN fails
     if wrong:
+        of = "labels" if name == "label" else name
+        largest = difference.max() / (np.ptp(right) or 1)
         raise DataError(
-            f"the exported model does not answer as the network does, at {where}: {_COMPARED[output_op]} of {wrong} of "
-            f"{label.size} pixels are wrong, by up to {difference.max() / np.ptp(right):.2g} of the range of "
-            f"{'logits' if output_op == 'argmax' else _COMPARED[output_op]}; nothing was written, as Paddle "
-            f"{PADDLE_VERSION} cannot run this model faithfully"
+            f"the exported model does not answer as the network does, at {case.where}: {of} of {wrong} of "
+            f"{difference.size} pixels are wrong, by up to {largest:.2g} of the range of "
+            f"{'logits' if name == 'label' else name}; nothing was written, as {reader} cannot run this model "
+            "faithfully"
         )
-    return label, difference
 
 
-def _written(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+# --- Images. ---
 
 
-def _image_like(shape: Sequence[int]) -> np.ndarray:
-    """Float32 [N, C, H, W] with patches and noise, so that an answer has several classes."""
+def streets(shape: Sequence[int]) -> np.ndarray:
+    """Drawn streets, uint8 [N, H, W, C], for a shape (N, C, H, W), each of another street.
+
+    Of other than three channels, each is one of red, green and blue.
+    """
     N, C, H, W = shape
-    rng = np.random.default_rng(0)
-    patches = rng.normal(size=(N * C, H // 16 + 1, W // 16 + 1))
-    smooth = np.stack([cv2.resize(patch, (W, H)) for patch in patches]).reshape(N, C, H, W)
-    return (smooth + rng.normal(scale=0.2, size=(N, C, H, W))).astype(np.float32)
+    images = [cv2.resize(_street(number % 4), (W, H), interpolation=cv2.INTER_AREA) for number in range(N)]
+    return np.stack(images)[..., np.arange(C) % 3]
+
+
+@cache
+def _street(number: int) -> np.ndarray:
+    _, image = street(np.random.default_rng(number), 192, 288)
+    return image
+
+
+def _normalized(pixels: np.ndarray, normalize: Optional[tuple[Sequence[float], Sequence[float]]]) -> np.ndarray:
+    """uint8 [N, H, W, C] -> float32 [N, C, H, W], as the transform `Normalize` makes it."""
+    C = pixels.shape[3]
+    mean, std = normalize or (
+        [_IMAGENET[0][channel % 3] for channel in range(C)],
+        [_IMAGENET[1][i % 3] for i in range(C)],
+    )
+    transform, rng = Normalize(mean=mean, std=std), np.random.default_rng(0)
+    return np.stack([transform({"img": image}, rng)["img"].transpose(2, 0, 1) for image in pixels])

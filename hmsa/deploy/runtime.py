@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running an exported network with Paddle Inference."""
+"""What `deploy.yaml` says of an exported network, and running it with Paddle Inference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from hmsa.config.fields import Label
 from hmsa.errors import DataError
-from hmsa.inference.paddle_inference import open_predictor, program_of
+from hmsa.inference.paddle_inference import Program, open_predictor, program_of
 from hmsa.system.files import sha256
 
 DEPLOY_FILE = "deploy.yaml"
@@ -25,9 +25,38 @@ DEPLOY_FILE = "deploy.yaml"
 Predictor = Callable[[np.ndarray], np.ndarray]
 """float32 [N, C, H, W], normalised -> classes int32 [N, H, W], or probabilities or logits float32 [N, K, H, W]."""
 
+ANSWERS = {"argmax": ("label", "int32", "NHW"), "softmax": ("probabilities", "float32", "NCHW")}
+"""output_op -> name, kind and layout of the first output; any other's are `LOGITS`."""
+
+LOGITS = ("logits", "float32", "NCHW")
 
 _MAX_BYTES = 1 << 16
 _NAME = r"^[^/\\]*[^/\\.][^/\\]*$"  # of a file beside it: no folder, and not dots alone
+_FileName = Annotated[str, Field(pattern=_NAME)]
+
+
+class Output(BaseModel):
+    """An output of the network."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    dtype: str
+    layout: str
+    scales: list[float] = []  # of an attention [N, S, H, W], in the order of S
+
+
+class FileEntry(BaseModel):
+    """A format in which the network stands beside `deploy.yaml`."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: str
+    precision: str
+    files: Annotated[list[_FileName], Field(min_length=1)]
+    input_layout: Optional[str] = None  # where it is another than that of `Deployment`
+    output_layouts: list[str] = []  # in the order of the outputs, where one is another than theirs
+    engines: dict[str, str] = {}  # by which it was verified -> what was found
 
 
 class Deployment(BaseModel):
@@ -35,16 +64,49 @@ class Deployment(BaseModel):
 
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
-    model: Annotated[str, Field(pattern=_NAME)]
-    params: Annotated[str, Field(pattern=_NAME)]
+    model: _FileName
+    params: _FileName
     paddle_version: Annotated[Version, BeforeValidator(Version)] = Version("0")  # that wrote it; 0 if not recorded
     sha256: dict[str, str] = {}  # of the files by name; empty if not recorded
     transforms: list[dict[str, Any]]  # {type, **arguments} of what prepares an image
-    input_shape: Annotated[list[Optional[int]], Field(min_length=4, max_length=4)]  # N, C, H, W; None is any size
+    input_shape: Annotated[list[Optional[int]], Field(min_length=4, max_length=4)]  # as in the layout; None is any size
+    input_name: str = "x"
+    input_dtype: str = "float32"  # or uint8
+    input_layout: str = "NCHW"  # or NHWC
+    min_size: Optional[int] = None  # side of the smallest image of which every scale leaves a pixel; if recorded
     output_op: str  # argmax, softmax or none
+    outputs: list[Output] = []  # in order
+    formats: list[FileEntry] = []
     class_names: list[str] = []  # empty if not recorded, as are the colours: red, green, blue
     class_colors: list[Annotated[list[Label], Field(min_length=3, max_length=3)]] = []
     ignore_index: int = 255
+
+    def model_post_init(self, context: Any) -> None:
+        """What an earlier export, or another program's, leaves out."""
+        name, dtype, layout = ANSWERS.get(self.output_op, LOGITS)
+        self.outputs = self.outputs or [Output(name=name, dtype=dtype, layout=layout)]
+        self.formats = self.formats or [FileEntry(format="paddle", precision="fp32", files=[self.model, self.params])]
+
+    def side(self, axis: str) -> Optional[int]:
+        """How long an axis of the input ("N", "C", "H" or "W") has to be; None is any length."""
+        return self.input_shape[self.input_layout.index(axis)]
+
+    def check_images(self, shape: Sequence[int]) -> None:
+        """DataError unless the network takes images of this shape: engines would give wrong answers, or end the
+        process."""
+        found = dict(zip(self.input_layout, shape))
+        fixed = {axis: side for axis, side in zip(self.input_layout, self.input_shape) if side is not None}
+        if len(shape) != 4 or any(found[axis] != side for axis, side in fixed.items()):
+            wanted = " ".join(str(fixed.get(axis, axis)) for axis in self.input_layout)
+            raise DataError(
+                f"expected images of the shape {wanted} ({self.input_layout}), found {' '.join(map(str, shape))}: "
+                "resize them, or export for any size"
+            )
+        if min(shape) < 1 or min(found["H"], found["W"]) < (self.min_size or 1):
+            raise DataError(
+                f"expected images of at least {self.min_size or 1} pixels each way, of which every scale leaves a "
+                f"pixel, found {found['W']}x{found['H']}: enlarge or remove them"
+            )
 
 
 def read_deployment(folder: str | Path) -> Deployment:
@@ -63,40 +125,45 @@ def read_deployment(folder: str | Path) -> Deployment:
         raise DataError(f"{path}: expected what export.py writes, but: {error!r:.200}; export again") from error
 
 
+def checked_file(path: Path, deployment: Deployment) -> Path:
+    """The file of an export at `path`. DataError if it is not what was written: engines run on what is left of a file
+    that ends too early, or crash."""
+    written = deployment.paddle_version
+    if path.suffix == ".json" and written.release[:2] > Version(PADDLE_VERSION).release[:2]:
+        raise DataError(
+            f"{path}: written by Paddle {written}, which Paddle {PADDLE_VERSION} cannot read; install Paddle "
+            f"{written} or newer, or export again with {PADDLE_VERSION}"
+        )
+
+    digest = sha256(path)
+    if deployment.sha256.get(path.name, digest) != digest:
+        raise DataError(f"{path}: expected the file that export.py wrote, found another or a damaged one; export again")
+    return path
+
+
 def load_predictor(folder: str | Path) -> Predictor:
     """Load an exported network into Paddle Inference, on the GPU if Paddle has one, else with oneDNN.
 
-    The function that comes back keeps one set of buffers: call it from one thread at a time. A model is a program: load
-    only what you trust.
+    The function that comes back keeps one set of buffers: call it from one thread at a time. It gives the first output
+    alone (`hmsa.deploy.engines.open_export` gives all), and raises DataError for images that the network does not take.
+    A model is a program: load only what you trust.
 
     Raises:
         DataError: the folder is incomplete or damaged, or was written by a newer Paddle than this one can read.
     """
     deployment = read_deployment(folder)
-    model, params = (Path(folder) / name for name in (deployment.model, deployment.params))
-
-    # It would end in an internal error or a crash.
-    written = deployment.paddle_version
-    if model.suffix == ".json" and written.release[:2] > Version(PADDLE_VERSION).release[:2]:
-        raise DataError(
-            f"{model}: written by Paddle {written}, which Paddle {PADDLE_VERSION} cannot read; install Paddle "
-            f"{written} or newer, or export again with {PADDLE_VERSION}"
-        )
-
-    # Paddle runs what is left of a file that ends too early.
-    for file in (model, params):
-        digest = sha256(file)
-        if deployment.sha256.get(file.name, digest) != digest:
-            raise DataError(
-                f"{file}: expected the file that export.py wrote, found another or a damaged one; export again"
-            )
-
+    model, params = (checked_file(Path(folder) / name, deployment) for name in (deployment.model, deployment.params))
     try:
-        run = program_of(open_predictor(model, params))
+        run: Program = program_of(open_predictor(model, params))
     # Paddle raises whatever comes first.
     except Exception as error:
         raise DataError(
             f"{model}: expected a model that Paddle {PADDLE_VERSION} can run, found one that is damaged or of another "
             "kind; export again"
         ) from error
-    return lambda image: run(image)[0]
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        deployment.check_images(images.shape)
+        return run(images)[0]
+
+    return predict

@@ -12,6 +12,7 @@ import numpy as np
 from paddle import Tensor
 from tqdm import tqdm
 
+from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches
 from hmsa.distributed import ranks
@@ -41,6 +42,7 @@ def evaluate(
     num_workers: int = 0,
     progress: bool = True,
     stop: Callable[[], bool] = lambda: False,
+    seen: Callable[[str, np.ndarray], object] | None = None,
 ) -> Evaluation:
     """Predict every image of a data set and compare with its label.
 
@@ -54,14 +56,14 @@ def evaluate(
         num_workers: threads that load images ahead.
         progress: whether rank 0 shows a bar.
         stop: asked before every image whether to leave off.
+        seen: called with every image's path and its prediction, uint8 [H, W].
 
     Raises:
         DataError: a prediction and its label differ in size.
         InterruptedError: `stop` said so on any rank; raised on all of them.
     """
     start = time.perf_counter()
-    classes = dataset.classes
-    metrics = build_metrics(len(classes), classes.ignore_index, loss)
+    metrics = build_metrics(len(dataset.classes), dataset.classes.ignore_index, loss)
     mine = range(ranks.rank(), min(len(dataset), max_images or len(dataset)), ranks.world_size())
 
     images = 0
@@ -69,10 +71,20 @@ def evaluate(
         for batch in tqdm(loaded, total=len(mine), unit="image", disable=not (progress and ranks.is_main())):
             if stop():
                 break
-            _count(batch, network, options, metrics)
+            prediction = _count(batch, network, options, metrics)
+            if seen is not None:
+                seen(batch["image_path"][0], prediction)
             images += 1
+    return summed(metrics, dataset.classes, start, images, left_out=len(mine) - images)
 
-    parts = [*(metric.state for metric in metrics), np.array([images, len(mine) - images])]
+
+def summed(metrics: Sequence[Metric], classes: Classes, start: float, images: int, left_out: int = 0) -> Evaluation:
+    """What all ranks have counted together, each over `images` since `start`; all must call this.
+
+    Raises:
+        InterruptedError: any of them has left out images.
+    """
+    parts = [*(metric.state for metric in metrics), np.array([images, left_out])]
     total = ranks.all_reduce_sum(np.concatenate([part.ravel() for part in parts]))
     *states, (images, left_out) = np.split(total, np.cumsum([part.size for part in parts])[:-1])
     if left_out:
@@ -86,11 +98,12 @@ def evaluate(
         images=int(images),
         seconds=time.perf_counter() - start,
         peak_memory_bytes=peak_memory_bytes(),
+        categories=classes.categories,
     )
 
 
-def _count(batch: dict[str, Any], network: Network, options: InferenceOptions, metrics: Sequence[Metric]) -> None:
-    """Predict the one image of a batch, and show it to all metrics."""
+def _count(batch: dict[str, Any], network: Network, options: InferenceOptions, metrics: Sequence[Metric]) -> np.ndarray:
+    """Predict the one image of a batch, and show it to all metrics; returns the prediction, uint8 [H, W]."""
     image_path = batch["image_path"][0]
     if "label" not in batch:
         raise DataError(f"{image_path} has no label to compare with: set val_dataset to a labelled split")
@@ -113,3 +126,4 @@ def _count(batch: dict[str, Any], network: Network, options: InferenceOptions, m
 
     for metric in metrics:
         metric.update(prediction, label, confidence)
+    return prediction

@@ -8,7 +8,7 @@ scales and flips, over probabilities, as in PaddleSeg 2.0, which the published f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Literal
@@ -65,7 +65,17 @@ class InferenceOptions:
         )
 
 
-def class_scores(network: Network, image: paddle.Tensor, options: InferenceOptions) -> paddle.Tensor:
+def class_softmax(logits: paddle.Tensor) -> paddle.Tensor:
+    """Logits [N, K, H, W] -> the probabilities of the classes."""
+    return F.softmax(logits, axis=1)
+
+
+def class_scores(
+    network: Network,
+    image: paddle.Tensor,
+    options: InferenceOptions,
+    softmax: Callable[[paddle.Tensor], paddle.Tensor] = class_softmax,
+) -> paddle.Tensor:
     """Average the network's answers over every scale and flip of an image: its logits, or their softmax over classes.
 
     A scaled image is int(H * scale + 0.5) x int(W * scale + 0.5). Both flips together mean four images. Of a single
@@ -73,6 +83,7 @@ def class_scores(network: Network, image: paddle.Tensor, options: InferenceOptio
 
     Args:
         image: float32 [N, C, H, W], normalised.
+        softmax: what is averaged instead of an answer, where `options` average probabilities.
 
     Returns:
         float32 [N, K, H, W].
@@ -94,7 +105,7 @@ def class_scores(network: Network, image: paddle.Tensor, options: InferenceOptio
                     return logits
                 # A copy, not in place: a network may hand out a tensor of its own.
                 if options.averages_probabilities:
-                    logits = F.softmax(logits, axis=1)
+                    logits = softmax(logits)
                 elif total is None:
                     logits = logits.clone()
                 total = logits if total is None else total.add_(logits)

@@ -28,14 +28,15 @@ class Backend:
     Attributes:
         precisions: device, "cpu" or "gpu" -> what it computes in there. One without "gpu" runs on the CPU also where
             Paddle runs on a GPU.
-        open: (file of a program, precision) -> the program. None: the network itself runs, eagerly.
+        open: (file of a program, precision, and if need be threads) -> the program. None: the network itself runs,
+            eagerly.
         forms: of the programs that it reads ("paddle" or "onnx"), the best first.
         packages: that it needs besides Paddle and `CONVERTERS`; they are imported by the names they are installed by.
         extra: the one of pyproject.toml that installs all it needs.
     """
 
     precisions: Mapping[str, tuple[str, ...]]
-    open: Optional[Callable[[Path, str], Program]] = None
+    open: Optional[Callable[..., Program]] = None
     forms: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     extra: str = ""
@@ -112,19 +113,20 @@ def choose(name: str, precision: str = "fp32") -> str:
 # --- How each opens a program. ---
 
 
-def _open_inference(path: Path, precision: str) -> Program:
+def _open_inference(path: Path, precision: str, threads: Optional[int] = None) -> Program:
     from hmsa.inference.paddle_inference import open_predictor, program_of
 
-    return program_of(open_predictor(path, path.with_suffix(".pdiparams")))
+    return program_of(open_predictor(path, path.with_suffix(".pdiparams"), threads))
 
 
-def _open_openvino(path: Path, precision: str) -> Program:
+def _open_openvino(path: Path, precision: str, threads: Optional[int] = None) -> Program:
     import openvino
 
-    from hmsa.system.environment import threads
+    from hmsa.system import environment
 
     # On processors with bf16 it would compute in it without being asked.
-    hints = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision], "INFERENCE_NUM_THREADS": threads()}
+    hint = {"fp32": "f32", "bf16": "bf16"}[precision]
+    hints = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads or environment.threads()}
     request = openvino.Core().compile_model(path, "CPU", hints).create_infer_request()
 
     def run(given: np.ndarray) -> list[np.ndarray]:
@@ -133,13 +135,13 @@ def _open_openvino(path: Path, precision: str) -> Program:
     return run
 
 
-def _open_onnxruntime(path: Path, precision: str) -> Program:
+def _open_onnxruntime(path: Path, precision: str, threads: Optional[int] = None) -> Program:
     import onnxruntime
 
-    from hmsa.system.environment import threads
+    from hmsa.system import environment
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads()
+    options.intra_op_num_threads = threads or environment.threads()
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     source = session.get_inputs()[0].name

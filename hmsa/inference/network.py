@@ -34,7 +34,14 @@ from hmsa.inference.backends import BACKENDS, choose, packages_of
 from hmsa.inference.programs import open_programs, write_checked_programs, write_programs
 from hmsa.inference.tracing import replaced
 from hmsa.models import MscaleOCRNet
-from hmsa.models.hierarchical import FLOAT32_OPS, Network, ScaleNetwork, fuse_scales, joint_logits
+from hmsa.models.hierarchical import (
+    FLOAT32_OPS,
+    Network,
+    ScaleNetwork,
+    decided_shares,
+    fuse_scales,
+    joint_logits,
+)
 
 
 class FusedNetwork:
@@ -66,15 +73,21 @@ class FusedNetwork:
             compare(image, logits)
         return logits
 
-    def attention(self, image: Tensor) -> Tensor:
-        """The attention of every scale in `scales` (the smallest first), at the images' size: [N, S, H, W]."""
-        options: Any = {"align_corners": self._align_corners, "return_attention": True}
+    def inside(self, image: Tensor, *, alone: bool = False) -> Tensor:
+        """Everything of one run, at the images' size: [N, K + 2 S, H, W], or with `alone` [N, K (1 + S) + 2 S, H, W].
+
+        These are the logits of the fused answer; with `alone` those of each scale in `scales` (the smallest first) by
+        itself; their attention; and what share of the answer they decide, see `decided_shares`.
+        """
+        options: Any = {"align_corners": self._align_corners, "return_attention": True, "return_scales": alone}
         found = fuse_scales(self._at_scale, image, self.scales, **options)
         maps = [found[f"attention_{scale:g}"] for scale in self.scales]  # [N, 1, H * scale, W * scale]
         size = image.shape[-2:]
-        return paddle.concat(
+        attention = paddle.concat(
             [F.interpolate(x, size, mode="bilinear", align_corners=self._align_corners) for x in maps], axis=1
         )
+        logits = [found["joint"], *(found[f"scale_{scale:g}"] for scale in self.scales if alone)]
+        return paddle.concat([*logits, attention, decided_shares(attention)], axis=1)
 
 
 def open_network(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -14,16 +14,17 @@ import paddle
 from packaging.version import Version
 from paddle.version import full_version as PADDLE_VERSION
 
-from hmsa.system.environment import threads
+from hmsa.system import environment
 
 Program = Callable[[np.ndarray], list[np.ndarray]]
-"""An input, float32 -> all outputs."""
+"""An input, float32 or, where the program takes that, uint8 -> all outputs."""
 
 
-def open_predictor(model: Path, params: Path) -> Any:
+def open_predictor(model: Path, params: Path, threads: Optional[int] = None) -> Any:
     """Load a program with one input into Paddle Inference, on the GPU if Paddle has one, else with oneDNN.
 
-    The predictor, Paddle's own object, knows the names of input and outputs.
+    The predictor, Paddle's own object, knows the names of input and outputs. Threads are as many as this process may
+    use, unless they are given.
     """
     config = paddle.inference.Config(str(model), str(params))
     config.disable_glog_info()
@@ -44,7 +45,7 @@ def open_predictor(model: Path, params: Path) -> Any:
     else:
         config.disable_gpu()
         config.enable_mkldnn()
-        config.set_cpu_math_library_num_threads(threads())  # the default is 1
+        config.set_cpu_math_library_num_threads(threads or environment.threads())  # the default is 1
         if Version(PADDLE_VERSION).release[:2] == (3, 3):
             # In 3.3 this pass makes every bilinear resize fail (Paddle issues 77340 and 79749).
             config.delete_pass("onednn_placement_pass")
@@ -61,7 +62,7 @@ def program_of(predictor: Any) -> Program:
 
     def run(given: np.ndarray) -> list[np.ndarray]:
         source.reshape(given.shape)
-        source.copy_from_cpu(np.ascontiguousarray(given, np.float32))
+        source.copy_from_cpu(np.ascontiguousarray(given, np.uint8 if given.dtype == np.uint8 else np.float32))
         predictor.run()
         answers = [result.copy_to_cpu() for result in results]
         predictor.clear_intermediate_tensor()

@@ -65,8 +65,8 @@ def write_programs(model: MscaleOCRNet, folder: Path, form: str) -> None:
         part = AtScale(model, attention)
         part.eval()
         write_program(part, folder / name, input_shape=(None, model.in_channels, None, None))
-        if form == "onnx":
-            convert_to_onnx(folder / name)
+    if form == "onnx":
+        convert_to_onnx(*(folder / name for name in PARTS))
 
 
 def write_checked_programs(

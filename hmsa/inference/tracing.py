@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -38,13 +42,20 @@ def program_file(path: Path) -> Path:
 
 
 def write_program(
-    network: nn.Layer, path: Path, *, input_shape: tuple[Optional[int], ...] = DYNAMIC_SHAPE, old_form: bool = False
+    network: nn.Layer,
+    path: Path,
+    *,
+    input_shape: tuple[Optional[int], ...] = DYNAMIC_SHAPE,
+    old_form: bool = False,
+    input_name: str = INPUT_NAME,
+    dtype: str = "float32",
 ) -> Path:
     """Write a network in evaluation mode as `path`.json or `path`.pdmodel, with its tensors in `path`.pdiparams.
 
     Args:
-        input_shape: N, C, H, W; None is any size.
+        input_shape: N, C, H, W, or in the order that the network takes; None is any size.
         old_form: whether Paddle 3, too, writes .pdmodel.
+        input_name, dtype: of the input.
 
     Returns:
         The program.
@@ -52,37 +63,65 @@ def write_program(
     Raises:
         Exception: whatever Paddle raises where it cannot trace the network.
     """
-    spec = paddle.static.InputSpec(list(input_shape), "float32", INPUT_NAME)
+    spec = paddle.static.InputSpec(list(input_shape), dtype, input_name)  # pyright: ignore[reportArgumentType]
     # FLAGS_enable_pir_api may have left Paddle 3 with the old form.
-    with _old_form() if old_form or not writes_json() else paddle.pir_utils.DygraphPirGuard():
+    form = _old_form() if old_form or not writes_json() else paddle.pir_utils.DygraphPirGuard()
+    with form, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"The Attr\(force_cpu\)")  # of Paddle's own operators
         paddle.jit.save(paddle.jit.to_static(network, input_spec=[spec], full_graph=True), str(path))
     path.with_suffix(".pdiparams.info").unlink(missing_ok=True)
     return program_file(path)
 
 
-def convert_to_onnx(path: Path) -> None:
-    """Put `path`.onnx, which holds its tensors, in the place of the program that Paddle wrote at `path`.
+_CONVERTER = """\
+import sys, paddle2onnx
+for stem, program in zip(sys.argv[1::2], sys.argv[2::2]):
+    paddle2onnx.export(
+        program, stem + ".pdiparams", stem + ".onnx", opset_version=17, verbose=False, optimize_tool="None"
+    )
+"""
+
+
+def convert_to_onnx(
+    *paths: Path, advice: str = "use the backend inference", settings: Sequence[str] = ("backend",)
+) -> None:
+    """Put `path`.onnx, which holds its tensors, in the place of each program that Paddle wrote at `path`.
+
+    The converter runs in a process and a folder of its own: it leaves files where it runs, may end its process, and a
+    package that it uses would install others.
+
+    Args:
+        advice, settings: what to do, and what to set otherwise, where it fails.
 
     Raises:
-        DataError: the converter does not know all of its operators.
+        DataError: the converter does not know all of a program's operators.
     """
-    import paddle2onnx
+    programs = {path.resolve(): program_file(path.resolve()) for path in paths}
+    words = [word for pair in programs.items() for word in map(str, pair)]
+    environment = {**os.environ, "POLYGRAPHY_AUTOINSTALL_DEPS": "0"}
+    with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", _CONVERTER, *words],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        )
 
-    program, params = program_file(path), path.with_suffix(".pdiparams")
-    target = path.with_suffix(".onnx")
-    options = {"opset_version": 17, "verbose": False, "optimize_tool": "None"}
-    before = Path.cwd()
-    os.chdir(path.parent)  # The converter leaves files where it runs.
-    try:
-        paddle2onnx.export(program.name, params.name, target.name, **options)
-    except (Exception, SystemExit) as error:
-        raise DataError(
-            f"the network could not be converted to ONNX: {error}; use the backend inference", settings=["backend"]
-        ) from error
-    finally:
-        os.chdir(before)
-    program.unlink()
-    params.unlink()
+    if done.returncode or not all(path.with_suffix(".onnx").is_file() for path in programs):
+        said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        ended = [f"it was ended by signal {-done.returncode}"] if done.returncode < 0 else []
+        # It says what went wrong in one line, and then trips over what it does not have.
+        telling = [line for line in said if "[ERROR]" in line or "Failed to convert" in line]
+        reason = (telling or ended or said[::-1] or ["it says nothing"])[0]
+        raise DataError(f"the network could not be converted to ONNX: {reason:.300}; {advice}", settings=settings)
+
+    for path, program in programs.items():
+        program.unlink()
+        path.with_suffix(".pdiparams").unlink()
 
 
 OLD_OPERATORS = {"bmm": ("bmm", "X", "Y"), "sigmoid": ("sigmoid", "X"), "argmax": ("arg_max", "X")}

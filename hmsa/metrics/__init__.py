@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __getattr__ = names_of(__name__)
 
+NO_CLASS = 255
+"""In predictions: of pixels that were given no class, which is always wrong. Only those of others have it."""
+
 
 class Metric(ABC):
     """What is counted over the images of a data set, and the scores that follow from the counts.
@@ -45,7 +48,7 @@ class Metric(ABC):
         """Add an image to the counts.
 
         Args:
-            prediction: uint8 [H, W], classes.
+            prediction: uint8 [H, W], classes or, if it is none, `NO_CLASS`.
             label: uint8 [H, W], classes or `ignore_index`.
             confidence: float32 [H, W], the probability that the network gives the predicted class.
         """

@@ -33,7 +33,7 @@ class ImageIoU(Metric):
         valid = label != self.ignore_index
         predicted, labelled = prediction[valid], label[valid]
         hits, taken, there = (
-            np.bincount(classes, minlength=self.num_classes)
+            np.bincount(classes, minlength=self.num_classes)[: self.num_classes]
             for classes in (labelled[predicted == labelled], predicted, labelled)
         )
         union = taken + there - hits

@@ -22,7 +22,7 @@ from hmsa.datasets.findings import Finding
 from hmsa.datasets.images import read_mask
 from hmsa.datasets.survey import Survey, meaning, spread
 from hmsa.errors import DataError, printable
-from hmsa.visualize import color_palette, overlay
+from hmsa.visualize import color_palette, highlight
 
 SHEET_SAMPLES = 12
 
@@ -196,7 +196,8 @@ def sheet(
 ) -> Optional[Image.Image]:
     """Samples of every data set: images with the colours of their masks laid over, and a legend.
 
-    What the recipe does not name is chequered, and ignored pixels show the image. None where no pair can be read.
+    What the recipe does not name is chequered; ignored pixels, and those of a background, show the image. None where no
+    pair can be read.
     """
     count = SHEET_SAMPLES // max(len(surveys), 1)
     cells = []
@@ -239,9 +240,8 @@ def _sample(pair: Pair, classes: Classes, max_pixels: Optional[int], in_channels
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     label, strange = _label(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST), classes)
 
-    shown = overlay(small, label, color_palette(class_colors=classes.colors), image_share=0.4)
-    ignored = (label == classes.ignore_index) & ~strange
-    shown[ignored] = small[ignored]
+    plain = (classes.ignore_index, *classes.background)
+    shown = highlight(small, label, color_palette(class_colors=classes.colors), 0.6, plain=plain)
     shown[strange] = _UNKNOWN
     rows, columns = np.indices(label.shape)
     shown[strange & ((rows // 3 + columns // 3) % 2 == 0)] = 0

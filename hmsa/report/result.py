@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import distributions
-from typing import Any
+from typing import Any, Optional
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -20,6 +20,7 @@ from rich.table import Column, Table
 
 from hmsa.errors import printable
 from hmsa.metrics import Metric
+from hmsa.metrics.confusion import Confusion, category_iou
 from hmsa.system.version import VERSION
 from hmsa.weights.loading import listed
 
@@ -36,11 +37,18 @@ class Evaluation:
     images: int
     seconds: float
     peak_memory_bytes: int  # of this process: the device's memory on a GPU, the resident set elsewhere
+    categories: Sequence[str] = ()  # of the classes, where they are grouped
 
     @cached_property
     def scores(self) -> dict[str, Any]:
         """The scores of all metrics by name, see `Metric.scores`."""
         return {name: value for metric in self.metrics for name, value in metric.scores().items()}
+
+    @cached_property
+    def category_iou(self) -> dict[str, float]:
+        """IoU of every category, see `hmsa.metrics.confusion.category_iou`; empty where there are none."""
+        confusion = next((metric for metric in self.metrics if isinstance(metric, Confusion)), None)
+        return category_iou(confusion.state, self.categories) if confusion and self.categories else {}
 
     @property
     def curves(self) -> dict[str, float]:
@@ -66,6 +74,10 @@ class Evaluation:
             return []
         true, predicted = counts.sum(axis=1) > 0, counts.sum(axis=0) > 0
         remarks = []
+        without = self.scores.get("pixels_without_class", 0)
+        if without:
+            share = without / (counts.sum() + without)
+            remarks.append(f"{without} labelled pixels ({percent(share)} %) were given no class, which counts as wrong")
         absent = [name for name, there in zip(self.class_names, true | predicted) if not there]
         if absent:
             remarks.append(
@@ -82,11 +94,13 @@ class Evaluation:
         columns = self._per_class()
         table = Table("class", *(Column(self._title(name), justify="right") for name in columns))
         for name, *values in zip(self.class_names, *columns.values()):
-            table.add_row(name, *map(_percent, values))
+            table.add_row(name, *map(percent, values))
 
         summary = Table.grid("score", Column("percent", justify="right"), padding=(0, 2))
         for name, value in self._overall().items():
-            summary.add_row(self._title(name), _percent(value))
+            summary.add_row(self._title(name), percent(value))
+        for name, value in self.category_iou.items():
+            summary.add_row(f"IoU of the category {name}", percent(value))
 
         text = io.StringIO()
         Console(file=text, width=100, markup=False, emoji=False).print(table, summary)
@@ -94,18 +108,20 @@ class Evaluation:
         cost = f"{self.seconds:.1f} s, peak memory {self.peak_memory_bytes / 2**30:.2f} GiB"
         return f"{text.getvalue()}{remarks}{self.images} images in {cost}"
 
-    def to_json(self, *, config: dict[str, Any], weights_sha256: str) -> dict[str, Any]:
+    def to_json(self, *, config: dict[str, Any], weights_sha256: Optional[str]) -> dict[str, Any]:
         """Everything for a program to read; scores are fractions, null where nothing can be said.
 
         Args:
             config: the resolved YAML.
-            weights_sha256: hash of the weight file.
+            weights_sha256: hash of the weight file; None where predictions were read.
         """
-        per_class = {name: dict(zip(self.class_names, _plain(values))) for name, values in self._per_class().items()}
+        categories = {"category_iou": plain(self.category_iou)} if self.category_iou else {}
+        per_class = {name: dict(zip(self.class_names, plain(values))) for name, values in self._per_class().items()}
         return {
             "pictures": self.images,
-            **{name: _plain(value) for name, value in self.scores.items()},
+            **{name: plain(value) for name, value in self.scores.items()},
             **per_class,
+            **categories,
             "class_names": list(self.class_names),
             "remarks": self.remarks,
             "seconds": self.seconds,
@@ -123,10 +139,13 @@ def versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), "hmsa": VERSION, "paddle": PADDLE_VERSION, **installed}
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
+    """A fraction as a person reads it, "-" for NaN."""
     return "-" if np.isnan(fraction) else f"{100 * fraction:.2f}"
 
 
-def _plain(value: Any) -> Any:
-    """A number or an array as numbers, or lists of them, with None for NaN."""
+def plain(value: Any) -> Any:
+    """A number, an array, or a dictionary of these, as numbers, or lists of them, with None for NaN."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
     return np.where(np.isnan(value), np.array(None), value).tolist()

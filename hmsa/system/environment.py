@@ -8,7 +8,9 @@ Nothing here runs on import.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import re
 import sys
 import warnings
@@ -38,6 +40,17 @@ def amd_matrix_path() -> Optional[str]:
         return None
     flags = set(re.findall(r"\bavx512\w+", processor))
     return "7" if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags else "5"
+
+
+def processor() -> tuple[str, frozenset[str]]:
+    """The processor's name, and the flags by which Linux says what it can (none elsewhere)."""
+    name, flags = platform.processor() or platform.machine(), ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        name = told.get("model name", name)
+        flags = told.get("flags") or told.get("Features") or ""
+    return name, frozenset(flags.split())
 
 
 def threads() -> int:

@@ -23,14 +23,28 @@ def peak_memory_bytes() -> int:
     if on_gpu():
         return int(paddle.device.cuda.max_memory_allocated())
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+        return _status("VmHWM:")
     try:
         import resource
     except ImportError:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def resident_bytes() -> int:
+    """The memory this process holds now: the device's on a GPU, else resident (0 if unknown)."""
+    if on_gpu():
+        return int(paddle.device.cuda.memory_allocated())
+    with contextlib.suppress(OSError, StopIteration):
+        return _status("VmRSS:")
+    return 0
+
+
+def _status(entry: str) -> int:
+    """Bytes that Linux notes of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(entry)).split()[1])
 
 
 def reset_peak() -> bool:

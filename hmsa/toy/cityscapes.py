@@ -10,7 +10,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+from cityscapesscripts.helpers.annotation import Annotation
 from cityscapesscripts.helpers.labels import name2label
+from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from PIL import Image, ImageDraw
 
 from hmsa.errors import DataError, UsageError
@@ -34,6 +36,14 @@ def label_ids(objects: Sequence[dict[str, Any]], height: int, width: int) -> np.
     for thing in objects:
         drawer.polygon([(x, y) for x, y in thing["polygon"]], fill=name2label[thing["label"]].id)
     return np.array(image)
+
+
+def instance_ids(polygons: str) -> np.ndarray:
+    """What tells instances apart, uint16 [height, width], as cityscapesscripts draws it: 1000 times the label id plus
+    the number of the instance, or of classes that have no instances the label id."""
+    annotation = Annotation()
+    annotation.fromJsonText(polygons)
+    return np.asarray(createInstanceImage(annotation, "ids")).astype(np.uint16)
 
 
 def auto_labels(rng: np.random.Generator, objects: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
@@ -102,8 +112,10 @@ def _write_street(root: Path, split: str, index: int, size: tuple[int, int], rng
         objects = []
     annotation = {"imgHeight": size[0], "imgWidth": size[1], "objects": objects}
     _write_png(root / f"leftImg8bit/{split}/{name}_leftImg8bit.png", image)
+    polygons = json.dumps(annotation)
     _write_png(root / f"gtFine/{split}/{name}_gtFine_labelIds.png", label_ids(objects, *size))
-    write_atomically(root / f"gtFine/{split}/{name}_gtFine_polygons.json", json.dumps(annotation).encode())
+    _write_png(root / f"gtFine/{split}/{name}_gtFine_instanceIds.png", instance_ids(polygons))
+    write_atomically(root / f"gtFine/{split}/{name}_gtFine_polygons.json", polygons.encode())
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:

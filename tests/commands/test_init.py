@@ -24,6 +24,7 @@ from hmsa.datasets.classes import Classes
 from hmsa.datasets.folders import Split, parts
 from hmsa.errors import DataError, UsageError
 from hmsa.toy.shapes import KINDS, write_shapes
+from hmsa.visualize import DISTINCT_COLORS
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +64,9 @@ def test_a_recipe_for_every_form_of_masks_trains(shapes, tmp_path, masks, values
     path = run(shapes / masks, "--seed", 3, *flags)
     config = hmsa.load_config(path)
     assert [of.values for of in config.classes or ()] == values
+    colors = [tuple(of.color or ()) for of in config.classes or ()]
+    of_masks = [tuple(of[0]) for of in values if masks == "colors"]
+    assert colors == (of_masks or [*DISTINCT_COLORS[: len(values)]])
     assert (config.ignore.values if config.ignore else []) == [0] * (flags[-1:] == ["ignore,disc,square,triangle"])
 
     train, val = (build_dataset(config, part) for part in ("train", "val"))

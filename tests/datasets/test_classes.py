@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from hmsa.datasets import cityscapes
 from hmsa.datasets.classes import Classes
+from hmsa.visualize import DISTINCT_COLORS
 
 
 def test_classes_of_which_nothing_is_known():
     classes = Classes.numbered(3, ignore_index=7)
     assert classes.names == ("class 0", "class 1", "class 2")
-    assert classes.colors == ((128, 0, 0), (0, 128, 0), (128, 128, 0))  # the first of PaddleSeg's palette
+    assert classes.colors == DISTINCT_COLORS[:3]
     assert (len(classes), classes.ignore_index, classes.raw_values) == (3, 7, None)
     assert len(Classes.numbered(256)) == 256
+
+
+def test_backgrounds_are_known_by_their_names():
+    classes = replace(Classes.numbered(4), names=("_background_", "back", "Background", "tree"))
+    assert classes.background == (0, 2)
 
 
 def test_the_classes_of_cityscapes_by_hand():
@@ -21,6 +29,7 @@ def test_the_classes_of_cityscapes_by_hand():
     assert classes.names[-1] == "bicycle"
     assert classes.colors[0] == (128, 64, 128)
     assert (len(classes), classes.ignore_index) == (19, 255)
+    assert (classes.categories[0], classes.categories[11], len(set(classes.categories))) == ("flat", "human", 7)
     assert 255 in cityscapes.LABEL_IDS and 77 not in cityscapes.LABEL_IDS
 
 

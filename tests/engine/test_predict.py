@@ -12,13 +12,15 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from hmsa.commands import predict as command
+from hmsa.commands.predict import SAVED
 from hmsa.datasets.find import OVERLAY_SUFFIXES, LeftOut, find_images
 from hmsa.datasets.images import IMAGE_SUFFIXES
 from hmsa.distributed import ranks
-from hmsa.engine.predict import Results, notices, predict
+from hmsa.engine.predict import FOLDERS, Results, notices, predict
 from hmsa.errors import DataError
 from hmsa.inference.averaging import InferenceOptions
-from hmsa.visualize import color_palette, overlay
+from hmsa.inference.network import FusedNetwork
+from hmsa.visualize import color_palette, heat, overlay
 
 COLORS = color_palette()
 
@@ -84,7 +86,7 @@ def test_results_are_written(tmp_path):
     failed = predict(
         red_channel,
         find_images(str(tmp_path / "in")),
-        Results(save_dir, COLORS, raw_values=range(100, 119)),
+        Results(save_dir, COLORS, ["color", "overlay", "id"], raw_values=range(100, 119)),
         transforms=[],
         options=InferenceOptions(),
         progress=False,
@@ -98,6 +100,59 @@ def test_results_are_written(tmp_path):
     ids = np.asarray(Image.open(save_dir / "label_ids/city/x.png"))
     assert ids.dtype == np.uint8
     assert_array_equal(ids, label + 100)
+
+
+def red_at_scale(image, attention):
+    """A network at one scale that says the class of the red channel, and takes a quarter of each scale's answer."""
+    return red_channel(image), paddle.full_like(image[:, :1], 0.25) if attention else None
+
+
+def test_everything_there_is_to_see(tmp_path):
+    image = write_picture(tmp_path / "in" / "city" / "x.png", 8, 12)
+    network = FusedNetwork(red_at_scale, scales=[0.5, 1.0, 2.0], align_corners=False)
+    results = Results(
+        tmp_path / "out", COLORS, list(FOLDERS), raw_values=range(19), names=[f"no. {k}" for k in range(19)]
+    )
+    results.prepare(unknown=False)
+    files = find_images(str(tmp_path / "in"))
+    given = {"transforms": [], "options": InferenceOptions(), "progress": False}
+    assert predict(network, files, results, **given) == []
+    written = {
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+    maps = {f"{word}/scale_{scale}" for word in ("attention", "decided") for scale in ("0.5", "1", "2")}
+    pictures = {f"{folder}/city/x.png" for folder in {*FOLDERS.values(), *maps} - {"attention", "decided", "legend"}}
+    legends = {f"legend/{name}.png" for name in ("legend", "confidence", "attention", "decided")}
+    assert written == pictures | legends
+
+    for folder, value in {
+        "attention/scale_0.5": 0.25,
+        "attention/scale_2": 0.25,
+        "decided/scale_1": 0.75 * 0.25,
+    }.items():
+        shown = np.asarray(Image.open(tmp_path / "out" / folder / "city/x.png"))
+        assert_array_equal(shown, heat(np.full(image.shape[:2], value)))
+    wide = np.asarray(Image.open(tmp_path / "out/scales/city/x.png"))
+    assert_array_equal(wide[22:30, 20:32], np.reshape(COLORS, (256, 3))[image[..., 0]])  # the middle one of three
+    sheet = np.asarray(Image.open(tmp_path / "out/sheets/city/x.png"))
+    assert len(sheet) > 4 * 22 + 4 * 8
+    assert_array_equal(sheet[22:30, :12], image)
+
+
+def test_a_folder_of_other_results_is_none_of_images(tmp_path):
+    write_picture(tmp_path / "x.png")
+    for saved in (["confidence"], ["id", "sheet"]):
+        results = Results(tmp_path / "_".join(saved), COLORS, saved, raw_values=range(19))
+        results.prepare(unknown=False)
+        given = {"transforms": [], "options": InferenceOptions(), "progress": False}
+        assert predict(red_channel, find_images(str(tmp_path)), results, **given) == []
+    left_out = LeftOut()
+    assert [file.path.name for file in find_images(str(tmp_path), left_out)] == ["x.png"]
+    assert str(left_out) == "left out 4 results of an earlier prediction"
+
+
+def test_the_command_knows_what_can_be_saved():
+    assert (*FOLDERS,) == SAVED
 
 
 def test_a_bad_picture_does_not_stop_the_others(tmp_path, capsys):
@@ -158,6 +213,18 @@ def test_a_second_run_into_a_folder_says_what_becomes_of_the_first(tmp_path):
     (folder / "b.png").unlink()
     gone.add("b.png")
     assert predicted()[1] == f"{earlier} 2 images will be replaced, those of 1 other image stay"
+
+
+@pytest.mark.parametrize("saved", [["overlay"], ["attention", "overlay"], ["confidence"], ["sheet", "legend"]])
+def test_earlier_results_are_told_whatever_was_saved(tmp_path, saved):
+    write_picture(tmp_path / "in" / "a.png", 8, 12)
+    network = FusedNetwork(red_at_scale, scales=[0.5, 1.0], align_corners=False)
+    results = Results(tmp_path / "out", COLORS, saved, names=[f"no. {k}" for k in range(19)])
+    for told in ([], [f"{tmp_path / 'out'} holds results of an earlier run: those of 1 image will be replaced, "]):
+        files, left_out = find_images(str(tmp_path / "in")), LeftOut()
+        found = list(notices(files, left_out, tmp_path / "out", saved))[1:]
+        assert [line[: len(start)] for line, start in zip(found, told)] == told and len(found) == len(told)
+        predict(network, files, results, transforms=[], options=InferenceOptions(), progress=False)
 
 
 def test_results_with_other_names_are_told(tmp_path):

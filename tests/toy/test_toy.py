@@ -67,7 +67,7 @@ def test_tree_and_pairs_are_those_of_cityscapes(root: Path):
             name = picture.name[: -len("_leftImg8bit.png")]
             assert name.split("_")[0] == picture.parent.name
             truth = root / "gtFine" / split / picture.parent.name
-            for ending in ("labelIds.png", "polygons.json"):
+            for ending in ("labelIds.png", "instanceIds.png", "polygons.json"):
                 assert (truth / f"{name}_gtFine_{ending}").is_file()
             names.append(name)
     coarse = sorted(root.glob("leftImg8bit_trainextra/leftImg8bit/train_extra/*/*_leftImg8bit.png"))
@@ -77,15 +77,20 @@ def test_tree_and_pairs_are_those_of_cityscapes(root: Path):
     names += [path.name[: -len("_leftImg8bit.png")] for path in coarse]
     assert len(set(names)) == len(names) == 9
     assert len({path.parent.name for path in root.glob("leftImg8bit/train/*/*")}) == 3
-    # An image and two labels for each of train, val and test, two files for each coarse image, and the marker.
-    assert len(contents(root)) == 3 * 6 + 2 * 3 + 1
+    # An image and three labels for each of train, val and test, two files for each coarse image, and the marker.
+    assert len(contents(root)) == 4 * 6 + 2 * 3 + 1
 
 
 def test_pictures_are_rgb_and_labels_are_known_ids(root: Path):
     for path in root.rglob("*.png"):
         image = Image.open(path)
         assert image.size == (160, 96)
-        if "gtFine" in path.parts or "refinement_final" in path.parts:
+        if "instanceIds" in path.name:
+            assert image.mode == "I;16"
+            labels = np.asarray(Image.open(path.with_name(path.name.replace("instanceIds", "labelIds"))))
+            numbers = np.asarray(image)
+            np.testing.assert_array_equal(np.where(numbers < 1000, numbers, numbers // 1000), labels)
+        elif "gtFine" in path.parts or "refinement_final" in path.parts:
             assert image.mode == "L"
             assert set(np.unique(image)) <= set(id2label)
         else:

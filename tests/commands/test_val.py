@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`val`: weights, or predictions of any other tool; and Cityscapes' own evaluation beside ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import paddle
+import pytest
+from awaken import awaken
+
+import hmsa
+from hmsa.commands import val
+from hmsa.errors import DataError, UsageError
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, tiny_recipe):
+    path = tmp_path_factory.mktemp("weights") / "model.pdparams"
+    paddle.save(awaken(hmsa.build_model(hmsa.load_config(tiny_recipe))).state_dict(), str(path))
+    return path
+
+
+def run(recipe: Path, *words: object) -> None:
+    val.main(val.make_parser().parse_args(["--config", str(recipe), *map(str, words)]))
+
+
+def test_official_and_predictions_agree(tiny_recipe, weights, tmp_path, capsys):
+    out, found = tmp_path / "a.json", tmp_path / "found"
+    given = ["--engine", "eager", "--opts", "model.scales=[1.0]"]
+    run(tiny_recipe, "--model_path", weights, "--official", "--save_predictions", found, "--output", out, *given)
+    said = capsys.readouterr().out
+    assert "cityscapesscripts finds the same IoU for every class and category, to the last digit" in said
+    assert "IoU of the category vehicle" in said and "average of categories" in said
+    ours = json.loads(out.read_text())
+    assert len(ours["official"]["classScores"]) == 34 and len(ours["category_iou"]) == 7
+    assert ours["official"]["categoryScores"]["void"] is None
+    for name, iou in ours["iou"].items():
+        assert iou == ours["official"]["classScores"][name]
+
+    run(tiny_recipe, "--predictions", found, "--values", "ids", "--official", "--output", tmp_path / "b.json")
+    theirs = json.loads((tmp_path / "b.json").read_text())
+    for key in ("iou", "boundary_iou", "image_iou", "confusion_matrix", "category_iou", "official", "mean_iou"):
+        assert theirs[key] == ours[key], key
+    assert (theirs["weights_sha256"], theirs["values"], theirs["predictions"]) == (None, "ids", str(found))
+    assert "ece" not in theirs
+
+    next(found.rglob("*.png")).unlink()
+    with pytest.raises(DataError, match="expected one PNG for each of 3 images"):
+        run(tiny_recipe, "--predictions", found, "--values", "ids", "--output", tmp_path / "c.json")
+    assert not (tmp_path / "c.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "expected --model_path, weights, or --predictions, a folder of label PNGs, found neither"),
+        (["--model_path", "a", "--predictions", "b"], "found both"),
+        (["--predictions", "b"], "expected --values ids or train_ids"),
+        (["--model_path", "a", "--values", "ids"], "expected --values together with --predictions"),
+        (["--predictions", "b", "--values", "train_ids", "--official"], "cityscapesscripts reads label ids"),
+        (["--predictions", "b", "--values", "ids", "--aug_eval"], "expected --aug_eval together with --model_path"),
+    ],
+)
+def test_flags_that_do_not_go_together(tiny_recipe, words, said):
+    with pytest.raises(UsageError, match=said):
+        run(tiny_recipe, *words)

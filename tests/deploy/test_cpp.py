@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""deploy/cpp, built with sanitizers: it gives what predict.py gives, or a sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import sysconfig
+import zlib
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+from packaging.version import Version
+from paddle.version import full_version as PADDLE_VERSION
+from PIL import Image
+
+from hmsa.datasets.classes import Classes
+from hmsa.datasets.find import ImageFile
+from hmsa.datasets.images import read_image
+from hmsa.datasets.transforms import Normalize
+from hmsa.deploy.export import ExportOptions, export
+from hmsa.deploy.network import Answer, ExportedNetwork
+from hmsa.engine.predict import Results, predict
+from hmsa.errors import DataError
+from hmsa.inference.averaging import InferenceOptions
+from hmsa.inference.tracing import convert_to_onnx, write_program, writes_json
+from hmsa.visualize import color_palette
+
+openvino = pytest.importorskip("openvino", reason="deploy/cpp needs OpenVINO: pip install .[openvino]")
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "deploy/cpp"
+HEADERS = ROOT / "build/onnxruntime/include"
+NORMALIZE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+COLORS = [(i, 2 * i, 255 - i) for i in range(5)]
+LABELS, OVERLAYS = "pseudo_color_prediction", "added_prediction"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("cmake", "c++"))), reason="deploy/cpp needs cmake and g++: make system-packages"
+    ),
+]
+
+
+def build(folder, *settings, environment=None):
+    """Build deploy/cpp -> the arguments -> what the program did; `engines` are those that are built in."""
+    command = ["cmake", "-S", SOURCE, "-B", folder, "-DCMAKE_BUILD_TYPE=Debug", *settings]
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode and "could not find" in (made.stderr + made.stdout).lower():
+        pytest.skip("deploy/cpp needs libraries of the system: make system-packages")
+    assert made.returncode == 0, made.stderr
+    compiled = subprocess.run(["cmake", "--build", folder, "--parallel", "2"], capture_output=True, text=True)
+    assert compiled.returncode == 0, compiled.stdout
+
+    def run(*arguments):
+        command = [folder / "hmsa_infer", *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    run.engines = [line.split()[2].strip(":") for line in made.stdout.splitlines() if line.startswith("-- Engine ")]
+    return run
+
+
+def onnxruntime_archive(folder):
+    """A folder like ONNX Runtime's release archive: headers of `make system-packages`, the Python package's library."""
+    found = find_spec("onnxruntime")
+    if found is not None and found.origin is not None and (HEADERS / "onnxruntime_cxx_api.h").is_file():
+        (folder / "lib").mkdir(parents=True)
+        (folder / "include").symlink_to(HEADERS)
+        for library in (Path(found.origin).parent / "capi").glob("libonnxruntime.so.*"):
+            for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+                (folder / "lib" / name).symlink_to(library)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """With OpenVINO, and ONNX Runtime if it is there, and sanitizers, whose findings are errors on stderr."""
+    settings = [f"-DOpenVINO_DIR={Path(openvino.__file__).parent / 'cmake'}", "-DHMSA_SANITIZE=ON"]
+    settings += [f"-DONNXRUNTIME_DIR={onnxruntime_archive(tmp_path_factory.mktemp('archive') / 'onnxruntime')}"]
+    # OpenVINO's TBB loads its libraries in a way that sanitizers allow.
+    return build(tmp_path_factory.mktemp("build"), *settings, environment=os.environ | {"TBB_ENABLE_SANITIZERS": "1"})
+
+
+@pytest.fixture(scope="module")
+def network(make_tiny_network):
+    return make_tiny_network()
+
+
+def exported_as(network, folder, output_op):
+    classes = Classes(names=tuple("abcde"), colors=tuple(COLORS))
+    transforms = [{"type": "Normalize", **NORMALIZE}]
+    export(network, folder, ExportOptions(output_op=output_op, transforms=transforms, classes=classes))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(network, tmp_path_factory):
+    return exported_as(network, tmp_path_factory.mktemp("exported"), "argmax")
+
+
+def describe(folder, **changes):
+    """Write other values into deploy.yaml, and the hashes of what lies beside it."""
+    path = folder / "deploy.yaml"
+    entry = yaml.safe_load(path.read_text())["Deploy"] | changes
+    files = [file for file in folder.iterdir() if file.name.startswith("model")]
+    entry["sha256"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    path.write_text(yaml.safe_dump({"Deploy": entry}))
+
+
+@pytest.fixture(scope="module")
+def preprocessing(exported, tmp_path_factory):
+    """An export that takes an image as it is: uint8 [1, H, W, 3]."""
+    from openvino.preprocess import PrePostProcessor
+
+    folder = tmp_path_factory.mktemp("preprocessing")
+    steps = PrePostProcessor(openvino.Core().read_model(exported / "model.pdmodel"))
+    steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
+    steps.input().model().set_layout(openvino.Layout("NCHW"))
+    mean, std = ([255 * value for value in NORMALIZE[key]] for key in ("mean", "std"))
+    steps.input().preprocess().convert_element_type(openvino.Type.f32).mean(mean).scale(std)
+    openvino.save_model(steps.build(), folder / "model.xml", compress_to_fp16=False)
+    shutil.copy(exported / "deploy.yaml", folder)
+    files = [{"format": "openvino", "precision": "fp32", "files": ["model.xml", "model.bin"]}]
+    shape = {"input_dtype": "uint8", "input_layout": "NHWC", "input_shape": [None, None, None, 3]}
+    describe(folder, formats=files, transforms=[], **shape)
+    return folder
+
+
+def add_chunk(png, name, content):
+    """A PNG with another chunk before its pixels."""
+    start = png.index(b"IDAT") - 4
+    chunk = struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return png[:start] + chunk + png[start:]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Images of every kind, smooth and noisy at once."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(5)
+
+    def drawn(height, width, mode="RGB"):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
+        noisy = np.clip(np.asarray(coarse, np.int16) + rng.integers(-12, 12, (height, width, 3)), 0, 255)
+        return Image.fromarray(noisy.astype(np.uint8)).convert(mode)
+
+    def turned(orientation):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        return exif
+
+    drawn(96, 160).save(folder / "plain.png")
+    drawn(97, 161).save(folder / "odd.png")
+    drawn(150, 70).save(folder / "portrait.jpg", quality=90)
+    drawn(20, 20).save(folder / "20x20.png")
+    drawn(77, 91, "L").save(folder / "grey.jpg")
+    drawn(64, 96).quantize(64).save(folder / "palette.png", transparency=3)
+    drawn(64, 96, "1").save(folder / "bits.png")
+    drawn(60, 90, "RGBA").save(folder / "rgba.png")
+    drawn(60, 90, "LA").save(folder / "grey_alpha.png")
+    drawn(60, 90, "CMYK").save(folder / "cmyk.jpg")
+    drawn(61, 93).save(folder / "progressive.jpg", progressive=True, subsampling=2, quality=70)
+    for orientation in range(2, 9):
+        drawn(48, 80).save(folder / f"turned{orientation}.jpg", exif=turned(orientation), subsampling=1)
+    drawn(48, 80).save(folder / "turned.png", exif=turned(6))
+    xmp = b'<x tiff:Orientation="8"/>'
+    drawn(48, 80).save(folder / "xmp.jpg", xmp=xmp)
+    deep = rng.integers(0, 65536, (40, 56), np.uint16)
+    Image.fromarray(deep).save(folder / "16bit.png")
+
+    # What says how colours are to be shown changes no number.
+    drawn(40, 56).save(folder / "gamma.png")
+    png = add_chunk((folder / "gamma.png").read_bytes(), b"gAMA", struct.pack(">I", 100000))
+    (folder / "gamma.png").write_bytes(add_chunk(png, b"tRNS", struct.pack(">3H", 1, 2, 3)))
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def predicted(network, images, tmp_path_factory):
+    """Folder of what predict.py writes for them, its overlays as PNG, too."""
+    folder = tmp_path_factory.mktemp("predicted")
+    files = [ImageFile(path, Path(f"{path.stem}.png"), Path(f"{path.stem}.png")) for path in images]
+    results = Results(folder, color_palette(class_colors=COLORS))
+    given = {"transforms": [Normalize(**NORMALIZE)], "options": InferenceOptions(), "progress": False}
+    assert predict(lambda image: network(image)["joint"], files, results, **given) == []
+    return folder
+
+
+def check(done, output, predicted, images):
+    assert (done.returncode, done.stderr[-6000:]) == (0, "")
+    seen = 0
+    for path in images:
+        found, expected = (Image.open(folder / LABELS / f"{path.stem}.png") for folder in (output, predicted))
+        assert found.mode == "P" and found.getpalette() == expected.getpalette()
+        assert found.size == expected.size, path
+        share = (np.asarray(found) == np.asarray(expected)).mean()
+        assert share >= 0.9999, (path, share)
+        seen += len(np.unique(np.asarray(expected)))
+    assert seen > 2 * len(images)
+    assert len(list((output / LABELS).iterdir())) == len(images)
+
+
+def test_labels_and_overlays_are_those_of_predictions(program, exported, images, predicted, tmp_path):
+    done = program(exported, *images, "--output", tmp_path, "--overlay", "--threads", "2")
+    check(done, tmp_path, predicted, images)
+    for path in images:
+        found, expected = (
+            np.asarray(Image.open(folder / OVERLAYS / f"{path.stem}.png"), np.int16) for folder in (tmp_path, predicted)
+        )
+        assert np.abs(found - expected).max() <= 1, path
+    assert done.stdout.count(" pixels, read in ") == len(images)
+
+
+def test_an_export_that_normalises_itself(program, preprocessing, images, predicted, tmp_path):
+    check(program(preprocessing, *images, "--output", tmp_path), tmp_path, predicted, images)
+
+
+@pytest.mark.parametrize("output_op", ["softmax", "none"])
+def test_scores_become_labels(program, network, images, predicted, output_op, tmp_path):
+    folder = exported_as(network, tmp_path / "export", output_op)
+    check(program(folder, *images, "--output", tmp_path), tmp_path, predicted, images)
+
+
+def test_onnx(program, network, exported, images, predicted, tmp_path):
+    """In both engines that read it."""
+    if not writes_json() or find_spec("paddle2onnx") is None:
+        pytest.skip("ONNX is written by Paddle 3 with paddle2onnx: pip install .[onnx]")
+    write_program(ExportedNetwork(network, Answer("argmax")), tmp_path / "model")
+    convert_to_onnx(tmp_path / "model")
+    shutil.copy(exported / "deploy.yaml", tmp_path)
+    describe(tmp_path, formats=[{"format": "onnx", "precision": "fp32", "files": ["model.onnx"]}])
+    for engine in program.engines:
+        given = ("--output", tmp_path / engine, "--engine", engine)
+        check(program(tmp_path, *images, *given), tmp_path / engine, predicted, images)
+
+
+def test_paddle(exported, images, predicted, tmp_path):
+    """On the library inside the Python package, as Paddle's C++ archive cannot be had from a package registry.
+
+    The library is the archive's, but for parts in Python; the package has no headers, so a file beside this one says
+    what the program needs of them.
+    """
+    package = Path(paddle.__file__).parent
+    python = Path(sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LDLIBRARY"))
+    if python.suffix != ".so" or Version(PADDLE_VERSION) < Version("3.2"):
+        pytest.skip("Paddle's library is used by itself from 3.2 on, and where Python has a shared library")
+    (tmp_path / "archive/paddle/lib").mkdir(parents=True)
+    (tmp_path / "archive/paddle/include").symlink_to(Path(__file__).parent / "paddle_include")
+    (tmp_path / "archive/paddle/lib/libpaddle_inference.so").symlink_to(package / "base/libpaddle.so")
+    folders = [python.parent, package / "libs", package / "base"]
+    linker = ["--no-as-needed", str(python), "--unresolved-symbols=ignore-in-shared-libs"]
+    linker += [f"{option},{folder}" for folder in folders for option in ("-rpath", "-rpath-link")]
+    given = f"-DCMAKE_EXE_LINKER_FLAGS=-Wl,{','.join(linker)}"
+    run = build(tmp_path / "build", f"-DPADDLE_DIR={tmp_path / 'archive'}", given)
+    given = ("--output", tmp_path, "--engine", "paddle", "--threads", "2")
+    check(run(exported, *images, *given), tmp_path, predicted, images)
+
+
+def failed(done, status, *words):
+    """That the program ended with this status and one sentence that has these words."""
+    assert done.returncode == status, done
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("hmsa_infer: ") and all(word in line for word in words), line
+
+
+def test_a_wrong_command_line_is_a_sentence(program, exported, images, tmp_path):
+    output = ("--output", tmp_path)
+    for arguments, words in {
+        ("--engine", "tensorrt"): ["openvino, onnxruntime, paddle", "tensorrt"],
+        ("--engine", "paddle"): ["built without paddle", "-DPADDLE_DIR"],
+        ("--threads", "two"): ["--threads", "two"],
+        ("--threads=0",): ["from 1 to 1024"],
+        ("--outptu", "x"): ["unknown option --outptu"],
+        ("--engine",): ["--engine needs a value"],
+        (images[0],): ["would both be written as"],
+    }.items():
+        failed(program(exported, images[0], *output, *arguments), 2, *words)
+    assert program(exported, images[0]).returncode == program().returncode == program(exported, *output).returncode == 2
+    assert program("--help").returncode == 0 and "usage: hmsa_infer" in program("--help").stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unusable_export_is_a_sentence(program, exported, images, tmp_path):
+    def run(change, *arguments):
+        folder = tmp_path / "export"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(exported, folder)
+        change(folder)
+        return program(folder, images[0], "--output", tmp_path / "output", *arguments)
+
+    def write(name, content):
+        return lambda folder: (folder / name).write_bytes(content)
+
+    def damage(name):
+        def flip(folder):
+            content = bytearray((folder / name).read_bytes())
+            content[len(content) // 2] ^= 1
+            (folder / name).write_bytes(content)
+
+        return flip
+
+    failed(run(shutil.rmtree), 1, "deploy.yaml", "No such file")
+    failed(run(write("deploy.yaml", b"Deploy: [")), 1, "deploy.yaml", "export again")
+    failed(run(write("deploy.yaml", b"")), 1, "deploy.yaml", "export again")
+    failed(run(write("deploy.yaml", b"\xff\x00" * 99)), 1, "deploy.yaml", "export again")
+    failed(run(write("deploy.yaml", b"[" * 60000)), 1, "deploy.yaml", "export again")
+    failed(run(write("deploy.yaml", b"#" * 70000)), 1, "deploy.yaml", "longer")
+    for name in ("model.pdmodel", "model.pdiparams"):
+        failed(run(lambda folder, name=name: (folder / name).unlink()), 1, name, "No such file")
+        failed(run(damage(name)), 1, name, "damaged")
+    failed(run(lambda folder: None, "--precision", "int8"), 1, "openvino reads in int8", "paddle in fp32")
+
+    def described(**changes):
+        return lambda folder: describe(folder, **changes)
+
+    failed(run(described(formats=[{"format": "paddle", "precision": "fp32", "files": ["../x", "y"]}])), 1, "../x")
+    failed(run(described(transforms=[{"type": "Resize"}])), 1, "more than Normalize")
+    failed(run(described(input_shape=[1, 3, 64, None])), 1, "anyx64", "16bit.png")
+    failed(run(described(min_size=100)), 1, "at least 100 pixels", "16bit.png")
+    failed(run(described(channel_order="as stored")), 1, "not RGB")
+
+    def spoil(folder):
+        (folder / "model.pdmodel").write_bytes(b"x" * 1000)
+        describe(folder)
+
+    failed(run(spoil), 1, "openvino cannot open it")
+    assert not list((tmp_path / "output" / LABELS).iterdir())
+
+
+def test_an_unusable_image_is_a_sentence_and_the_others_are_done(program, exported, images, tmp_path):
+    good = next(path for path in images if path.name == "plain.png")
+    png, jpeg = good.read_bytes(), next(path for path in images if path.suffix == ".jpg").read_bytes()
+    huge_png = png[:16] + struct.pack(">II", 100000, 100000) + png[24:29]
+    huge_png += struct.pack(">I", zlib.crc32(huge_png[12:29])) + png[33:]
+    frame = jpeg.index(b"\xff\xc0") + 5
+    bad = {
+        "missing": None,
+        "empty": b"",
+        "text": b"not an image",
+        "cut": png[: len(png) // 2],
+        "end": png[:-12],
+        "checksum": png[:60] + bytes([png[60] ^ 1]) + png[61:],
+        "huge": huge_png,
+        "cut_jpeg": jpeg[: len(jpeg) // 2],
+        "huge_jpeg": jpeg[:frame] + struct.pack(">HH", 65000, 65000) + jpeg[frame + 4 :],
+        "wide_jpeg": jpeg[:frame] + struct.pack(">HH", 8000, 8000) + jpeg[frame + 4 :],
+        "start_jpeg": jpeg[:30],
+    }
+    given = tmp_path / "given"
+    given.mkdir()
+    for name, content in bad.items():
+        if content is not None:
+            (given / f"{name}.png").write_bytes(content)
+    (given / "folder.png").mkdir()
+    os.mkfifo(given / "pipe.png")
+    paths = [given / f"{name}.png" for name in (*bad, "folder", "pipe")]
+
+    done = program(exported, *paths, good, "--output", tmp_path)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and len(lines) == len(paths), lines
+    for path, line in zip(paths, lines):
+        assert line.startswith(f"hmsa_infer: failed: {path} should be "), line
+        if path.stem not in ("missing", "folder", "pipe"):
+            with pytest.raises(DataError):
+                read_image(path)
+    assert [path.name for path in (tmp_path / LABELS).iterdir()] == ["plain.png"]
+
+
+def test_what_cannot_be_written_is_a_sentence_and_leaves_nothing(program, exported, images, tmp_path):
+    (tmp_path / "file").write_text("")
+    failed(program(exported, images[0], "--output", tmp_path / "file"), 1, "file", "choose another")
+    (tmp_path / LABELS / "16bit.png").mkdir(parents=True)
+    failed(program(exported, images[0], "--output", tmp_path), 1, "16bit.png: cannot be written")
+    assert [path.name for path in (tmp_path / LABELS).iterdir()] == ["16bit.png"]
+
+
+def test_random_damage_is_read_as_predictions_read_it_or_refused(program, exported, images, tmp_path):
+    """No fault of memory whatever the bytes are."""
+    rng = np.random.default_rng(1)
+    for path in images:
+        content = bytearray(path.read_bytes())
+        for number in range(6):
+            damaged = content.copy()
+            for place in rng.integers(0, len(damaged), 1 + number):
+                damaged[place] = rng.integers(256)
+            (tmp_path / f"{path.stem}{number}.png").write_bytes(damaged)
+    paths = sorted(tmp_path.glob("*.png"))
+    done = program(exported, *paths, "--output", tmp_path)
+    assert done.returncode == 1
+    assert all(line.startswith("hmsa_infer: failed: ") for line in done.stderr.splitlines()), done.stderr
