@@ -39,11 +39,7 @@ IMAGE_SUFFIXES = tuple(
     sorted(suffix for suffix, form in Image.registered_extensions().items() if form in (*IMAGE_FORMATS, "MPO"))
 )
 
-_BLURRED = (
-    "its numbers are no longer those that were saved: export masks anew as PNG, or turn what is left of their colours into classes by "
-    "hmsa convert voc-colours"
-)
-_REMEDIES = {"JPEG": _BLURRED, "WEBP": _BLURRED}  # of masks, by format
+_LOSSY = ("JPEG", "WEBP")
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
@@ -245,7 +241,12 @@ def _recognised(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     other = next((form for form in IMAGE_FORMATS if form not in formats and _accepts(form, data[:16])), None)
     if other is None:
         raise ValueError(f"no image format is recognised ({', '.join(formats)})")
-    raise UnfitError(f"it is a {other} file", _REMEDIES.get(other, "convert it to PNG, which keeps its numbers"))
+    if other not in _LOSSY:
+        raise UnfitError(f"it is a {other} file", "convert it to PNG, which keeps its numbers")
+    raise UnfitError(
+        f"it is a {other} file, which changes numbers",
+        "export masks anew as PNG, or turn what is left of their colours into classes by hmsa convert voc-colours",
+    )
 
 
 def _accepts(form: str, start: bytes) -> bool:
