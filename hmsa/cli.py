@@ -31,6 +31,7 @@ SETTINGS = {
     "resume": "--resume_model auto",
     "save_dir": "--save_dir",
     "tflite_python": "--tflite_python",
+    "web": "--web",
     "with_attention": "--with_attention",
 }
 """What an error names in its `settings`, and the flag by which it is set."""

@@ -65,6 +65,10 @@ class Interrupted(HmsaError):
         self.status = 128 + signal_number
 
 
+class OversizedError(UnfitError):
+    """An image of more pixels than are allowed."""
+
+
 # --- Saying what is wrong. ---
 
 

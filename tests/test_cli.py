@@ -45,8 +45,10 @@ FLAGS = [
 
 
 def words(action: argparse.Action, value: int) -> list[str]:
-    """A flag with one of two values."""
+    """A flag, or what has no flag, with one of two values."""
     word = list(map(str, action.choices))[value] if action.choices else str(value + 1)
+    if not action.option_strings:
+        return [word]
     return [action.option_strings[0], *[word] * (action.nargs if isinstance(action.nargs, int) else 1)]
 
 
@@ -54,10 +56,7 @@ def both(name: str, flag: str, *values: int) -> Any:
     """What comes of a flag given with these values, one after the other, beside all that is required."""
     actions = PARSERS[name]._actions
     line = [
-        word
-        for action in actions
-        if action.required and action.option_strings and flag not in action.option_strings
-        for word in words(action, 0)
+        word for action in actions if action.required and flag not in action.option_strings for word in words(action, 0)
     ]
     line += [action.dest for action in actions if action.required and not action.option_strings]
     (mine,) = (action for action in actions if flag in action.option_strings)

@@ -16,7 +16,7 @@ FLOORS = [
     {"weights", "datasets", "losses", "metrics", "optim"},
     {"inference"},
     {"builder", "draft", "engine", "deploy", "report"},
-    {"segmenter"},
+    {"segmenter", "serve"},
     {"hmsa", "cli"},
     {"commands", "__main__"},
 ]

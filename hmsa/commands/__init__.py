@@ -23,6 +23,7 @@ COMMANDS = {
     "export": ("hmsa.commands.export", "export weights for Paddle Inference"),
     "submission": ("hmsa.commands.submission", "write the archive that Cityscapes' test server takes"),
     "benchmark": ("hmsa.commands.benchmark", "measure an export: speed, memory and opening time of every engine"),
+    "serve": ("hmsa.commands.serve", "serve an export over HTTP"),
     "plot": ("hmsa.commands.plot", "draw a run's curves"),
     "convert": ("hmsa.commands.convert", "make masks of what people drew: labelme, COCO, CamVid, Cityscapes"),
     "convert-weights": ("hmsa.commands.convert_weights", "bring weights to another format or other tensor names"),

@@ -34,9 +34,12 @@ REQUIRED = (
     "cityscapesscripts shtab"
 )
 EXTRAS = {
-    backend.extra: (*backend.packages, *chain.from_iterable(CONVERTERS[form] for form in backend.forms))
-    for backend in BACKENDS.values()
-    if backend.extra
+    **{
+        backend.extra: (*backend.packages, *chain.from_iterable(CONVERTERS[form] for form in backend.forms))
+        for backend in BACKENDS.values()
+        if backend.extra
+    },
+    "serve": ("fastapi", "uvicorn", "python-multipart", "prometheus-client"),
 }
 FREE_BYTES = 2 * 10**9
 """For a checkpoint and the best one of the full recipe, or for its inference programs."""

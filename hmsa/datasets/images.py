@@ -24,7 +24,7 @@ import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin
 
 from hmsa.datasets import tiff
-from hmsa.errors import DataError, UnfitError, printable
+from hmsa.errors import DataError, OversizedError, UnfitError, printable
 
 # Pillow knows more, some of which start other programs (PostScript) or unpack archives.
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
@@ -204,7 +204,7 @@ def check_size(width: int, height: int, max_pixels: Optional[int] = None) -> Non
     """ValueError unless there are pixels, and no more than the limit."""
     limit = _limit(max_pixels)
     if not (width > 0 and height > 0 and width * height <= limit):
-        raise UnfitError(
+        raise OversizedError(
             f"its size is {width}x{height} pixels, expected 1 to {limit} pixels in all",
             "cut it into tiles, or raise max_image_pixels in the recipe",
         )

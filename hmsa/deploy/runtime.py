@@ -70,6 +70,7 @@ class Deployment(BaseModel):
     sha256: dict[str, str] = {}  # of the files by name; empty if not recorded
     transforms: list[dict[str, Any]]  # {type, **arguments} of what prepares an image
     input_shape: Annotated[list[Optional[int]], Field(min_length=4, max_length=4)]  # as in the layout; None is any size
+    input_name: str = "x"
     input_dtype: str = "float32"  # or uint8
     input_layout: str = "NCHW"  # or NHWC
     min_size: Optional[int] = None  # side of the smallest image of which every scale leaves a pixel; if recorded

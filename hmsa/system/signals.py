@@ -11,16 +11,21 @@ from types import FrameType
 from typing import Any, Optional
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_MESSAGE = b"\nending after this iteration; again to quit at once\n"
 
 
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM only sets `number`; a second one ends the process at once.
 
     The launcher of `paddle.distributed` repeats its SIGTERM within half a second: there, only a later one is a second.
+
+    Args:
+        message: told at the first.
     """
 
     number: Optional[int] = None
+
+    def __init__(self, message: str = "ending after this iteration; again to quit at once") -> None:
+        self._message = f"\n{message}\n".encode()
 
     def __enter__(self) -> StopRequest:
         self._previous: dict[int, Any] = {}
@@ -38,7 +43,7 @@ class StopRequest:
     def _first(self, number: int, _: Optional[FrameType]) -> None:
         self.number = number
         self._time = time.monotonic()
-        os.write(2, _MESSAGE)  # print could be what was interrupted
+        os.write(2, self._message)  # print could be what was interrupted
         launched = "PADDLE_TRAINER_ID" in os.environ
         for each in _SIGNALS:
             signal.signal(each, self._later if launched else signal.SIG_DFL)

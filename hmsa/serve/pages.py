@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a browser is given: the demonstration that runs the model in the browser, if it was built, else a small page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from html import escape
+from pathlib import Path
+
+from hmsa.deploy.runtime import DEPLOY_FILE, Deployment
+from hmsa.errors import UsageError
+from hmsa.serve.model import PICTURES, ServedModel
+
+_TYPES = {
+    ".css": "text/css", ".html": "text/html", ".ico": "image/x-icon", ".jpg": "image/jpeg", ".js": "text/javascript",
+    ".json": "application/json", ".mjs": "text/javascript", ".png": "image/png", ".svg": "image/svg+xml",
+    ".txt": "text/plain", ".wasm": "application/wasm", ".webmanifest": "application/manifest+json",
+    ".webp": "image/webp", ".woff2": "font/woff2", ".yaml": "text/yaml",
+}  # fmt: skip
+
+_STYLE = (
+    "body{font:1rem/1.5 sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}"
+    "code{background:#eee;padding:0 .2em}button{margin:.3rem .3rem 0 0}"
+)
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+
+HEADERS = {
+    # Threads of WebAssembly need the first two.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; connect-src 'self' blob:; "
+        f"img-src 'self' blob: data:; media-src 'self' blob:; style-src 'self' 'sha256-{_STYLE_HASH}'; "
+        "manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Of every answer."""
+
+
+def built_page() -> Path | None:
+    """Where the demonstration lies in a clone of the sources, if it was built."""
+    folder = Path(__file__).parents[2] / "deploy/web/dist"
+    return folder if (folder / "index.html").is_file() else None
+
+
+def files_of(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Every file of a built page: the path under which it is asked for -> (file, media type).
+
+    Raises:
+        UsageError: there is no index.html in the folder.
+    """
+    root = folder.resolve()
+    if not (root / "index.html").is_file():
+        raise UsageError(
+            f"{folder}: expected the folder of a built page, found no index.html in it: build it in deploy/web",
+            settings=["web"],
+        )
+    found = [path for path in sorted(root.rglob("*")) if path.is_file() and path.resolve().is_relative_to(root)]
+    files = {f"/{path.relative_to(root).as_posix()}": (path, _type_of(path)) for path in found}
+    return {"/": files["/index.html"], **files}
+
+
+def model_files(folder: Path, deployment: Deployment) -> dict[str, tuple[Path, str]]:
+    """What a browser needs of an export to run it."""
+    names = [DEPLOY_FILE, *(name for entry in deployment.formats if entry.format == "onnx" for name in entry.files)]
+    return {f"/model/{name}": (folder / name, _type_of(Path(name))) for name in names if (folder / name).is_file()}
+
+
+def _type_of(path: Path) -> str:
+    return _TYPES.get(path.suffix.lower(), "application/octet-stream")
+
+
+def small_page(model: ServedModel) -> str:
+    """A page to try the server with, which needs no script."""
+    kinds = [kind for kind in PICTURES if kind != "confidence" or model.gives_confidence]
+    buttons = "".join(f'<button formaction="/segment?output={kind}">{kind}</button>' for kind in reversed(kinds))
+    names = ", ".join(map(escape, model.deployment.class_names)) or "not recorded"
+    name = escape(model.name)
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{name}</title>
+<style>{_STYLE}</style>
+<h1>{name}</h1>
+<p>This server says what every pixel of an image shows. Its classes: {names}.</p>
+<form action="/segment?output=overlay" method="post" enctype="multipart/form-data">
+<p><label>An image: <input type="file" name="image" accept="image/*" required></label></p>
+<p>{buttons}</p>
+</form>
+<h2>For programs</h2>
+<ul>
+<li><code>POST /segment?output=label</code>: an image in, a PNG out ({", ".join(kinds)})</li>
+<li><a href="/v2"><code>/v2</code></a>: the Open Inference Protocol, for tensors;
+<a href="/v2/models/{name}"><code>/v2/models/{name}</code></a> describes them</li>
+<li><a href="/openapi.json"><code>/openapi.json</code></a>, <a href="/health"><code>/health</code></a>,
+<a href="/metrics"><code>/metrics</code></a></li>
+</ul>
+</html>
+"""
