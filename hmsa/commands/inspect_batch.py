@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hmsa import cli
-from hmsa.errors import UsageError, suggest
+from hmsa.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -161,10 +161,10 @@ def find(dataset: SegmentationDataset, image: str, first: int) -> int:
     found = sorted({path for path in images if Path(path).parts[-len(wanted) :] == wanted})
     if len(found) != 1:
         several = f"{len(found)} of them, such as {found[0]} and {found[1]}: give more of its path" if found else ""
-        near = suggest(Path(image).name, [Path(path).name for path in images])
+        near = nearest(Path(image).name, [Path(path).name for path in images])
         raise UsageError(
             f"expected --image to be one of the {len(set(images))} images to train on, found {image}, which is "
-            + (several or f"none of them: {near}")
+            + (several or f"none of them: {f'did you mean {near}?' if near else 'check the path'}")
         )
     # An epoch holds every fine image, and so many of the coarse ones that each comes round.
     rounds = -(-len(dataset.coarse_pairs) // max(dataset.coarse_per_epoch, 1))

@@ -84,13 +84,13 @@ def sheet(title: str, crops: Iterable[Crop], classes: Classes, opacity: float) -
     for crop in crops:
         share = f"{percent((crop.label == classes.ignore_index).mean())} ignored"
         kind = {None: "", True: " · coarse, auto-labelled", False: " · fine"}[crop.is_coarse]
-        cells.append(_Cell(_overlay(crop.image, crop.label, classes, opacity), crop.path, [share + kind]))
+        cells.append(Cell(_overlay(crop.image, crop.label, classes, opacity), crop.path, [share + kind]))
         present.update(np.unique(crop.label).tolist())
 
     paths = {cell.name for cell in cells}
     if len({Path(path).name for path in paths}) == len(paths):
         cells = [replace(cell, name=Path(cell.name).name) for cell in cells]
-    return _page(title, cells, _legend(present, classes))
+    return draw_page(title, cells, _legend(present, classes))
 
 
 def percent(share: float) -> str:
@@ -191,7 +191,7 @@ def stages_sheet(title: str, found: Sequence[Stage], classes: Classes, opacity: 
     """The stages in their order, all to one scale, with their labels laid over; then a legend."""
     longest = max(side for stage in found for side in stage.image.shape[:2])
     cells = [
-        _Cell(
+        Cell(
             _overlay(stage.image, stage.label, classes, opacity, longest),
             f"{number}  {stage.name}",
             _wrapped(stage.drawn),
@@ -199,14 +199,14 @@ def stages_sheet(title: str, found: Sequence[Stage], classes: Classes, opacity: 
         for number, stage in enumerate(found)
     ]
     present = {number for stage in found for number in np.unique(stage.label).tolist()}
-    return _page(title, cells, _legend(present, classes), columns=3)
+    return draw_page(title, cells, _legend(present, classes), columns=3)
 
 
 # --- Drawing. ---
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
     picture: Image.Image
     name: str
     lines: Sequence[str]
@@ -245,8 +245,8 @@ def _legend(present: set[int], classes: Classes) -> tuple[list[str], list[Any]]:
     return list(map(printable, names)), colors
 
 
-def _page(
-    title: str, cells: Sequence[_Cell], entries: tuple[list[str], list[Any]], columns: int = _COLUMNS
+def draw_page(
+    title: str, cells: Sequence[Cell], entries: tuple[list[str], list[Any]], columns: int = _COLUMNS
 ) -> Image.Image:
     columns = min(columns, len(cells))
     rows = [cells[place : place + columns] for place in range(0, len(cells), columns)]
