@@ -17,6 +17,7 @@ TFLITE := .venv-tflite
 DATA := data/toy_cityscapes
 RUN := output/demo
 RECIPE := configs/mscale_ocr_toy.yml
+WEB := deploy/web
 bin := $(VENV)/bin
 python := $(bin)/python
 
@@ -91,10 +92,22 @@ cpp: $(VENV)/installed  ## build deploy/cpp into build/cpp; CMAKE_OPTIONS="-DPAD
 		-DOpenVINO_DIR="$$($(python) -c 'import openvino; print(openvino.__path__[0])')/cmake"
 	cmake --build build/cpp --parallel
 
+web-demo: $(VENV)/installed  ## build deploy/web with the demo's model, for the browser
+	@command -v npm >/dev/null || { echo "expected npm, found none: install Node.js 20.19 or newer"; exit 1; }
+	@test -d $(RUN)/model/best_model || { echo "expected $(RUN)/model/best_model, found none: run make demo"; exit 1; }
+	$(python) -m pip install --quiet --disable-pip-version-check --editable ".[cpu,onnx]" "$(PADDLE)"
+	$(python) export.py --config $(RECIPE) --model_path $(RUN)/model/best_model --save_dir $(RUN)/web_model \
+		--format onnx --with_attention --with_confidence
+	mkdir -p $(WEB)/public/model
+	cp $(RUN)/web_model/deploy.yaml $(RUN)/web_model/model.onnx $(WEB)/public/model
+	cd $(WEB) && npm ci --no-audit --no-fund && npm run build
+	@echo "Built into $(WEB)/dist. Serve it: python3 $(WEB)/serve.py, or in $(WEB): npm run preview"
+
 bench: $(VENV)/installed-dev  ## measure this project against what it replaces
 	$(python) benchmarks/run.py
 
 clean:  ## delete .venv and what demo and tests wrote
-	rm -rf $(VENV) .venv-* output $(DATA) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-* output $(DATA) .pytest_cache .ruff_cache .hypothesis build *.egg-info \
+		$(WEB)/node_modules $(WEB)/dist $(WEB)/public/model
 
-.PHONY: help install demo test test-all test-short test-tflite test-matrix test-others check system-packages cpp bench clean
+.PHONY: help install demo test test-all test-short test-tflite test-matrix test-others check system-packages cpp web-demo bench clean

@@ -58,7 +58,6 @@ def both(name: str, flag: str, *values: int) -> Any:
     line = [
         word for action in actions if action.required and flag not in action.option_strings for word in words(action, 0)
     ]
-    line += [action.dest for action in actions if action.required and not action.option_strings]
     (mine,) = (action for action in actions if flag in action.option_strings)
     args = PARSERS[name].parse_args([*line, *(word for value in values for word in words(mine, value))])
     return getattr(args, mine.dest), mine.nargs
@@ -250,7 +249,7 @@ def test_every_setting_that_an_error_names_has_a_flag_of_some_script() -> None:
     [
         ("val", "bf16 needs openvino (flags: --engine, --precision)"),
         ("train", "bf16 needs openvino (flags: --engine, --precision)"),
-        ("export", "bf16 needs openvino"),
+        ("export", "bf16 needs openvino (flag: --precision)"),
     ],
 )
 def test_an_error_ends_in_the_flags_that_the_script_has(script: str, said: str) -> None:

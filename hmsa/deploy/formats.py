@@ -191,10 +191,14 @@ def rows_of(formats: Sequence[str], precisions: Sequence[str]) -> list[FileSet]:
     Raises:
         UsageError: an unknown name, or a format or a precision of which there is no row.
     """
-    for given, known, what in ((formats, format_names(), "format"), (precisions, precision_names(), "precision")):
-        for name in given:
-            if name not in known:
-                raise UsageError(f"expected a {what}, found {name!r}: {suggest(name, known)}", settings=[what])
+    for name in formats:
+        if name not in format_names():
+            found = suggest(name, format_names())
+            raise UsageError(f"expected a format, found {name!r}: {found}", settings=["format"])
+    for name in precisions:
+        if name not in precision_names():
+            found = suggest(name, precision_names())
+            raise UsageError(f"expected a precision, found {name!r}: {found}", settings=["precision"])
 
     rows = [row for row in FORMATS if row.format in formats and row.precision in precisions]
     for name in formats:
