@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
     picture, said = draw_transforms(args, config, dataset, part) if args.transforms else draw(args, dataset, part)
 
     content = io.BytesIO()
-    picture.save(content, {".png": "PNG", ".jpg": "JPEG"}[output.suffix.lower()])
+    picture.save(content, {".png": "PNG", ".jpg": "JPEG"}[output.suffix.lower()], quality=90)
     earlier = ", in place of an earlier file" if output.exists() else ""
     write_atomically(output, content.getvalue())
     print(f"{said}; written to {output}{earlier}")

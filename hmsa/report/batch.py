@@ -159,9 +159,8 @@ def described(transform: Transform, given: Sequence[Any]) -> str:
         again = f", drawn {len(given) // 2} times" if len(given) > 2 else ""
         return f"from row {top}, column {left}{again}"
     if isinstance(transform, RandomHorizontalFlip):
-        return (
-            f"{'mirrored' if given[0] < transform.prob else 'not mirrored'}, drawn {given[0]:.2f} of {transform.prob:g}"
-        )
+        done = "mirrored" if given[0] < transform.prob else "not mirrored"
+        return f"{done}: {given[0]:.2f} was drawn, prob is {transform.prob:g}"
     if isinstance(transform, RandomDistort):
         return _distortions(transform, given)
     if isinstance(transform, Normalize):
