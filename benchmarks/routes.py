@@ -149,7 +149,7 @@ def browser(export: Path, images: list[Path], output: Path) -> Labels:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     web = ROOT / "deploy/web"
     if not (chromium and shutil.which("node") and (web / "node_modules").is_dir() and (web / "dist").is_dir()):
-        raise Missing("node, Chromium and a built deploy/web: make system-packages web")
+        raise Missing("node, Chromium and a built deploy/web: make system-packages web-demo")
     _run("node", "test/browser.mjs", "labels", sys.executable, chromium, export, output, *images, cwd=web)
     return {Path(path.stem).stem: label for path, label in ((p, np.array(Image.open(p))) for p in output.iterdir())}
 
