@@ -73,7 +73,7 @@ def read_labels(folder: Path) -> Labels:
 
 def _run(*words: object, cwd: Path = ROOT) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(list(map(str, words)), cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(list(map(str, words)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
     if done.returncode:
         raise SystemExit(f"error: {' '.join(map(str, words))}\n{done.stdout}{done.stderr}")
     return done.stdout
@@ -150,8 +150,14 @@ def browser(export: Path, images: list[Path], output: Path) -> Labels:
     web = ROOT / "deploy/web"
     if not (chromium and shutil.which("node") and (web / "node_modules").is_dir() and (web / "dist").is_dir()):
         raise Missing("node, Chromium and a built deploy/web: make system-packages web-demo")
-    _run("node", "test/browser.mjs", "labels", sys.executable, chromium, export, output, *images, cwd=web)
-    return {Path(path.stem).stem: label for path, label in ((p, np.array(Image.open(p))) for p in output.iterdir())}
+    site, labels = output / "site", output / "labels"
+    shutil.copytree(web / "dist", site, ignore=shutil.ignore_patterns("model"))
+    (site / "model").mkdir()
+    labels.mkdir()
+    for name in ("deploy.yaml", "model.onnx"):
+        shutil.copyfile(export / name, site / "model" / name)
+    _run("node", "test/browser.mjs", "labels", sys.executable, chromium, site, labels, *images, cwd=web)
+    return {path.stem: np.array(Image.open(path)) for path in labels.iterdir()}
 
 
 def server(export: Path, images: list[Path], output: Path) -> Labels:

@@ -175,7 +175,7 @@ def legend(names: Sequence[str], colors: Sequence[Sequence[int]], width: Optiona
         names, colors: of the classes to show, K of each; colours are (red, green, blue).
         width: of the picture, which has as many columns as fit; one column without it.
     """
-    font = _font()
+    font = lettering()
     shown = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 3]}..." for name in names]
     column = max((int(font.getlength(name)) for name in shown), default=0) + _LINE + 2 * _GAP
     columns = max((width or column) // column, 1)
@@ -193,7 +193,7 @@ def legend(names: Sequence[str], colors: Sequence[Sequence[int]], width: Optiona
 
 def heat_legend(title: str, width: Optional[int] = None) -> np.ndarray:
     """The colours of `heat` from 0 to 1 with their numbers, below a title; uint8 [h, w, 3] RGB."""
-    font, side, bar = _font(), 2 * _GAP, 256  # pixels
+    font, side, bar = lettering(), 2 * _GAP, 256  # pixels
     picture = Image.new(
         "RGB", (max(width or 0, int(font.getlength(title)) + 2 * side, bar + 2 * side), 3 * _LINE), "white"
     )
@@ -238,7 +238,7 @@ def _beside(pictures: Sequence[np.ndarray]) -> np.ndarray:
 def _named(name: str, picture: np.ndarray) -> np.ndarray:
     """A picture below its name, which is cut to its width."""
     title = Image.new("RGB", (picture.shape[1], _LINE), "white")
-    ImageDraw.Draw(title).text((2, _LINE // 2), name, fill="black", font=_font(), anchor="lm")
+    ImageDraw.Draw(title).text((2, _LINE // 2), name, fill="black", font=lettering(), anchor="lm")
     return np.vstack([np.asarray(title), picture])
 
 
@@ -248,7 +248,7 @@ def _widened(picture: np.ndarray, width: int) -> np.ndarray:
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont:
+def lettering() -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with Matplotlib, and knows the letters of most of Europe's languages."""
     from matplotlib import get_data_path
 

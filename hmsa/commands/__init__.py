@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "init": ("hmsa.commands.init", "write a recipe for your own images and masks"),
     "check-data": ("hmsa.commands.check_data", "look through a data set for what training would trip over"),
+    "inspect-batch": ("hmsa.commands.inspect_batch", "draw what training sees: augmented crops with their labels"),
     "train": ("hmsa.commands.train", "train a model"),
     "val": ("hmsa.commands.val", "evaluate weights on the validation set"),
     "predict": ("hmsa.commands.predict", "predict images"),

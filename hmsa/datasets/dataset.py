@@ -129,9 +129,14 @@ class SegmentationDataset:
         return drawn
 
     def __getitem__(self, index: int) -> Sample:
+        sample, rng = self.untransformed(index)
+        return transformed(sample, self.transforms, rng)
+
+    def untransformed(self, index: int) -> tuple[Sample, np.random.Generator]:
+        """Sample number `index` as it was read, and what its transforms draw from."""
         epoch, position = divmod(index, len(self))
         sample = self._read_or_replace(self._recent_epoch(epoch), epoch, position)
-        return transformed(sample, self.transforms, np.random.default_rng((self.seed, epoch, position)))
+        return sample, np.random.default_rng((self.seed, epoch, position))
 
     def _read(self, pair: Pair) -> Sample:
         """Read and check one pair. DataError names the file if it cannot be used."""

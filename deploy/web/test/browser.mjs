@@ -68,7 +68,10 @@ async function serve(...flags) {
   const server = spawn(python, [join(here, 'serve.py'), '--folder', folder, '--port', '0', ...flags])
   servers.push(server)
   server.stderr.pipe(process.stderr)
-  const line = await new Promise((resolve) => server.stdout.once('data', (data) => resolve(String(data))))
+  const line = await new Promise((resolve, reject) => {
+    server.stdout.once('data', (data) => resolve(String(data)))
+    server.once('exit', (status) => reject(new Error(`the server ended with status ${status}`)))
+  })
   return line.trim()
 }
 
