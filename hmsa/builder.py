@@ -27,7 +27,7 @@ from hmsa.config.fields import Component, arguments
 from hmsa.config.schema import Config, takes_weights
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
-from hmsa.datasets.histogram import balanced_weights, class_histogram
+from hmsa.datasets.histogram import Histogram, balanced_weights, class_histogram
 from hmsa.datasets.transforms import PaddleSegTransform, Transform
 from hmsa.distributed.ranks import decided_by_main, is_main, world_size
 from hmsa.engine.parts import freeze, scale_rates
@@ -246,19 +246,25 @@ def build_dataset(
 # --- The loss. ---
 
 
-def class_weights(config: Config, dataset: SegmentationDataset, kept: Optional[list[float]] = None) -> ClassWeights:
+def class_weights(
+    config: Config,
+    dataset: SegmentationDataset,
+    kept: Optional[list[float]] = None,
+    counted: Optional[Histogram] = None,
+) -> ClassWeights:
     """The numbers a class that all losses take: those of the recipe, or with `auto` those that follow from the labels
     of `dataset`, which the main process counts. All processes must call this.
 
     Args:
         kept: what a run that goes on has counted before.
+        counted: what all processes know of the labels already.
     """
     given = config.class_weights
     if given is None or isinstance(given, list):
         return ClassWeights(given, "as the recipe says")
     if kept and len(kept) == config.model.num_classes:
         return ClassWeights(kept, "auto, as counted when the run began")
-    found = decided_by_main(lambda: class_histogram(dataset, progress=True))
+    found = counted or decided_by_main(lambda: class_histogram(dataset, progress=True))
     absent = [dataset.classes.names[index] for index in np.flatnonzero(found.pixels == 0)]
     part = f"{found.labels} of {found.of}" if found.labels < found.of else f"all {found.of}"
     without = f"; in none of them: {listed(absent)}" if absent else ""

@@ -56,9 +56,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
             ranks.fail(f"ended with status {end.code}; its own log says why", certain=True)
         raise
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        ranks.fail("interrupted", certain=True)
-        sys.exit(130)
+        _leave_interrupted()
     except ModuleNotFoundError as error:
         ranks.fail(f"{type(error).__name__}: {error}", certain=True)
         if (error.name or "hmsa").partition(".")[0] == "hmsa":
@@ -67,10 +65,18 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
         print(said, file=sys.stderr)
         sys.exit(1)
     except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # while Paddle's library was loaded
+            _leave_interrupted()
         ranks.fail(f"{type(error).__name__}: {error}", certain=False)
         raise
     ranks.done()
     sys.exit(status)
+
+
+def _leave_interrupted() -> NoReturn:
+    print("interrupted", file=sys.stderr)
+    ranks.fail("interrupted", certain=True)
+    sys.exit(130)
 
 
 class _Help(argparse.HelpFormatter):
@@ -96,7 +102,9 @@ class Parser(argparse.ArgumentParser):
         self._words = sys.argv[1:] if args is None else list(args)
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            written_out = len(unknown) > 1 and all(map(os.path.exists, unknown))  # as a shell does with *.jpg
+            hint = "; put a pattern in quotes, or give a folder" if written_out else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown[:20])}{hint}")
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -137,7 +145,8 @@ def program(name: str) -> str:
 def launched(processes: int, log_dir: str | Path, words: Sequence[str]) -> list[str]:
     """The words that run a command in several processes by Paddle's launcher, one on each GPU if there are any."""
     launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
-    return [*launcher, "--log_dir", str(log_dir), *command(*words)]
+    # Else it prints thirty lines of its own settings first; PADDLE_LOG_LEVEL=INFO brings them back.
+    return [*launcher, "--log_level", "WARNING", "--log_dir", str(log_dir), *command(*words)]
 
 
 def environment_of_commands() -> dict[str, str]:
@@ -176,7 +185,7 @@ def start_processes(args: argparse.Namespace, name: str, folder: str | Path) -> 
     if here is None:
         paddle_version()  # there is one
         words = launched(processes, Path(folder, "log"), [name, *sys.argv[1:]])
-        os.execve(words[0], words, environment_of_commands())
+        os.execve(words[0], words, {"PYTHONWARNINGS": "ignore:No ccache found", **environment_of_commands()})
     elif here != str(processes):
         raise UsageError(
             f"expected the launcher alone to say how many processes run, found {here} of them and --nproc_per_node "

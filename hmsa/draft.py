@@ -7,29 +7,40 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Optional
 
-import yaml
+import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from hmsa.components import IMAGENET
 from hmsa.config import recipes
+from hmsa.config.fields import MAX_CHANNELS
 from hmsa.config.reading import load_config
-from hmsa.config.text import _Dumper
+from hmsa.config.text import one_line
+from hmsa.datasets import tiff
+from hmsa.datasets.bands import channels_in
+from hmsa.datasets.classes import recipe_lines
 from hmsa.datasets.dataset import Pair
 from hmsa.datasets.find import search
 from hmsa.datasets.folders import Split, folder_pairs, parts
-from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, check_size
+from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, check_size, read_bytes, read_image
 from hmsa.datasets.kinds import Class, Found, Kind, look
 from hmsa.datasets.lists import listed
+from hmsa.datasets.statistics import ChannelSums, channel_statistics
+from hmsa.datasets.survey import spread
 from hmsa.errors import DataError
+from hmsa.system.environment import threads
 from hmsa.visualize import distinct_colors
 
 MAX_MASKS = 500
 """Masks that are read; of more, a sample."""
+
+MAX_MEASURED = 24
+"""Images whose channels are measured, where they are not in colours."""
 
 MIN_SIDE = 64
 """Pixels of a crop's shorter side at least, see `hmsa.config.fields`."""
@@ -55,6 +66,8 @@ class Survey:
     sizes: list[tuple[int, int]]  # width and height of every image, as it is to be seen
     masks: Found
     sampled: bool  # whether `masks` are some of all
+    in_channels: int = 3
+    statistics: Optional[ChannelSums] = None  # of some images, where they are not in colours
 
     @property
     def own_parts(self) -> Optional[dict[str, str]]:
@@ -78,7 +91,23 @@ def survey(image_dir: str, label_dir: str, patterns: tuple[Optional[str], Option
     labels = [label for _, label in pairs.values() if label]
     _check_sizes(pairs.values(), sizes, list(map(_size, labels)))
     some = labels if len(labels) <= MAX_MASKS else sorted(random.Random(seed).sample(labels, MAX_MASKS))
-    return Survey(image_dir, label_dir, guessed, pairs, sizes, look(some), sampled=len(some) < len(labels))
+    of_images = _look_at_images([image for image, _ in pairs.values()])
+    return Survey(image_dir, label_dir, guessed, pairs, sizes, look(some), len(some) < len(labels), *of_images)
+
+
+def _look_at_images(paths: Sequence[str]) -> tuple[int, Optional[ChannelSums]]:
+    """How many channels they have, and what some hold, where that is not red, green and blue."""
+    some = spread(paths, MAX_MEASURED)
+    counts = {channels_in(path) for path in some}
+    in_channels = counts.pop() if len(counts) == 1 else 3
+    if in_channels == 3 and not all(map(_is_grey, spread(some, 4))):
+        return 3, None
+    return in_channels, channel_statistics(some, in_channels=in_channels, num_workers=threads())
+
+
+def _is_grey(path: str) -> bool:
+    """Whether red, green and blue are the same everywhere, or nearly, as JPEG saves them."""
+    return bool(np.ptp(read_image(path), axis=2).max() <= 8)
 
 
 def _size(path: str) -> tuple[int, int]:
@@ -86,11 +115,31 @@ def _size(path: str) -> tuple[int, int]:
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             check_size(*image.size)
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
-            return image.size[::-1] if turned else image.size
+            return image.size[::-1] if _lies(image) else image.size
     except Exception as error:  # on damaged files Pillow raises almost anything
+        size = _size_of_tiff(path)
+        if all(size):
+            return size
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} should be a readable image, but: {reason}; replace or remove it") from error
+
+
+def _size_of_tiff(path: str) -> tuple[int, int]:
+    """Width and height of a TIFF of many bands; 0 if it is none."""
+    with suppress(DataError):
+        data = read_bytes(path, bytes_per_pixel=8 * MAX_CHANNELS)
+        return tiff.size_of(data) if data.startswith(tiff.STARTS) else (0, 0)
+    return 0, 0
+
+
+def _lies(image: Image.Image) -> bool:
+    """Whether EXIF data turn an image by a quarter."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+
+
+def _is_turned(path: str) -> bool:
+    with Image.open(path, formats=IMAGE_FORMATS) as image:
+        return _lies(image)
 
 
 def _check_sizes(pairs: Iterable[Pair], sizes: Sequence[Any], of_labels: Sequence[Any]) -> None:
@@ -100,11 +149,19 @@ def _check_sizes(pairs: Iterable[Pair], sizes: Sequence[Any], of_labels: Sequenc
         for (_, label), size, found in zip(pairs, sizes, of_labels)
         if found != size
     ]
-    if wrong:
-        raise DataError(
-            f"every mask should be as large as its image (turned as its EXIF data say), but {len(wrong)} are not: "
-            f"{listed(wrong)}; pair them with the right images, or make them anew in their size"
+    if not wrong:
+        return
+    lying = [image for (image, _), size, found in zip(pairs, sizes, of_labels) if found == size[::-1] != size]
+    remedy = "pair them with the right images, or make them anew in their size"
+    if len(lying) == len(wrong) and all(map(_is_turned, lying)):
+        remedy = (
+            "they lie on the images as they are stored, which EXIF turns: save the images upright and without the tag "
+            "(mogrify -auto-orient), and turn the masks likewise"
         )
+    raise DataError(
+        f"every mask should be as large as its image (turned as its EXIF data say), but {len(wrong)} are not: "
+        f"{listed(wrong)}; {remedy}"
+    )
 
 
 def labelme_files(folder: Path) -> list[Path]:
@@ -143,6 +200,16 @@ def images_below(folder: Path) -> list[Path]:
     """All images of a folder; none where there is no folder."""
     found = search(folder, "**") if folder.is_dir() else []
     return [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def masks_below(folder: Path) -> Optional[tuple[Path, Path]]:
+    """The folders of images and of masks, where these two are all folders of a folder without images of its own."""
+    below = sorted(path for path in folder.iterdir() if path.is_dir() and images_below(path))
+    masks = [path for path in below if any(word in path.name.lower() for word in _LIKELY)]
+    own = any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+    if own or len(below) != 2 or len(masks) != 1:
+        return None
+    return next(path for path in below if path not in masks), masks[0]
 
 
 def _stems(folder: Path) -> list[tuple[PurePath, str]]:
@@ -312,13 +379,14 @@ def recipe(survey: Survey, kind: Kind, naming: Naming, plan: Plan, *, split: Spl
     return "\n\n".join(
         [
             _head(survey, kind, plan),
+            *([] if survey.in_channels == 3 else [f"in_channels: {survey.in_channels}  # read as they are stored"]),
             f"batch_size: {plan.batch}  # images a step, on each device\niters: {plan.iters}"
             f"  # {plan.iters * plan.batch / plan.train:.0f} times through the {plan.train} images to train on\n"
             f"seed: {split.seed}",
             _model(plan, len(naming.classes), weights),
             _classes(naming),
-            _dataset("train", survey, split, _augmented(plan)),
-            _dataset("val", survey, split, [*_resized(plan), _normalized()]),
+            _dataset("train", survey, split, _augmented(plan, survey)),
+            _dataset("val", survey, split, [*_resized(plan), _normalized(survey)]),
             _optimizer(plan, weights),
             f"ema:  # the weights that are evaluated and kept: averages over about the last tenth of the iterations\n"
             f"  decay: {max(1 - 10 / plan.iters, 0.9):.4f}",
@@ -365,25 +433,26 @@ def _model(plan: Plan, classes: int, weights: Optional[str]) -> str:
         lines.append("  recompute: true  # a third of the memory for a third more time")
     start = "weights to start from; what does not fit, such as other classes, starts at random"
     lines.append(
-        f"  pretrained: {_yaml(weights)}  # {start}" if weights else f"  pretrained: null  # a file of {start}"
+        f"  pretrained: {one_line(weights)}  # {start}" if weights else f"  pretrained: null  # a file of {start}"
     )
     return "\n".join(lines)
 
 
 def _classes(naming: Naming) -> str:
-    lines = ["classes:  # a class's number is its place, from 0"]
-    if not naming.numbered:
-        lines[0] += "; values: what means it in the masks, several are merged"
-    for number, (of, color) in enumerate(zip(naming.classes, distinct_colors(len(naming.classes)))):
-        entry: dict[str, Any] = {"name": of.name, "color": list(of.color or color)}
-        if not naming.numbered:
-            entry["values"] = [list(value) if isinstance(value, tuple) else value for value in of.values]
-        lines.append(f"  - {_yaml(entry)}" + f"  # {number}" * naming.numbered)
-    if naming.ignored and not naming.numbered:
-        ignored = [list(value) if isinstance(value, tuple) else value for value in naming.ignored]
-        lines += ["", f"ignore: {_yaml(ignored)}  # pixels of these values do not count"]
-    elif naming.ignored:
-        lines += ["  # 255 in the masks marks pixels that do not count (ignore_index of the data sets)"]
+    colors = [of.color or color for of, color in zip(naming.classes, distinct_colors(len(naming.classes)))]
+    if naming.numbered:
+        note = "a class's number is its place, from 0"
+        entries = [{"name": of.name, "color": color} for of, color in zip(naming.classes, colors)]
+        lines = recipe_lines(entries, note=note)
+        lines[1:] = [f"{line}  # {number}" for number, line in enumerate(lines[1:])]
+        if naming.ignored:
+            lines.append("  # 255 in the masks marks pixels that do not count (ignore_index of the data sets)")
+        return "\n".join(lines)
+    note = "a class's number is its place, from 0; values: what means it in the masks, several are merged"
+    entries = [of._replace(color=color)._asdict() for of, color in zip(naming.classes, colors)]
+    lines = recipe_lines(entries, naming.ignored, note=note)
+    if naming.ignored:
+        lines[-1:] = ["", f"{lines[-1]}  # pixels of these values do not count"]
     return "\n".join(lines)
 
 
@@ -392,17 +461,17 @@ def _dataset(part: str, survey: Survey, split: Split, transforms: Sequence[str])
     folders = {"image_dir": survey.image_dir, "label_dir": survey.label_dir}
     if own:
         folders = {key: str(Path(folder) / own[part]) for key, folder in folders.items()}
-    lines = [f"{part}_dataset:", "  type: Dataset", *(f"  {key}: {_yaml(value)}" for key, value in folders.items())]
+    lines = [f"{part}_dataset:", "  type: Dataset", *(f"  {key}: {one_line(value)}" for key, value in folders.items())]
     patterns = zip(("image_pattern", "label_pattern"), survey.patterns)
-    lines += [f"  {key}: {_yaml(pattern)}" for key, pattern in patterns if pattern != "*"]
+    lines += [f"  {key}: {one_line(pattern)}" for key, pattern in patterns if pattern != "*"]
     if not own:
         values = {key: value for key, value in split._asdict().items() if value or key in ("val", "seed")}
         note = "  # the same in both data sets: where an image belongs is drawn from its name and the seed"
-        lines.append(f"  split: {_yaml(values)}{note * (part == 'train')}")
+        lines.append(f"  split: {one_line(values)}{note * (part == 'train')}")
     return "\n".join([*lines, "  transforms:", *(f"    {line}" for line in transforms)])
 
 
-def _augmented(plan: Plan) -> list[str]:
+def _augmented(plan: Plan, survey: Survey) -> list[str]:
     low, high = plan.scaling
     return [
         *_resized(plan),
@@ -413,11 +482,16 @@ def _augmented(plan: Plan) -> list[str]:
         "- type: RandomPaddingCrop",
         f"  crop_size: {list(plan.crop)}  # width, height: multiples of 32; smaller images are padded",
         "- type: RandomHorizontalFlip  # remove it where left and right differ in meaning",
-        "- type: RandomDistort  # other light and other cameras; less hue_range where colours tell classes apart",
-        *("  brightness_range: 0.25", "  brightness_prob: 0.3", "  contrast_range: 0.25", "  contrast_prob: 0.3"),
-        *("  saturation_range: 0.25", "  saturation_prob: 0.3", "  hue_range: 8", "  hue_prob: 0.3"),
-        _normalized(),
+        *(_DISTORTED if survey.in_channels == 3 else ()),
+        _normalized(survey),
     ]
+
+
+_DISTORTED = (
+    "- type: RandomDistort  # other light and other cameras; less hue_range where colours tell classes apart",
+    *("  brightness_range: 0.25", "  brightness_prob: 0.3", "  contrast_range: 0.25", "  contrast_prob: 0.3"),
+    *("  saturation_range: 0.25", "  saturation_prob: 0.3", "  hue_range: 8", "  hue_prob: 0.3"),
+)
 
 
 def _resized(plan: Plan) -> list[str]:
@@ -427,8 +501,12 @@ def _resized(plan: Plan) -> list[str]:
     return ["- type: Resize", f"  target_size: [{plan.longest}, {plan.longest}]  # {why}", "  keep_ratio: true"]
 
 
-def _normalized() -> str:
-    return f"- {{type: Normalize, mean: {IMAGENET.mean}, std: {IMAGENET.std}}}"
+def _normalized(survey: Survey) -> str:
+    found = survey.statistics
+    if found is None:
+        return f"- {{type: Normalize, mean: {IMAGENET.mean}, std: {IMAGENET.std}}}"
+    mean, std = ([max(round(value, 4), low) for value in of] for of, low in ((found.mean, 0.0), (found.std, 1e-4)))
+    return f"- {{type: Normalize, mean: {mean}, std: {std}}}  # measured, of {found.images} images"
 
 
 def _optimizer(plan: Plan, weights: Optional[str]) -> str:
@@ -457,13 +535,6 @@ def _loss(plan: Plan) -> str:
         "    joint: 1.0  # all scales together, which is the answer\n"
         "    joint_aux: 0.4\n    low: 0.05  # single scales\n    high: 0.05"
     )
-
-
-def _yaml(value: Any) -> str:
-    """A value on one line, as recipes are read."""
-    return yaml.dump(
-        [value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6
-    ).strip()[1:-1]
 
 
 def counts(survey: Survey, split: Split) -> tuple[int, int]:

@@ -39,7 +39,7 @@ from hmsa.datasets.given import OneImage, is_one, pixels_of
 from hmsa.datasets.transforms import Transform, fused
 from hmsa.deploy.engines import Session, open_export
 from hmsa.deploy.runtime import DEPLOY_FILE, Deployment, read_deployment
-from hmsa.errors import DataError, UsageError, shown
+from hmsa.errors import DataError, UsageError, shown, suggest
 from hmsa.inference.averaging import (
     InferenceOptions,
     best_classes,
@@ -48,6 +48,7 @@ from hmsa.inference.averaging import (
     probabilities,
     undo_transforms,
 )
+from hmsa.inference.backends import BACKENDS
 from hmsa.inference.insight import Insight, look_into
 from hmsa.inference.network import FusedNetwork
 from hmsa.models.hierarchical import Network, decided_shares
@@ -123,6 +124,11 @@ class Segmenter:
         averaging = {name: value for name, value in given.items() if value is not None}
         if scales is not None:
             averaging["scales"] = [float(scale) for scale in scales]
+        if not isinstance(model, (str, os.PathLike)):
+            raise UsageError(
+                f"expected the folder of a checkpoint or of an export, or a recipe, found a {type(model).__name__}: "
+                "give its path"
+            )
         path = Path(model)
 
         if weights is None and (path / DEPLOY_FILE).is_file():
@@ -133,6 +139,9 @@ class Segmenter:
                 )
             self._model = _exported(path, averaging, engine, precision)
         else:
+            if engine not in ("auto", *BACKENDS):
+                near = suggest(str(engine), ("auto", *BACKENDS))
+                raise UsageError(f"expected the name of an engine, found {shown(engine)}: {near}")
             recipe, weights = _recipe_and_weights(path, weights)
             self._model = _built(recipe, weights, engine, precision, averaging, opts)
         self._newest: Callable[[], Optional[Result]] = lambda: None

@@ -44,6 +44,30 @@ FLAGS = [
 ]
 
 
+def test_a_pattern_that_the_shell_has_written_out_is_told_of(tmp_path, capsys) -> None:
+    images = [str(tmp_path / name) for name in "abc"]
+    for image in images:
+        Path(image).touch()
+    with pytest.raises(SystemExit):
+        PARSERS["predict"].parse_args(["--config", "c", "--model_path", "m", "--image_path", *images])
+    assert f"{images[2]}; put a pattern in quotes, or give a folder" in capsys.readouterr().err
+
+
+def test_an_interruption_while_paddle_is_loaded_is_one(capsys, monkeypatch) -> None:
+    def main(_: argparse.Namespace) -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr("sys.argv", ["hmsa"])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, cli.Parser())
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_the_launcher_keeps_its_settings_to_itself(tmp_path) -> None:
+    words = cli.launched(2, tmp_path, ["train", "--config", "c"])
+    assert words[words.index("--log_level") + 1] == "WARNING" and words[-3:] == ["train", "--config", "c"]
+
+
 def words(action: argparse.Action, value: int) -> list[str]:
     """A flag, or what has no flag, with one of two values."""
     word = list(map(str, action.choices))[value] if action.choices else str(value + 1)

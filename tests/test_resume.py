@@ -78,6 +78,51 @@ def test_a_second_run_in_a_folder_is_refused(start, run):
     )
 
 
+@pytest.fixture
+def other_run():
+    """A process that has a folder for itself, as a run does, until it is killed."""
+    script = "import sys, time, pathlib; from hmsa.system.files import FolderLock; lock = FolderLock(pathlib.Path(sys."
+    script += "argv[1])); print(lock.take(), flush=True); time.sleep(600)"
+    processes = []
+
+    def begin(folder):
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-c", script, str(folder)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT))
+        assert processes[-1].stdout.readline() == "True\n"
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_run_beside_one_that_goes_on_is_refused(start, run, other_run, tmp_path):
+    for folder in (run, tmp_path / "new"):
+        other = other_run(folder)
+        for flags in ([], ["--resume_model", "auto"]):
+            assert refused(start, folder, *flags) == (
+                f"{folder}: expected no other run that writes here, found one that is going on: stop it, or give "
+                "another --save_dir"
+            )
+        other.kill()
+        other.wait()
+    assert "done: iteration 3 of 3" in start(run, "--resume_model", "auto", "--iters", "3")
+    assert "done: iteration 1 of 1" in start(tmp_path / "new", "--iters", "1")
+    assert not (tmp_path / "new/.run.lock").exists()
+
+
+def test_where_files_cannot_be_locked_a_run_says_so(start, tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(DataError):
+        start(tmp_path / "run", *NO_DATA)
+    assert "run: a second run would not be noticed ([Errno 37] No locks available)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("left", ["best_model/model.pdparams", "iter_9/state.json", ".iter_9.old/model.pdparams"])
 def test_half_a_run_in_a_folder_is_refused(start, tmp_path, left):
     (tmp_path / left).parent.mkdir()

@@ -308,6 +308,13 @@ def test_wrong_images(seg, given, error):
     assert "\n" not in str(raised.value)
 
 
+def test_a_model_or_an_engine_that_is_none_is_a_sentence():
+    with pytest.raises(UsageError, match="or a recipe, found a NoneType: give its path"):
+        hmsa.Segmenter(None)
+    with pytest.raises(UsageError, match="the name of an engine, found 'openvin': did you mean openvino"):
+        hmsa.Segmenter("best_model", engine="openvin")
+
+
 @pytest.mark.parametrize("engine", ["eager", "inference"])
 def test_the_smallest_images(folder, engine):
     seg = hmsa.Segmenter(folder / "run/best_model", engine=engine)

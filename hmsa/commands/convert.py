@@ -198,6 +198,7 @@ def camvid(args: argparse.Namespace) -> None:
     test.txt: 367, 101 and 233 images). Understood are the folders of the SegNet tutorial (train, trainannot, ...: 11
     classes, 480x360) and the original (701_StillsRaw_full, LabeledApproved_full: 32 classes, of which Void is ignored,
     or the same 11; 960x720). CamVid is for research; its authors ask to be cited."""
+    from hmsa.config.text import one_line
     from hmsa.datasets.drawn import camvid, tables
 
     found = camvid.find(args.dataset_root, but=[args.output])
@@ -218,7 +219,7 @@ def camvid(args: argparse.Namespace) -> None:
         pairs = [(sample.image, args.output / MASKS / camvid.mask_name(sample)) for sample in samples]
         _write_list(args.output / f"{split}.txt", [pair for pair in pairs if pair[1].is_file()], args.output)
     print("\nnext: a recipe with these classes and")
-    print(_printable_lines(_sections(tables.scalar(args.output.as_posix()), size=480 if found.form == 11 else 960)))
+    print(_printable_lines(_sections(one_line(args.output.as_posix()), size=480 if found.form == 11 else 960)))
 
 
 def _sections(root: str, size: int) -> str:
@@ -265,7 +266,7 @@ def _write(args: argparse.Namespace, tasks: Iterable[Task], left_out: Sequence[L
     from hmsa.system.files import writable_folder, write_atomically
 
     writable_folder(args.output)
-    texts = {NAMES: tables.names_text(classes), RECIPE: tables.recipe_lines(classes)}
+    texts = {NAMES: tables.names_text(classes), RECIPE: tables.recipe_text(classes)}
     is_new = not any((args.output / MASKS).rglob("*.png"))
     for name, text in texts.items():
         _write_text(args.output / name, text, overwrite=args.overwrite or is_new)

@@ -61,6 +61,7 @@ def main(args: argparse.Namespace) -> None:
     if output.exists() and not args.force:
         raise UsageError(f"{output}: expected a new file, found one: name another --output, or replace it by --force")
     _check_recipe_words(args)
+    _check_folders(args)
 
     from hmsa import draft
     from hmsa.datasets.folders import Split
@@ -71,10 +72,12 @@ def main(args: argparse.Namespace) -> None:
     label_dir = args.masks or args.images
     _refuse_polygons(args)
     found = draft.survey(args.images, label_dir, (args.image_pattern, args.label_pattern), args.seed)
+    if args.weights and found.in_channels == 3:
+        found.statistics = None  # theirs are ImageNet's
     kind = kind_of(found.masks)
     split = Split(args.val, 0.0, args.seed, args.group_by)
     counts = draft.counts(found, split)
-    _say_what_was_found(found, kind, counts)
+    _say_what_was_found(found, kind, counts, args.val)
 
     naming = _named(args, kind, found)
     _say_what_is_missing(found, naming, split)
@@ -120,6 +123,23 @@ def _check_recipe_words(args: argparse.Namespace) -> None:
             raise UsageError(f"{flag}: expected a name that a recipe can hold, found {text!r}: rename the folder")
     if args.weights and "://" not in args.weights and not Path(args.weights).exists():
         raise UsageError(f"--weights: expected a file of weights, found none at {args.weights}: correct the path")
+
+
+def _check_folders(args: argparse.Namespace) -> None:
+    """UsageError for what is no folder, and for one above those of images and masks."""
+    from hmsa.draft import masks_below
+
+    for flag, given in (("--images", args.images), ("--masks", args.masks)):
+        if given is not None and not Path(given).is_dir():
+            found = "a file: name the folder it lies in" if Path(given).exists() else "none: correct the path"
+            raise UsageError(f"{flag}: {given}: expected a folder, found {found}")
+    below = None if args.masks else masks_below(Path(args.images))
+    if below:
+        images, masks = (shlex.quote(str(folder)) for folder in below)
+        raise UsageError(
+            f"--images: {args.images}: expected a folder of images, found one above those of images and of masks: "
+            f"give --images {images} --masks {masks}"
+        )
 
 
 def _refuse_polygons(args: argparse.Namespace) -> None:
@@ -195,6 +215,8 @@ def _named(args: argparse.Namespace, kind: Kind, found: Survey) -> Naming:
         classes = [of._replace(name=_answer(of, found)) for of in kind.classes]
     else:
         classes = kind.classes
+        if not kind.named:
+            _say(f"they are called {_shortened([of.name for of in classes])}: give --classes, or change the recipe")
 
     counted = [of for of in classes if of.name != IGNORE]
     repeated = [of.name for place, of in enumerate(counted) if of.name in [other.name for other in counted[:place]]]
@@ -214,7 +236,12 @@ def _given_names(args: argparse.Namespace) -> Optional[list[str]]:
     if given is None:
         return None
     if not is_file(Path(given)):
-        return [name.strip() for name in given.split(",")]
+        names = [name.strip() for name in given.split(",")]
+        if len(names) == 1 and (Path(given).suffix or Path(given).parent.name):
+            raise UsageError(f"--classes: expected names a,b,c or a file of them, found no file {given}: correct it")
+        if "" in names:
+            raise UsageError(f"--classes: expected a name at every place, found none at {names.index('') + 1}: add it")
+        return names
     lines = [line.strip() for _, line in read_list(Path(given), Path(given).parent)]
     _say(f"names of classes: {given}")
     return [re.sub(r"([,;\s]+\d{1,3}){3}$", "", line) for line in lines]
@@ -230,8 +257,11 @@ def _answer(of: Class, found: Survey) -> str:
 
 
 def _listed(kind: Kind) -> str:
-    values = [str(list(v)) if isinstance(v, tuple) else str(v) for of in kind.classes for v in of.values]
-    return ", ".join(values[:20]) + (", ..." if len(values) > 20 else "")
+    return _shortened([str(list(v)) if isinstance(v, tuple) else str(v) for of in kind.classes for v in of.values])
+
+
+def _shortened(words: Sequence[str]) -> str:
+    return ", ".join(words[:20]) + (", ..." if len(words) > 20 else "")
 
 
 # --- What is said ---
@@ -241,13 +271,22 @@ def _say(text: str) -> None:
     print(printable(text))
 
 
-def _say_what_was_found(found: Survey, kind: Kind, counts: Sequence[int]) -> None:
+def _say_what_was_found(found: Survey, kind: Kind, counts: Sequence[int], val: float) -> None:
     patterns = "" if found.patterns == ("*", "*") else f" ({found.patterns[0]} and {found.patterns[1]})"
     _say(f"{len(found.pairs)} images with masks{patterns}: {counts[0]} to train, {counts[1]} to evaluate on")
+    if found.statistics:
+        channels = f"of {found.in_channels} channel{'s' * (found.in_channels > 1)}, read as they are stored"
+        grey = "grey" if found.in_channels == 3 else channels
+        _say(f"the images are {grey}: mean and std are measured, of {found.statistics.images}")
     read = f"{len(found.masks.of_mask)} masks, a sample," if found.sampled else "the masks"
     _say(f"{read} hold {kind.words}")
     for remark in kind.remarks:
         _say(remark)
+    wanted = 0 if found.own_parts else round(val * len(found.pairs))
+    if 2 * counts[1] <= wanted:
+        _say(
+            f"warning: chance gave {counts[1]} of {wanted} images to evaluate on: try another --seed, or a larger --val"
+        )
     if found.own_parts:
         _say(f"they are divided as their folders are: {', '.join(found.own_parts.values())}")
 

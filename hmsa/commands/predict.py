@@ -102,6 +102,11 @@ def main(args: argparse.Namespace) -> None:
     else:
         left_out = LeftOut()
         images, video = find_images(args.image_path, left_out, suffixes_of(config.in_channels)), None
+        if len(images) > 1 and not any(image.path.is_file() for image in images):
+            raise DataError(
+                f"{args.image_path}: expected an image, or a list with an image's path on each line, found "
+                f"{len(images)} lines of which none names a file, such as {images[0].path.name}: correct the path"
+            )
         told = [*notices(images, left_out, args.save_dir, results.saved), *told]
     writable_folder(args.save_dir)
     if ranks.is_main():

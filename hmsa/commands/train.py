@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -15,10 +16,13 @@ from hmsa.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
     from hmsa.config.schema import Config
+    from hmsa.datasets.dataset import SegmentationDataset
+    from hmsa.datasets.histogram import Histogram
     from hmsa.engine.checkpoint import TrainingState
     from hmsa.engine.log import SilentLog
     from hmsa.engine.train import Trainer
     from hmsa.models import MscaleOCRNet
+    from hmsa.system.files import FolderLock
 
 
 def make_parser() -> cli.Parser:
@@ -50,11 +54,14 @@ def make_parser() -> cli.Parser:
     return parser
 
 
-def choose_checkpoint(args: argparse.Namespace) -> Optional[Path]:
-    """The checkpoint to go on from, None for a new run. A run that would replace what another left is refused."""
+def choose_checkpoint(args: argparse.Namespace, lock: FolderLock) -> Optional[Path]:
+    """The checkpoint to go on from, None for a new run; then `lock` of --save_dir is taken.
+
+    A run that would replace what another left is refused, and one beside another.
+    """
     from hmsa.engine import checkpoint
     from hmsa.engine.log import import_visualdl
-    from hmsa.system.files import writable_folder
+    from hmsa.system.files import LOCK_FILE, writable_folder
 
     save_dir, auto = Path(args.save_dir), args.resume_model == "auto"
     given = Path(args.resume_model) if args.resume_model and not auto else None
@@ -63,6 +70,8 @@ def choose_checkpoint(args: argparse.Namespace) -> Optional[Path]:
         return newest if auto else given
     if args.use_vdl:
         import_visualdl("--use_vdl")
+    if (save_dir / LOCK_FILE).exists():
+        _take(lock, save_dir)
 
     expected = ""
     if given is not None:
@@ -82,6 +91,7 @@ def choose_checkpoint(args: argparse.Namespace) -> Optional[Path]:
         )
 
     writable_folder(save_dir)
+    _take(lock, save_dir)
     checkpoint.tidy(save_dir)
     if not auto:
         return given
@@ -95,6 +105,20 @@ def choose_checkpoint(args: argparse.Namespace) -> Optional[Path]:
     if unreadable:
         print(printable(f"warning: passed over, as they cannot be read: {unreadable}"), file=sys.stderr)
     return newest
+
+
+def _take(lock: FolderLock, save_dir: Path) -> None:
+    """UsageError if another run, of whatever machine, writes to the folder."""
+    try:
+        alone = lock.take()
+    except OSError as error:
+        print(printable(f"warning: {save_dir}: a second run would not be noticed ({error})"), file=sys.stderr)
+        return
+    if not alone:
+        raise UsageError(
+            f"{save_dir}: expected no other run that writes here, found one that is going on: stop it, or give another "
+            "--save_dir"
+        )
 
 
 def evaluates(args: argparse.Namespace, config: Config) -> bool:
@@ -131,7 +155,6 @@ def build_trainer(
 ) -> Trainer:
     """The run, at its beginning or for a checkpoint whose state is `state`; its log says how it differs from that."""
     from hmsa import builder
-    from hmsa.datasets.findings import warnings_before_training
     from hmsa.distributed import ranks
     from hmsa.engine import checkpoint
     from hmsa.engine.log import open_log
@@ -144,7 +167,7 @@ def build_trainer(
     val_dataset = builder.build_dataset(config, "val") if with_val else None
     datasets = {"train": dataset, **({"val": val_dataset} if val_dataset else {})}
     new = not (resume_from or args.plan_memory)
-    remarks = ranks.decided_by_main(lambda: warnings_before_training(datasets)) if new else []
+    remarks, counted = ranks.decided_by_main(lambda: look_at_labels(datasets)) if new else ([], None)
     model = builder.build_model(config)
 
     log = open_log(
@@ -161,7 +184,7 @@ def build_trainer(
 
     if not resume_from:
         start_from_pretrained(model, config, log)
-    weights = builder.class_weights(config, dataset, state.class_weights)
+    weights = builder.class_weights(config, dataset, state.class_weights, counted)
     if weights.values:
         log.line(weights.line(dataset.classes.names))
     scheduler = builder.build_lr_scheduler(config)
@@ -180,6 +203,15 @@ def build_trainer(
         ),
         log=log,
     )
+
+
+def look_at_labels(datasets: Mapping[str, SegmentationDataset]) -> tuple[list[str], Optional[Histogram]]:
+    """What to warn of before a run begins, and how often classes occur, where that is known of a quick look."""
+    from hmsa.datasets.findings import quick_surveys, warnings_before_training
+    from hmsa.datasets.histogram import counted_before
+
+    surveys = quick_surveys(datasets)
+    return warnings_before_training(datasets, surveys), counted_before(surveys["train"], datasets["train"])
 
 
 def start_from_pretrained(model: MscaleOCRNet, config: Config, log: SilentLog) -> None:
@@ -203,16 +235,23 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.system.environment import prepare
 
     prepare()
+    from hmsa.distributed import ranks
+    from hmsa.system.files import FolderLock
+
+    ranks.init()
+    with FolderLock(Path(args.save_dir)) as lock:
+        train(args, config, ranks.decided_by_main(lambda: choose_checkpoint(args, lock)), start)
+
+
+def train(args: argparse.Namespace, config: Config, resume_from: Optional[Path], start: float) -> None:
+    """Train from a checkpoint or from the beginning, and say how it went; `start` is when the command began."""
     from tqdm import tqdm
 
     from hmsa import builder
-    from hmsa.distributed import ranks
     from hmsa.engine import checkpoint
     from hmsa.engine.log import open_log
     from hmsa.report.run import beginning, ending
 
-    ranks.init()
-    resume_from = ranks.decided_by_main(lambda: choose_checkpoint(args))
     state = checkpoint.read_state(resume_from) if resume_from else checkpoint.TrainingState()
     early_stopping = builder.build_early_stopping(config)
     to_evaluate = state.to_evaluate and args.do_eval

@@ -137,7 +137,8 @@ def problems_between_sections(config: Config) -> Iterator[tuple[str, str]]:
     if config.lr_scheduler and config.lr_scheduler.warmup_iters >= config.iters:
         yield (
             "lr_scheduler.warmup_iters",
-            f"to be less than iters ({config.iters}), found {config.lr_scheduler.warmup_iters}: shorten the warm-up",
+            f"to be less than iters ({config.iters}), found {config.lr_scheduler.warmup_iters}: make it "
+            f"{config.iters // 16} or so, or iters larger",
         )
 
 

@@ -87,6 +87,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def one_line(value: Any) -> str:
+    """A value as YAML on one line, from which `_parse` reads it; tuples become lists."""
+    text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
+    return text.strip()[1:-1]
+
+
 _FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))

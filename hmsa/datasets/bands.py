@@ -46,6 +46,18 @@ def suffixes_of(in_channels: int) -> tuple[str, ...]:
     return IMAGE_SUFFIXES if in_channels == 3 else BAND_SUFFIXES
 
 
+def channels_in(path: str | Path) -> int:
+    """What a recipe should say in `in_channels` to have all that such a file holds: 3 of what is shown as RGB.
+
+    DataError if it cannot be read.
+    """
+    data = images.read_bytes(path, bytes_per_pixel=8 * MAX_CHANNELS)
+    if data.startswith(images.tiff.STARTS):
+        return images.tiff.channels_of(data)
+    is_grey_of_16_bits = data.startswith(b"\x89PNG") and data[24:26] == b"\x10\0"  # depth and kind of colour
+    return 1 if is_grey_of_16_bits else 3
+
+
 def read_bands(path: str | Path, in_channels: int, max_pixels: Optional[int] = None) -> tuple[np.ndarray, int]:
     """The image [H, W, C], C = `in_channels`, turned upright, and EXIF's orientation, see `images.read_upright`.
 

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import cv2
 import numpy as np
 
+from hmsa.config.text import one_line
 from hmsa.visualize import distinct_colors
 
 Value = Union[int, tuple[int, int, int]]
@@ -85,6 +86,14 @@ def named(values: Sequence[Value], count: int) -> str:
     """Values as a recipe has them, such as "[7, 9] and 3 more" of `count` in all."""
     written = ", ".join(str(list(value)) if isinstance(value, tuple) else str(value) for value in values)
     return f"[{written}]" + (f" and {count - len(values)} more" if count > len(values) else "")
+
+
+def recipe_lines(entries: Iterable[Mapping[str, Any]], ignored: Sequence[Value] = (), *, note: str = "") -> list[str]:
+    """`classes:` of a recipe, a line for each entry's name, color and values, or those that it has, and `ignore:`."""
+    keys = ("name", "color", "values")
+    rows = [{key: entry[key] for key in keys if entry.get(key) is not None} for entry in entries]
+    lines = [f"classes:  # {note}" if note else "classes:", *(f"  - {one_line(row)}" for row in rows)]
+    return [*lines, f"ignore: {one_line(ignored)}"] if ignored else lines
 
 
 @functools.lru_cache(maxsize=4)

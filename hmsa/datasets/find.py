@@ -14,8 +14,11 @@ from pathlib import Path, PurePath
 from typing import Optional
 
 from hmsa.datasets.images import IMAGE_SUFFIXES, starts_as_image
-from hmsa.datasets.lists import listed_images
+from hmsa.datasets.lists import listed, listed_images
 from hmsa.errors import DataError
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".m4v", ".mkv", ".webm", ".mpg", ".mpeg")
+"""Of the videos that are read."""
 
 OVERLAYS, COLOR_MAPS = "added_prediction", "pseudo_color_prediction"
 LABEL_IDS, SHEETS, LEGENDS = "label_ids", "sheets", "legend"
@@ -43,6 +46,7 @@ class LeftOut:
     """What a search has passed over."""
 
     others: Counter[str] = field(default_factory=Counter)  # files that are no images, by suffix
+    videos: list[str] = field(default_factory=list)  # their names
     folders: int = 0  # that a pattern names as it does files
     hidden: int = 0  # without what macOS writes everywhere
     results: int = 0  # of an earlier prediction
@@ -54,6 +58,7 @@ class LeftOut:
         suffixes = ", ".join(sorted(filter(None, self.others))[:5])
         told = [
             (sum(self.others.values()), "other file{s}" + (f" ({suffixes})" if suffixes else "")),
+            (len(self.videos), f"video{{s}}, to be given one by one ({listed(self.videos, 5)})"),
             (self.folders, "folder{s}"),
             (self.hidden, "hidden file{s} or folder{s}"),
             (self.results, "result{s} of an earlier prediction"),
@@ -216,6 +221,8 @@ def _images_of(paths: Iterable[Path], left_out: LeftOut, suffixes: Sequence[str]
             left_out.folders += 1
         elif path.suffix.lower() in suffixes:
             images.append(path)
+        elif path.suffix.lower() in VIDEO_SUFFIXES:
+            left_out.videos.append(path.name)
         elif not path.suffix and leads_nowhere(path):
             left_out.unreadable.append(f"{path}: a link that leads nowhere")
         else:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +10,10 @@ from functools import partial
 from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
-import yaml
 
+from hmsa.config.text import one_line
 from hmsa.datasets import cityscapes
-from hmsa.datasets.classes import Classes, Value, named
+from hmsa.datasets.classes import Classes, Value, named, recipe_lines
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.kinds import Kind, SmoothedError, kind_of, look
 from hmsa.datasets.lists import listed
@@ -106,18 +105,31 @@ def quick_findings(datasets: Mapping[str, SegmentationDataset]) -> list[Finding]
     Args:
         datasets: "train", "val", or both.
     """
-    surveys = {name: survey(of, max_pairs=QUICK_MASKS, masks_only=True) for name, of in datasets.items()}
+    return _quick_findings(datasets, quick_surveys(datasets))
+
+
+def quick_surveys(datasets: Mapping[str, SegmentationDataset]) -> dict[str, Survey]:
+    """What `quick_findings` looks at."""
+    return {name: survey(of, max_pairs=QUICK_MASKS, masks_only=True) for name, of in datasets.items()}
+
+
+def _quick_findings(datasets: Mapping[str, SegmentationDataset], surveys: Mapping[str, Survey]) -> list[Finding]:
     limits = [of.max_image_pixels for of in datasets.values()]
     return list(mask_findings(surveys, limits[0] if limits else None))
 
 
-def warnings_before_training(datasets: Mapping[str, SegmentationDataset]) -> list[str]:
+def warnings_before_training(
+    datasets: Mapping[str, SegmentationDataset], surveys: Optional[Mapping[str, Survey]] = None
+) -> list[str]:
     """`quick_findings` for people.
+
+    Args:
+        surveys: `quick_surveys`, where they are there already.
 
     Raises:
         DataError: nothing is labelled, or masks cannot be used that no others stand in for (`bad_sample_limit`).
     """
-    found = quick_findings(datasets)
+    found = _quick_findings(datasets, surveys or quick_surveys(datasets))
     skips = datasets["train"].bad_sample_limit is not None
     fatal = ("binary_masks", "nothing_labelled", *(() if skips else OF_SINGLE_FILES))
     for finding in (finding for finding in found if finding.kind in fatal):
@@ -139,7 +151,8 @@ _UNUSABLE = {  # kind -> of one, of several, what to do
     "masks_of_another_format": (
         "mask is no PNG",
         "masks are no PNGs",
-        "export them anew as PNG, which keeps numbers as they are (JPEG has changed them: converting is too late)",
+        "export them anew as PNG, which keeps numbers as they are (JPEG has changed them; hmsa convert "
+        "voc-colours turns what it left of colours into classes)",
     ),
     "different_sizes": (
         "mask is not as large as its image",
@@ -272,10 +285,10 @@ def _recognised(surveys: Mapping[str, Survey], max_pixels: Optional[int]) -> Fin
     alike = strange and all(isinstance(value, tuple) == classes.in_colors for value in strange)
     if alike and classes.values is not None and len(strange) <= _MAX_IGNORED:
         text = f"{holding}: write them into the values of a class, or paste this for pixels that do not count"
-        return found("unknown_values", sentence=text, lines=(f"ignore: {_flow([*classes.ignored, *strange])}",))
+        return found("unknown_values", sentence=text, lines=(f"ignore: {one_line([*classes.ignored, *strange])}",))
     if alike and trouble.count <= _FEW * trouble.of and len(strange) <= _MAX_IGNORED:
         text = f"{holding}: correct these masks, or paste these lines, by which such pixels do not count"
-        return found("unknown_values", sentence=text, lines=tuple(recipe_lines(_ignoring(strange, classes))))
+        return found("unknown_values", sentence=text, lines=_lines(_ignoring(strange, classes)))
     if alike and kind.numbered and highest >= len(classes):
         text = (
             f"{holding}, as they hold {kind.words}: set model.num_classes (and num_classes of the data sets) to "
@@ -311,7 +324,7 @@ def _with_values(found: Callable[..., Finding], trouble: _Trouble, kind: Kind) -
         remedy += ", and give the classes their names"
     elif len(known) > 2 and not kind.named and not in_colors:
         remedy += ", after a look at which value is which class"
-    return found(label, sentence=f"{trouble.holding}{said}: {remedy}", lines=tuple(recipe_lines(known)))
+    return found(label, sentence=f"{trouble.holding}{said}: {remedy}", lines=_lines(known))
 
 
 def _ignoring(strange: Sequence[Value], classes: Classes) -> Classes:
@@ -344,20 +357,10 @@ def _has_names(classes: Classes) -> bool:
     return classes.names != Classes.numbered(len(classes)).names
 
 
-def recipe_lines(classes: Classes) -> list[str]:
+def _lines(classes: Classes) -> tuple[str, ...]:
     """`classes:` and `ignore:` of a recipe, with the values of masks."""
-    lines = ["classes:"]
-    for name, color, values in zip(classes.names, classes.colors, classes.values or ()):
-        lines.append(f"  - {_flow({'name': name, 'color': color, 'values': values})}")
-    if classes.ignored:
-        lines.append(f"ignore: {_flow(classes.ignored)}")
-    return lines
-
-
-def _flow(value: Any) -> str:
-    """YAML on one line."""
-    value = json.loads(json.dumps(value))  # tuples become lists
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6).strip()
+    rows = zip(classes.names, classes.colors, classes.values or ())
+    return tuple(recipe_lines([dict(zip(("name", "color", "values"), row)) for row in rows], classes.ignored))
 
 
 def _strange_masks(name: str, of: Survey) -> Iterator[Finding]:

@@ -142,7 +142,9 @@ def folder_pairs(
     ):
         if not found:
             pattern = image_pattern if what == "images" else label_pattern
-            remedy = "tell images and masks of one folder apart by their patterns" if in_one else "correct the folder"
+            remedy = (
+                "name the masks' own folder, or tell both apart by their patterns" if in_one else "correct the folder"
+            )
             raise DataError(
                 f"{folder} should hold {what} whose names fit {pattern!r}, but it holds none: {remedy} ({key})"
             )

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 from hmsa.datasets.dataset import Pair, SegmentationDataset
+from hmsa.datasets.survey import Survey
 from hmsa.errors import DataError
 from hmsa.system.environment import threads
 
@@ -68,6 +69,13 @@ def class_histogram(dataset: SegmentationDataset, *, max_labels: int = MAX_LABEL
             "their values, and ignore_index"
         )
     return Histogram(pixels, len(chosen), len(pairs))
+
+
+def counted_before(survey: Survey, dataset: SegmentationDataset) -> Optional[Histogram]:
+    """What `class_histogram` would find, of a look at all labels of an epoch; None where it was not of all, or not of
+    use."""
+    whole = survey.masks == len(survey.pairs) == survey.of == len(dataset) and not survey.strange_pixels
+    return Histogram(survey.class_pixels, len(dataset), len(dataset)) if whole and survey.class_pixels.any() else None
 
 
 def balanced_weights(pixels: np.ndarray) -> list[float]:

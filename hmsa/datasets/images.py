@@ -39,6 +39,8 @@ IMAGE_SUFFIXES = tuple(
     sorted(suffix for suffix, form in Image.registered_extensions().items() if form in (*IMAGE_FORMATS, "MPO"))
 )
 
+_LOSSY = ("JPEG", "WEBP")
+
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _PNG_GREY, _PNG_PALETTE = 0, 3
@@ -236,7 +238,15 @@ def _recognised(data: bytes, formats: tuple[str, ...]) -> Image.Image:
                 return _OPEN.get(form, Image.OPEN[form][0])(io.BytesIO(data), "")
     if is_tiff:
         raise tiff.unrecognised(data)
-    raise ValueError(f"no image format is recognised ({', '.join(formats)})")
+    other = next((form for form in IMAGE_FORMATS if form not in formats and _accepts(form, data[:16])), None)
+    if other is None:
+        raise ValueError(f"no image format is recognised ({', '.join(formats)})")
+    if other not in _LOSSY:
+        raise UnfitError(f"it is a {other} file", "convert it to PNG, which keeps its numbers")
+    raise UnfitError(
+        f"it is a {other} file, which changes numbers",
+        "export masks anew as PNG, or turn what is left of their colours into classes by hmsa convert voc-colours",
+    )
 
 
 def _accepts(form: str, start: bytes) -> bool:

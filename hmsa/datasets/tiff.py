@@ -14,8 +14,12 @@ from hmsa.errors import UnfitError
 
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two are BigTIFF's
 
+_WIDTH, _HEIGHT = 256, 257
 _BITS, _COMPRESSION, _MEANING, _BANDS, _PLANES, _EXTRAS, _KIND = 258, 259, 262, 277, 284, 338, 339
-_DEFAULTS = {_BITS: 1, _COMPRESSION: 1, _MEANING: -1, _BANDS: 1, _PLANES: 1, _EXTRAS: 0, _KIND: 1}
+_DEFAULTS = {_BITS: 1, _COMPRESSION: 1, _MEANING: -1, _BANDS: 1, _PLANES: 1, _EXTRAS: 0, _KIND: 1} | {
+    _WIDTH: 0,
+    _HEIGHT: 0,
+}
 _GREY, _RGB = (0, 1), 2
 _KINDS = {1: "unsigned", 2: "signed", 3: "floating-point", 4: "unsigned"}
 _LAYOUTS = {1: "B", 3: "H", 4: "L", 16: "Q"}  # of whole numbers, by a tag's type
@@ -61,6 +65,21 @@ def bands_beside_rgb(data: bytes) -> int:
     tags = _tags(data)
     is_rgb = tags[_MEANING][0] == _RGB and tags[_EXTRAS][0] == 0
     return max(tags[_BANDS][0] - 3, 0) if is_rgb else 0
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height; 0 where they are not said."""
+    tags = _tags(data)
+    return tags[_WIDTH][0], tags[_HEIGHT][0]
+
+
+def channels_of(data: bytes) -> int:
+    """Of all bands, where they are not red, green and blue of 8 bits, opacity perhaps beside them; else 3."""
+    try:
+        check(data)
+    except UnfitError:
+        return _tags(data)[_BANDS][0]
+    return 3 + bands_beside_rgb(data)
 
 
 def _tags(data: bytes) -> dict[int, tuple[int, ...]]:

@@ -14,11 +14,9 @@ from typing import Any, Optional, Union
 import cv2
 import numpy as np
 
+from hmsa.datasets.find import VIDEO_SUFFIXES
 from hmsa.datasets.images import check_size
 from hmsa.errors import DataError
-
-SUFFIXES = (".mp4", ".avi", ".mov", ".m4v", ".mkv", ".webm", ".mpg", ".mpeg")
-"""Of the videos that are read."""
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 """Of those that are written: MPEG-4 and Motion JPEG, which every OpenCV has."""
@@ -35,7 +33,7 @@ _STARTS = {
 def is_video(path: Union[str, Path]) -> bool:
     """Whether it is a file that is called a video."""
     path = Path(path)
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
 
 
 def result_name(path: Path) -> str:
@@ -100,7 +98,9 @@ def _capturing(path: Path, max_pixels: Optional[int]) -> Iterator[cv2.VideoCaptu
     except OSError as error:
         raise DataError(f"{path} should be a readable file, but: {error.strerror}; replace or remove it") from error
     if not any(start[place:].startswith(starts) for place, starts in _STARTS.items()):
-        raise DataError(f"{path} should be a video ({', '.join(SUFFIXES)}), but does not start as one; replace it")
+        raise DataError(
+            f"{path} should be a video ({', '.join(VIDEO_SUFFIXES)}), but does not start as one; replace it"
+        )
 
     # With the whole path, as FFmpeg takes "name:..." for an address, and OpenCV's other readers "%d" for a series.
     capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import itertools
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Callable, Optional, Union
+from typing import IO, Any, Callable, Optional, Union
 
 from hmsa.errors import DataError, UsageError
 
@@ -37,6 +39,56 @@ def writable_folder(path: str | Path) -> Path:
     except OSError as error:
         raise DataError(f"{folder}: cannot write to this folder ({error.strerror}); choose another") from error
     return folder
+
+
+LOCK_FILE = ".run.lock"
+"""In a folder that one process at a time writes to. What a killed one leaves is free for the next."""
+
+
+class FolderLock:
+    """A folder for one process alone, from `take` until the context ends, or the process, in whatever way."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK_FILE
+        self._descriptor: Optional[int] = None
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def take(self) -> bool:
+        """False if another process has it. OSError if files cannot be locked there, as on some network file systems."""
+        while self._descriptor is None:
+            descriptor = self._locked()
+            if descriptor is None:
+                return False
+            if self._path.exists():
+                self._descriptor = descriptor
+            else:  # another process had it, and deleted it after it was opened here
+                os.close(descriptor)
+        return True
+
+    def _locked(self) -> Optional[int]:
+        """The file, open; None if another process has it."""
+        # Open for reading it keeps nobody from making the disk read-only; NFS locks what is open for writing alone.
+        for mode in (os.O_RDONLY, os.O_RDWR):
+            descriptor = os.open(self._path, mode | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    return None
+                if error.errno != errno.EBADF or mode == os.O_RDWR:
+                    raise
+        return None
 
 
 def output_file(path: str) -> Path:

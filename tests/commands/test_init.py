@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,9 @@ import hmsa
 from hmsa import draft
 from hmsa.builder import build_dataset, build_model
 from hmsa.commands import convert, init
+from hmsa.datasets.bands import read_bands
 from hmsa.datasets.classes import Classes
+from hmsa.datasets.folders import Split, parts
 from hmsa.errors import DataError, UsageError
 from hmsa.toy.shapes import KINDS, write_shapes
 from hmsa.visualize import DISTINCT_COLORS
@@ -231,6 +234,8 @@ def test_wrong_turns_are_a_sentence(shapes, tmp_path):
         (["--weights", "gone.pdparams"], r"--weights: expected a file of weights, found none"),
         (["--classes", "a,a,b,c"], r"at least two names that differ, found 'a' twice"),
         (["--classes", "a,ignore,ignore,ignore"], r"at least two names that differ, found 1"),
+        (["--classes", "a,,b,c"], r"--classes: expected a name at every place, found none at 2"),
+        (["--classes", "gone.txt"], r"--classes: expected names a,b,c or a file of them, found no file gone\.txt"),
     ):
         with pytest.raises((UsageError, DataError), match=message):
             run(values, *flags)
@@ -249,9 +254,90 @@ def test_wrong_turns_are_a_sentence(shapes, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "images/a.jpg")
     with pytest.raises(DataError, match=r"the masks should tell two classes apart at least, but all 1 hold 0 alone"):
         run(tmp_path)
+    Image.new("L", (8, 8)).save(tmp_path / "masks/a.png", "JPEG")
+    with pytest.raises(DataError, match=r"a\.png should be a mask, but: it is a JPEG file.* export masks anew as PNG"):
+        run(tmp_path)
     for word in ("0", "100", "x", "-1", "nan"):
         with pytest.raises(SystemExit):
             init.make_parser().parse_args(["--images", "x", "--val", word])
+
+
+def test_folders_are_looked_for_where_a_person_means_them(shapes):
+    values = shapes / "values"
+    with pytest.raises(UsageError, match=r"--images: \S+gone: expected a folder, found none: correct the path"):
+        run(values, images="gone")
+    with pytest.raises(UsageError, match=r"--masks: \S+\.png: expected a folder, found a file: name the folder"):
+        run(values, masks=f"masks/{next((values / 'masks').iterdir()).name}")
+    with pytest.raises(UsageError, match=r"above those of images .*: give --images \S+/images --masks \S+/masks$"):
+        run(values, images=".", masks=None)
+    with pytest.raises(DataError, match=r"should hold masks .*: name the masks' own folder, or tell both apart"):
+        run(values, masks=None)
+
+
+def test_masks_of_turned_images_are_told_from_those_of_others(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (9, 8)).save(tmp_path / "images/a.jpg", exif=exif)
+    Image.new("L", (9, 8)).save(tmp_path / "masks/a.png")
+    with pytest.raises(DataError, match=r"which EXIF turns: save the images upright .* and turn the masks likewise"):
+        run(tmp_path)
+
+
+def test_names_that_nobody_gave_and_few_images_to_evaluate_on_are_told(shapes, capsys):
+    run(shapes / "values", "--val", 0.4, "--seed", 1)
+    said = capsys.readouterr().out
+    assert "they are called class 0, class 50, class 100, class 200: give --classes, or change the recipe" in said
+    assert "warning: chance gave" not in said
+    seed = next(n for n in range(50) if _evaluated(shapes / "values", n) < 3)
+    capsys.readouterr()
+    run(shapes / "values", "--val", 0.4, "--seed", seed)
+    assert "of 4 images to evaluate on: try another --seed, or a larger --val" in capsys.readouterr().out
+
+
+def _evaluated(folder: Path, seed: int) -> int:
+    names = [path.stem for path in (folder / "images").iterdir()]
+    return len(parts(names, Split(0.4, 0.0, seed, None))["val"])
+
+
+def _with_images(shapes: Path, folder: Path, convert) -> Path:
+    """The same masks, and images made of the same by `convert`, which writes to a path without a suffix."""
+    shutil.copytree(shapes / "values/masks", folder / "masks")
+    (folder / "images").mkdir()
+    for path in sorted((shapes / "values/images").iterdir()):
+        convert(np.array(Image.open(path).convert("RGB")), folder / "images" / path.stem)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["grey", "grey of 16 bits", "4 bands", "5 bands of 16 bits"])
+def test_images_that_are_no_photographs_get_their_channels_and_what_they_hold(shapes, tmp_path, form, capsys):
+    def convert(image, path):
+        if form == "grey":
+            Image.fromarray(image).convert("L").convert("RGB").save(path.with_suffix(".jpg"))
+        elif form == "grey of 16 bits":
+            Image.fromarray(image[..., 0].astype(np.uint16) * 9).save(path.with_suffix(".png"))
+        else:
+            bands = image[..., [0, 1, 2, 0]] if form == "4 bands" else image[..., [0, 1, 2, 0, 1]].astype(np.uint16)
+            layout = {"extrasamples": ["unspecified"] * (bands.shape[2] - 3), "planarconfig": "contig"}
+            pytest.importorskip("tifffile").imwrite(path.with_suffix(".tif"), bands, photometric="rgb", **layout)
+
+    recipe = yaml.safe_load(run(_with_images(shapes, tmp_path / "set", convert)).read_text())
+    channels = {"grey": 3, "grey of 16 bits": 1, "4 bands": 4, "5 bands of 16 bits": 5}[form]
+    assert recipe.get("in_channels", 3) == channels
+    (normalize,) = recipe["val_dataset"]["transforms"]
+    config = hmsa.load_config(tmp_path / "set/recipe.yml")
+    images = np.concatenate([read_bands(a, channels)[0].reshape(-1, channels) for a, _ in _pairs(config)])
+    scale = 65535 if images.dtype == np.uint16 else 255
+    np.testing.assert_allclose(normalize["mean"], images.mean(0) / scale, atol=1e-4)
+    np.testing.assert_allclose(normalize["std"], np.maximum(images.std(0) / scale, 1e-4), atol=1e-4)
+    assert "mean and std are measured, of 10" in capsys.readouterr().out
+    image = build_dataset(config, "train")[0]["img"]
+    assert channels in image.shape
+
+
+def _pairs(config):
+    return [*build_dataset(config, "train").pairs, *build_dataset(config, "val").pairs]
 
 
 @pytest.mark.parametrize("weights", [None, "my weights.pdparams"])

@@ -281,6 +281,13 @@ def test_what_is_left_out_is_counted(folder):
     assert len(find_images(str(folder / "sub/result/label_ids"))) == 2  # asked for
 
 
+def test_videos_in_a_folder_are_told_of(folder):
+    touch(folder, "one.mp4", "sub/Two.MOV")
+    left_out = LeftOut()
+    find_images(str(folder), left_out)
+    assert "2 videos, to be given one by one (one.mp4, Two.MOV)" in str(left_out)
+
+
 def test_patterns_with_links_and_folders(tree):
     left_out = LeftOut()
     assert names(find_images(str(tree / "*"), left_out), tree) == ["x.png"]

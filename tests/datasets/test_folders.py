@@ -101,7 +101,7 @@ def test_folders_without_what_is_looked_for(tmp_path):
         found(tmp_path, "photos", "nowhere")
     with pytest.raises(DataError, match=r"masks should hold masks whose names fit '\*_mask', but it holds none: corr"):
         found(tmp_path, "photos", "masks", "*", "*_mask")
-    with pytest.raises(DataError, match=r"photos should hold images .* tell images and masks of one folder apart"):
+    with pytest.raises(DataError, match=r"photos should hold images .* name the masks' own folder, or tell both apart"):
         found(tmp_path, "photos", "photos")
 
 

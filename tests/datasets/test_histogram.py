@@ -5,7 +5,8 @@ import pytest
 
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
-from hmsa.datasets.histogram import balanced_weights, class_histogram
+from hmsa.datasets.histogram import balanced_weights, class_histogram, counted_before
+from hmsa.datasets.survey import survey
 from hmsa.errors import DataError
 
 
@@ -49,6 +50,17 @@ def test_a_label_of_no_use_is_an_error_or_left_out_as_in_training(make_dataset, 
     with pytest.raises(DataError, match=r"1\.png should hold class numbers"):
         class_histogram(make_dataset(labels))
     assert class_histogram(make_dataset(labels, bad_sample_limit=1)).pixels.tolist() == [1, 1, 0, 0]
+
+
+def test_a_look_at_all_labels_has_counted_them(make_dataset):
+    dataset = make_dataset([[[0, 0, 1], [255, 255, 3]], [[1], [1]]])
+    found, expected = counted_before(survey(dataset, masks_only=True), dataset), class_histogram(dataset)
+    assert found.pixels.tolist() == expected.pixels.tolist() == [2, 3, 0, 1]
+    assert found[1:] == expected[1:]
+    assert counted_before(survey(dataset, masks_only=True, max_pairs=1), dataset) is None
+    for labels in ([[[0, 1]], [[2, 7]]], [[[255]]]):
+        dataset = make_dataset(labels, bad_sample_limit=1)
+        assert counted_before(survey(dataset, masks_only=True), dataset) is None
 
 
 def test_ignored_pixels_alone_are_refused(make_dataset):

@@ -242,7 +242,8 @@ def test_no_bit_of_a_label_changes_unnoticed(tmp_path_factory, place, bit):
 @pytest.mark.parametrize("form", ["JPEG", "BMP", "TIFF", "GIF", "PPM"])
 def test_labels_are_png(tmp_path, form):
     (tmp_path / "label.png").write_bytes(encoded(LABEL, form))
-    with pytest.raises(DataError, match=r"no image format is recognised \(PNG\); save it as a grey or a palette PNG"):
+    remedy = "export masks anew as PNG" if form == "JPEG" else "convert it to PNG, which keeps its numbers"
+    with pytest.raises(DataError, match=rf"but: it is a {form} file.*{remedy}"):
         read_label(tmp_path / "label.png")
 
 

@@ -11,11 +11,13 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
+from hmsa.commands import predict as command
 from hmsa.commands.predict import SAVED
 from hmsa.datasets.find import OVERLAY_SUFFIXES, LeftOut, find_images
 from hmsa.datasets.images import IMAGE_SUFFIXES
 from hmsa.distributed import ranks
 from hmsa.engine.predict import FOLDERS, Results, notices, predict
+from hmsa.errors import DataError
 from hmsa.inference.averaging import InferenceOptions
 from hmsa.inference.network import FusedNetwork
 from hmsa.visualize import color_palette, heat, overlay
@@ -254,3 +256,12 @@ def test_the_limit_of_pixels_can_be_raised(tmp_path, monkeypatch, capsys):
     assert run(pictures, tmp_path / "out") == [tmp_path / "in" / "x.png"]
     assert "raise max_image_pixels" in capsys.readouterr().err
     assert run(pictures, tmp_path / "out", max_image_pixels=100) == []
+
+
+def test_a_text_that_names_no_image_is_no_list(tmp_path):
+    (tmp_path / "recipe.yml").write_text("iters: 9\nmodel:\n  type: x\n")
+    flags = ["--config", "mscale_ocr_toy", "--model_path", "none", "--save_dir", tmp_path / "out"]
+    args = command.make_parser().parse_args([*map(str, flags), "--image_path", str(tmp_path / "recipe.yml")])
+    with pytest.raises(DataError, match="found 3 lines of which none names a file, such as iters:: correct the path"):
+        command.main(args)
+    assert not (tmp_path / "out").exists()

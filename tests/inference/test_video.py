@@ -4,8 +4,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hmsa.datasets.find import VIDEO_SUFFIXES
 from hmsa.errors import DataError
-from hmsa.inference.video import CODECS, SUFFIXES, Video, VideoWriter, is_video, result_name
+from hmsa.inference.video import CODECS, Video, VideoWriter, is_video, result_name
 
 
 def frames(count, height=64, width=96):
@@ -41,7 +42,7 @@ def test_frames_come_back(tmp_path, suffix, height, width, rate):
 
 
 def test_names(tmp_path):
-    for suffix in (*SUFFIXES, ".MP4"):
+    for suffix in (*VIDEO_SUFFIXES, ".MP4"):
         (tmp_path / f"a{suffix}").touch()
         assert is_video(str(tmp_path / f"a{suffix}"))
     assert not is_video(tmp_path / "missing.mp4") and not is_video(__file__)

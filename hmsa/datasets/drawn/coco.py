@@ -14,11 +14,11 @@ from typing import Any, Literal, NamedTuple, Optional
 
 import numpy as np
 
-from hmsa.datasets.drawn.masks import LeftOut, Notes, Size, Unusable, image_size, images_below, inner_path, mask_name
+from hmsa.datasets.drawn.masks import LeftOut, Notes, Size, Unusable, drawn_size, images_below, inner_path, mask_name
 from hmsa.datasets.drawn.tables import IGNORED, Color, Table, clean
-from hmsa.datasets.images import check_size, read_bytes
+from hmsa.datasets.images import read_bytes
 from hmsa.datasets.lists import is_file
-from hmsa.errors import DataError, UnfitError, UsageError, shown
+from hmsa.errors import DataError, UsageError, shown
 
 _LONGEST = 10**6  # pixels along a polygon, of each of which pycocotools keeps some 60 bytes
 
@@ -173,7 +173,7 @@ def draw(annotations: Annotations, image: ImageEntry, meaning: Meaning, notes: N
 
     DataError if the image has another size than the file says.
     """
-    size = _size(image)
+    size = drawn_size(image.path, image.size or (None, None), annotations.path)
     drawn = []
     for entry in annotations.of_image.get(image.number, ()):
         name = annotations.categories.get(_hashable(entry.get("category_id")))
@@ -207,22 +207,6 @@ def draw(annotations: Annotations, image: ImageEntry, meaning: Meaning, notes: N
 
 def _hashable(value: Any) -> Any:
     return value if _is_id(value) else None
-
-
-def _size(image: ImageEntry) -> Size:
-    found = image_size(image.path)
-    size = next((size for size in found if image.size in (None, size)), None)
-    if size is None:
-        height, width = image.size or (None, None)
-        raise DataError(
-            f"{image.path} should have the size the annotations say, {shown(width)}x{shown(height)}, but it has "
-            f"{found.upright[1]}x{found.upright[0]}: the image was changed after it was drawn on; find the other"
-        )
-    try:
-        check_size(size[1], size[0])
-    except UnfitError as error:
-        raise DataError(f"{image.path} is too large, {error}: cut it into tiles") from error
-    return size
 
 
 class Area(NamedTuple):

@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from hmsa.datasets.drawn.masks import LeftOut, Notes, Size, image_size, images_below, mask_name
+from hmsa.datasets.drawn.masks import LeftOut, Notes, Size, drawn_size, images_below, mask_name
 from hmsa.datasets.drawn.tables import IGNORED, clean
 from hmsa.datasets.find import search
-from hmsa.datasets.images import IMAGE_SUFFIXES, check_size, read_bytes
+from hmsa.datasets.images import IMAGE_SUFFIXES, read_bytes
 from hmsa.datasets.lists import is_file
-from hmsa.errors import DataError, UnfitError, shown, suggest
+from hmsa.errors import DataError, shown, suggest
 
 HOLES = ("hole", "_hole_", "__hole__")
 """Labels of what is cut out of a shape, unless told otherwise."""
@@ -163,7 +163,8 @@ def draw(item: Annotated, meaning: Meaning, notes: Notes) -> Optional[np.ndarray
         DataError: the file is none of labelme's, or its image has another size.
     """
     content = read(item.path)
-    height, width = size = _size(content, item)
+    said = content.get("imageHeight"), content.get("imageWidth")
+    height, width = size = drawn_size(item.image, said, item.path)
     shapes = list(_usable(content["shapes"], size, meaning, notes))
     layers = _with_holes(shapes, size, meaning.holes, notes)
     ranks = {label: rank for rank, label in enumerate(meaning.order)}
@@ -185,23 +186,6 @@ def draw(item: Annotated, meaning: Meaning, notes: Notes) -> Optional[np.ndarray
         else:
             _fill(canvas, shape, meaning.numbers[shape.label])
     return np.array(canvas)
-
-
-def _size(content: dict[str, Any], item: Annotated) -> Size:
-    """What the annotation says, or else the image, which has to agree."""
-    found = image_size(item.image)
-    said = content.get("imageHeight"), content.get("imageWidth")
-    size = next((size for size in found if said in (size, (None, None))), None)
-    if size is None:
-        raise DataError(
-            f"{item.path} should have the size of its image {item.image}, {found.upright[1]}x{found.upright[0]}, but "
-            f"it has {shown(said[1])}x{shown(said[0])}: the image was changed after it was drawn on; find the other"
-        )
-    try:
-        check_size(size[1], size[0])
-    except UnfitError as error:
-        raise DataError(f"{item.image} is too large, {error}: cut it into tiles") from error
-    return size
 
 
 def _usable(entries: Sequence[Any], size: Size, meaning: Meaning, notes: Notes) -> Iterable[Shape]:

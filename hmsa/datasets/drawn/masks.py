@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.find import search
-from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, read_label
+from hmsa.datasets.images import IMAGE_FORMATS, IMAGE_SUFFIXES, check_size, read_label
 from hmsa.datasets.lists import is_file
-from hmsa.errors import DataError
+from hmsa.errors import DataError, UnfitError, shown
 from hmsa.system.files import write_atomically
 from hmsa.visualize import color_palette, pseudo_color
 
@@ -169,6 +169,25 @@ def image_size(path: Path) -> ImageSize:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} should be a readable image, but: {reason}; replace or remove it") from error
     return ImageSize(stored[::-1] if turned else stored, stored)
+
+
+def drawn_size(path: Path, said: tuple[Any, Any], source: Path) -> Size:
+    """The image's size, upright or as stored: what the annotations in `source` say, height and width, unless None.
+
+    DataError if the image has another, or too many pixels for a mask.
+    """
+    found = image_size(path)
+    size = next((size for size in found if said in (size, (None, None))), None)
+    if size is None:
+        raise DataError(
+            f"{path} should have the size that {source} says, {shown(said[1])}x{shown(said[0])}, but it has "
+            f"{found.upright[1]}x{found.upright[0]}: the image was changed after it was drawn on; find the other"
+        )
+    try:
+        check_size(size[1], size[0])
+    except UnfitError as error:
+        raise DataError(f"{path} is too large, {error}: cut it into tiles") from error
+    return size
 
 
 def mask_name(image: PurePath) -> PurePath:

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-import yaml
-
-from hmsa.datasets.classes import Classes
+from hmsa.datasets.classes import Classes, recipe_lines
 from hmsa.datasets.images import read_bytes
 from hmsa.datasets.lists import is_file
 from hmsa.errors import DataError, UsageError
@@ -161,15 +159,8 @@ def names_text(classes: Classes) -> str:
     return "".join(f"{name}\n" for name in classes.names)
 
 
-def recipe_lines(classes: Classes) -> str:
+def recipe_text(classes: Classes) -> str:
     """The `classes:` of a recipe, as YAML."""
-    lines = [f"classes:  # {len(classes)}; in the masks, class number k is the k-th, {classes.ignore_index} is ignored"]
-    for name, color in zip(classes.names, classes.colors):
-        lines.append(f"  - {{name: {scalar(name)}, color: [{', '.join(map(str, color))}]}}")
-    return "\n".join(lines) + "\n"
-
-
-def scalar(name: str) -> str:
-    """A text as YAML reads it, plain where that is the same."""
-    is_plain = re.fullmatch(r"[^\W\d_][\w .-]*(?<! )", name) and yaml.safe_load(name) == name
-    return name if is_plain else yaml.safe_dump(name, default_style='"', allow_unicode=True, width=10**6).strip()
+    note = f"{len(classes)}; in the masks, class number k is the k-th, {classes.ignore_index} is ignored"
+    entries = [{"name": name, "color": color} for name, color in zip(classes.names, classes.colors)]
+    return "\n".join(recipe_lines(entries, note=note)) + "\n"

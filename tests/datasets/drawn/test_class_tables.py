@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmsa.datasets.drawn.tables import Table, clean, given_table, names_text, number, read_table, recipe_lines
+from hmsa.datasets.drawn.tables import Table, clean, given_table, names_text, number, read_table, recipe_text
 from hmsa.errors import DataError, UsageError
 
 
@@ -93,7 +93,7 @@ def test_how_many_classes():
 @settings(max_examples=300, deadline=None)
 def test_the_recipe_says_what_the_classes_are(names):
     numbering = number(Table(tuple(names)), background=False)
-    lines = recipe_lines(numbering.classes)
+    lines = recipe_text(numbering.classes)
     classes = numbering.classes
     assert yaml.safe_load(lines)["classes"] == [
         {"name": name, "color": list(color)} for name, color in zip(classes.names, classes.colors)
@@ -103,5 +103,5 @@ def test_the_recipe_says_what_the_classes_are(names):
 @pytest.mark.parametrize("name", ["no", "1", "null", "a, b", "a: b", "a #b", "'x'", "ä", "{", "1e3", "2024-01-01", "="])
 def test_names_that_yaml_would_take_for_something_else(name):
     classes = number(Table((name,)), background=False).classes
-    assert yaml.safe_load(recipe_lines(classes))["classes"][0]["name"] == name
+    assert yaml.safe_load(recipe_text(classes))["classes"][0]["name"] == name
     assert names_text(classes) == f"{name}\n"

@@ -181,7 +181,7 @@ def test_without_pycocotools(tmp_path, monkeypatch):
 def test_another_size_than_the_image(tmp_path):
     photo(tmp_path / "a.png", (H + 1, W))
     read = coco.read(save(tmp_path), tmp_path)
-    with pytest.raises(DataError, match=r"a\.png should have the size the annotations say, 6x4, but it has 6x5"):
+    with pytest.raises(DataError, match=r"a\.png should have the size that \S+ says, 6x4, but it has 6x5"):
         coco.draw(read, read.images[0], Meaning(NUMBERS, 0), Notes(""))
 
 

@@ -219,7 +219,7 @@ def test_nothing_drawn(tmp_path):
 
 def test_another_size_than_the_image(tmp_path):
     item = Annotated(save(tmp_path / "a.json", size=(8, 6)), photo(tmp_path / "a.png"), Path("a.png"))
-    with pytest.raises(DataError, match=r"a\.json should have the size of its image .*a\.png, 8x6, but it has 6x8"):
+    with pytest.raises(DataError, match=r"a\.png should have the size that \S+a\.json says, 6x8, but it has 8x6"):
         draw(item, Meaning(NUMBERS, 0), Notes(""))
 
 
