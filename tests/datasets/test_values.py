@@ -106,7 +106,7 @@ def test_masks_that_leave_their_meaning_open(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="16 bits a channel"):
         read_mask(written(tmp_path / "wide.png", np.full((2, 2, 3), 999, np.uint16)), colors=True)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "mask.jpg")
-    with pytest.raises(DataError, match="it is a JPEG file.* export masks anew as PNG"):
+    with pytest.raises(DataError, match=r"it is a JPEG file.* export masks anew as PNG"):
         read_mask(tmp_path / "mask.jpg")
 
 
