@@ -309,12 +309,13 @@ class Page:
             ("errors", "errors", panels.errors(image, wrong)),
             ("confidence", "heat", panels.heat_map(confidences(found.scores, self.options))),
         ]
-        for scale in self.network.scales:
-            layers += [
-                (f"scale {scale:g} alone", "classes", panels.colored(found.scales[scale], self.colors)),
-                (f"scale {scale:g} attention", "heat", panels.heat_map(found.attention[scale])),
-                (f"scale {scale:g} decided", "heat", panels.heat_map(found.decided[scale])),
-            ]
+        # By kind, as the rows of the page have them.
+        layers += [
+            (f"scale {scale:g} alone", "classes", panels.colored(answer, self.colors))
+            for scale, answer in found.scales.items()
+        ]
+        for word, maps in (("attention", found.attention), ("decided", found.decided)):
+            layers += [(f"scale {scale:g} {word}", "heat", panels.heat_map(values)) for scale, values in maps.items()]
         there = np.unique(np.concatenate([np.unique(label), np.unique(prediction)]))
         return {
             "name": self.name(index),
