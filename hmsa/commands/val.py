@@ -49,7 +49,7 @@ def make_parser() -> cli.Parser:
         "--report_images",
         type=cli.count,
         metavar="N",
-        help="how many of the best, of the worst and of the hardest images --report shows (default: 8)",
+        help="how many of the best and of the worst images --report shows, and half as many others (default: 8)",
     )
     parser.add_argument(
         "--compare", metavar="JSON", help="an earlier --output, beside whose scores --report puts those found now"
@@ -225,7 +225,8 @@ def settings_of(
     from hmsa.system.device import on_gpu
 
     dataset = config.val_dataset
-    folder = getattr(dataset, "dataset_root", None) or getattr(dataset, "image_dir", None)
+    folders = [getattr(dataset, key, None) for key in ("image_dir", "dataset_root", "val_path")]
+    folder = next((folder for folder in folders if folder), None)
     flips = [
         name
         for name, on in (("left to right", options.flip_horizontal), ("top to bottom", options.flip_vertical))

@@ -65,11 +65,7 @@ class Notes:
     """
 
     def __init__(self, classes: Classes, images: int, scales: tuple[float, ...], folder: Path) -> None:
-        """Args:
-        images: how many there are.
-        scales: of the network.
-        folder: gets the predictions, as PNGs, and what `Suspects` keeps.
-        """
+        """With how many images there are, the network's scales, and a folder for predictions and `Suspects`."""
         K = len(classes)
         self.classes, self.scales, self.folder = classes, scales, folder
         self.images = np.zeros((images, 4), np.int64)
@@ -87,13 +83,14 @@ class Notes:
     def __call__(self, answer: Answer) -> None:
         K = len(self.classes)
         counts = confusion_matrix(answer.prediction, answer.label, K, self.classes.ignore_index)
-        loss = mean_loss(answer, self.classes.ignore_index)
+        logits = logits_of(answer.scores, answer.options)[0].numpy()  # [K, H, W], once, as this copies them
+        loss = mean_loss(answer, logits, self.classes.ignore_index)
         true, taken, hits = counts.sum(axis=1), counts.sum(axis=0), np.diag(counts)
         there = true > 0
         if there.any():
             scores = (np.mean(divide(hits, true + taken - hits)[there]), hits.sum() / true.sum(), loss)
             self.images[answer.index] = [1, *np.rint(UNIT * np.array(scores)).astype(np.int64)]
-            self.suspects.add(answer.index, loss, answer.scores, answer.options, answer.label)
+            self.suspects.add(answer.index, loss, logits, answer.label)
         self._remember(counts, answer.index)
 
         if answer.decided:
@@ -189,10 +186,13 @@ class Notes:
         return found
 
 
-def mean_loss(answer: Answer, ignore_index: int) -> float:
+def mean_loss(answer: Answer, logits: np.ndarray, ignore_index: int) -> float:
     """The mean cross entropy of an image's labelled pixels; 0 without any.
 
     Where the best class is the true one it is -log of the confidence; elsewhere the true class's logit lies below.
+
+    Args:
+        logits: of the answer, [K, H, W].
     """
     confidence = answer.confidence
     if confidence is None:
@@ -204,7 +204,6 @@ def mean_loss(answer: Answer, ignore_index: int) -> float:
 
     wrong = valid & (answer.label != answer.prediction)
     rows, columns = np.nonzero(wrong)
-    logits = logits_of(answer.scores, answer.options)[0].numpy()
     best, true = (logits[classes[wrong], rows, columns] for classes in (answer.prediction, answer.label))
     total += np.nan_to_num(best - true, posinf=0).sum(dtype=np.float64)
     return float(np.clip(total / valid.sum(), 0, 1e6))

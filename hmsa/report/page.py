@@ -52,7 +52,7 @@ class Page:
         result: what the evaluation's JSON holds.
         settings: what made the scores, a name and a value each; the first two stand below the title.
         recipe: all of it, as text.
-        images: how many of the best, of the worst and of the hardest images are shown.
+        images: how many of the best and of the worst images are shown, and up to half as many more of the hardest.
         earlier: another evaluation's JSON to compare with, and its name.
     """
 
@@ -220,7 +220,7 @@ class Page:
     def _pairs(self) -> list[dict[str, Any]]:
         """The pairs of classes that most pixels are mistaken in."""
         counts = np.array(self.evaluation.scores["confusion_matrix"])
-        true, hits = counts.sum(axis=1), np.diag(counts).copy()
+        true = counts.sum(axis=1)
         np.fill_diagonal(counts, 0)
         wrong = max(int(counts.sum()), 1)
         pairs = []
@@ -229,7 +229,6 @@ class Page:
             if counts[a, b]:
                 pair = {"true": int(a), "predicted": int(b), "of_wrong": counts[a, b] / wrong}
                 pairs.append({**pair, "of_true": counts[a, b] / true[a], "crops": self._crops(int(a), int(b), 3)})
-        assert (hits <= true).all()
         return pairs
 
     def _mistaken(self) -> list[dict[str, Any]]:
@@ -281,7 +280,7 @@ class Page:
         hardest = seen[np.argsort(-notes.loss[seen], kind="stable")][: self.images]
         rank = {int(index): place + 1 for place, index in enumerate(hardest)}
 
-        others = [index for index in hardest if index not in {*worst.tolist(), *best.tolist()}]
+        others = [index for index in hardest if index not in {*worst.tolist(), *best.tolist()}][: -(-self.images // 2)]
         groups = {"worst": worst, "best": best, "hardest": others}
         return [
             {"group": group, "hard": rank.get(int(index)), **self._everything(int(index))}

@@ -9,13 +9,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-import hmsa.system.prepared  # noqa: F401
-
 import cv2
 import numpy as np
-from paddle import Tensor
-
-from hmsa.inference.averaging import InferenceOptions, logits_of
 
 GRID = (128, 256)
 """Rows and columns of pixels that are looked at in each image, evenly spaced."""
@@ -52,13 +47,13 @@ class Suspects:
         self._folder, self._ignore_index = folder, ignore_index
         self._kept: list[tuple[float, int]] = []  # a heap: loss, index
 
-    def add(self, index: int, loss: float, scores: Tensor, options: InferenceOptions, label: np.ndarray) -> None:
-        """Look at an image: scores [1, K, H, W], label uint8 [H, W]."""
+    def add(self, index: int, loss: float, logits: np.ndarray, label: np.ndarray) -> None:
+        """Look at an image: logits [K, H, W], label uint8 [H, W]."""
         if not self.there or (len(self._kept) == self.most and loss <= self._kept[0][0]):
             return
         rows, columns = (np.arange(count) * side // count for count, side in zip(GRID, label.shape))
-        logits = logits_of(scores, options)[0].numpy()[:, rows[:, None], columns]  # [K, *GRID]
-        powers = np.exp(logits - logits.max(axis=0))
+        looked_at = logits[:, rows[:, None], columns]  # [K, *GRID]
+        powers = np.exp(looked_at - looked_at.max(axis=0))
         probabilities = (powers / powers.sum(axis=0)).astype(np.float16)
         np.savez(self._file(index), probabilities=probabilities, label=label[rows[:, None], columns])
 
@@ -100,7 +95,9 @@ def _regions(
     found = []
     doubts = np.where(issue, label * 256 + answer, -1)
     for doubt in np.unique(doubts[issue]):
-        where = cv2.morphologyEx((doubts == doubt).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+        where = (doubts == doubt).astype(np.uint8)
+        for step in (cv2.MORPH_CLOSE, cv2.MORPH_OPEN):
+            where = cv2.morphologyEx(where, step, np.ones((3, 3), np.uint8))
         count, components, stats, _ = cv2.connectedComponentsWithStats(where)
         for number in range(1, count):
             left, top, width, height, area = stats[number]
