@@ -49,7 +49,7 @@ demo: $(VENV)/installed  ## draw a toy data set, train, evaluate, export and pre
 		--image_path $(DATA)/leftImg8bit/test --save_dir $(RUN)/prediction \
 		--save color,overlay,sheet,confidence,decided
 	$(python) tools/plot_training.py --log_dir $(RUN)/model --output $(RUN)/training.png
-	@echo "Look at $(RUN)/prediction/sheet, $(RUN)/training.png, and the report, which opens in a browser:"
+	@echo "Look at $(RUN)/prediction/sheets, $(RUN)/training.png, and the report, which opens in a browser:"
 	@echo "file://$(abspath $(RUN))/report/index.html"
 
 test: $(VENV)/installed-dev  ## the tests that take less than five minutes
