@@ -43,12 +43,14 @@ demo: $(VENV)/installed  ## draw a toy data set, train, evaluate, export and pre
 		--batch_size 2 --save_dir $(RUN)/model --resume_model auto --save_interval 200 --do_eval --use_vdl \
 		--num_workers 1 --log_iters 25
 	$(python) val.py --config $(RECIPE) --model_path $(RUN)/model/best_model --aug_eval --flip_horizontal \
-		--num_workers 1 --output $(RUN)/evaluation.json
+		--num_workers 1 --output $(RUN)/evaluation.json --report $(RUN)/report
 	$(python) export.py --config $(RECIPE) --model_path $(RUN)/model/best_model --save_dir $(RUN)/inference_model
 	$(python) predict.py --config $(RECIPE) --model_path $(RUN)/model/best_model \
-		--image_path $(DATA)/leftImg8bit/test --save_dir $(RUN)/prediction
+		--image_path $(DATA)/leftImg8bit/test --save_dir $(RUN)/prediction \
+		--save color,overlay,sheet,confidence,decided
 	$(python) tools/plot_training.py --log_dir $(RUN)/model --output $(RUN)/training.png
-	@echo "Look at $(RUN)/prediction/added_prediction and $(RUN)/training.png"
+	@echo "Look at $(RUN)/prediction/sheets, $(RUN)/training.png, and the report, which opens in a browser:"
+	@echo "file://$(abspath $(RUN))/report/index.html"
 
 test: $(VENV)/installed-dev  ## the tests that take less than five minutes
 	$(python) -m pytest

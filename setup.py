@@ -6,5 +6,8 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["hmsa*"]), "hmsa.recipes"],
     package_dir={"hmsa.recipes": "configs"},
-    package_data={"hmsa.recipes": ["*.yml", "_base_/*.yml", "schema.json"]},
+    package_data={
+        "hmsa.recipes": ["*.yml", "_base_/*.yml", "schema.json"],
+        "hmsa.report": ["templates/*"],
+    },
 )

@@ -198,7 +198,8 @@ def start_processes(args: argparse.Namespace, name: str, folder: str | Path) -> 
 
 def refuse_idle(args: argparse.Namespace, *flags: str, without: str) -> None:
     """UsageError if any of these flags was given on the command line, as they do nothing without something else."""
-    idle = [f"--{flag}" for flag in flags if getattr(args, flag) not in (None, False)]
+    unset = (None, False, "auto", "fp32")  # the last two as --engine and --precision are where nobody gives them
+    idle = [f"--{flag}" for flag in flags if getattr(args, flag) not in unset]
     if idle:
         them = "it" if len(idle) == 1 else "them"
         raise UsageError(

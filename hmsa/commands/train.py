@@ -45,6 +45,8 @@ def make_parser() -> cli.Parser:
     add("--resume_model", help="checkpoint folder to go on from, or 'auto' for the newest in --save_dir, if any")
     add("--num_workers", type=cli.count_or_none, default=0, help="threads that load images ahead (default: 0)")
     add("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best as best_model")
+    report = "with --do_eval: evaluate the best checkpoint once more in the end, and write the page of val.py --report"
+    add("--report", action="store_true", help=f"{report} to --save_dir/report")
     cli.add_engine_flag(parser, default=None)
     add("--log_iters", type=cli.count, default=10, help="iterations between lines of progress (default: 10)")
     plan = "take two steps, evaluate one image, print the peaks, and end"
@@ -140,7 +142,7 @@ def load(args: argparse.Namespace) -> Config:
     with_val = evaluates(args, config)
     config.require("train_dataset", "optimizer", "lr_scheduler", "loss", *(["val_dataset"] if with_val else []))
     if not with_val:
-        cli.refuse_idle(args, "engine", without="--do_eval")
+        cli.refuse_idle(args, "engine", "report", without="--do_eval")
     if config.early_stopping and not (with_val or args.plan_memory):
         raise UsageError(
             f"{config.where('early_stopping')}: expected --do_eval, as it looks at evaluations, found a run without: "
@@ -250,7 +252,7 @@ def train(args: argparse.Namespace, config: Config, resume_from: Optional[Path],
     from hmsa import builder
     from hmsa.engine import checkpoint
     from hmsa.engine.log import open_log
-    from hmsa.report.run import beginning, ending
+    from hmsa.report.run import beginning, best_folder, ending
 
     state = checkpoint.read_state(resume_from) if resume_from else checkpoint.TrainingState()
     early_stopping = builder.build_early_stopping(config)
@@ -282,3 +284,19 @@ def train(args: argparse.Namespace, config: Config, resume_from: Optional[Path],
     ]
     for line in ending(trainer, tqdm.format_interval(time.monotonic() - start), next_steps):
         trainer.log.line(line)
+    if args.report:
+        folder = best_folder(trainer)
+        del trainer  # whose memory the evaluation may need
+        report_of(folder, args)
+
+
+def report_of(folder: Path, args: argparse.Namespace) -> None:
+    """Evaluate a checkpoint on all ranks, as val.py does, and write the page beside it."""
+    from hmsa.commands import val
+    from hmsa.system.memory import release_unused
+
+    release_unused()
+    page = Path(args.save_dir, "report")
+    words = ["--config", f"{folder}/config.yml", "--model_path", f"{folder}", "--report", f"{page}"]
+    words += ["--output", f"{page}/evaluation.json", "--engine", args.engine, "--num_workers", f"{args.num_workers}"]
+    val.main(val.make_parser().parse_args(words))

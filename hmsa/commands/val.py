@@ -12,9 +12,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
 
 from hmsa import cli
-from hmsa.errors import DataError, UsageError
+from hmsa.errors import DataError, UsageError, printable
+
+if TYPE_CHECKING:
+    from hmsa.config.schema import Config
+    from hmsa.inference.averaging import InferenceOptions
 
 
 def make_parser() -> cli.Parser:
@@ -37,6 +42,18 @@ def make_parser() -> cli.Parser:
         action="store_true",
         help="of Cityscapes: also run cityscapesscripts' own evaluation, and compare the scores to the last digit",
     )
+    parser.add_argument(
+        "--report", metavar="DIR", help="also write DIR/index.html, a page of scores, images, mistakes and attention"
+    )
+    parser.add_argument(
+        "--report_images",
+        type=cli.count,
+        metavar="N",
+        help="how many of the best and of the worst images --report shows, and half as many others (default: 8)",
+    )
+    parser.add_argument(
+        "--compare", metavar="JSON", help="an earlier --output, beside whose scores --report puts those found now"
+    )
     parser.add_argument("--num_workers", type=cli.count_or_none, default=0, help="threads that load images ahead")
     parser.add_argument(
         "--output", default="output/evaluation.json", help="where the JSON goes; an earlier one is kept, as NAME.1.json"
@@ -56,18 +73,25 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.system.environment import prepare
 
     prepare()
+    import yaml
+
     from hmsa import builder
     from hmsa.distributed import ranks
     from hmsa.engine import files
     from hmsa.engine.evaluate import evaluate
     from hmsa.inference.averaging import InferenceOptions
     from hmsa.report import official
+    from hmsa.report.notes import Answer, Notes
+    from hmsa.report.page import Page
     from hmsa.report.result import plain
     from hmsa.system.files import output_file, writable_folder, write_atomically
 
     options = InferenceOptions.from_test_config(config.test_config)
     ranks.init()
     output = ranks.decided_by_main(lambda: output_file(args.output))
+    earlier = read_earlier(args.compare) if args.compare else None
+    if args.report:
+        ranks.decided_by_main(lambda: writable_folder(args.report))
     dataset = builder.build_dataset(config, "val")
     images, labels = zip(*dataset.pairs)
     of_ids = official.official_labels(labels) if args.official else []
@@ -80,12 +104,26 @@ def main(args: argparse.Namespace) -> None:
             network, weights_sha256 = builder.open_network(
                 config, args.model_path, backend=args.engine, precision=args.precision
             )
-            write, paths = None, []
+            write, paths, notes = None, [], None
             if args.save_predictions or args.official:
                 folder = args.save_predictions or stack.enter_context(shared_folder())
                 write = files.PredictionWriter(writable_folder(folder), dataset)
                 paths = [write.paths[image] for image in images]
-            evaluation = evaluate(network, dataset, options, num_workers=args.num_workers, seen=write)
+            if args.report:
+                notes = Notes(dataset.classes, len(dataset), network.scales, Path(stack.enter_context(shared_folder())))
+
+            def seen(answer: Answer) -> None:
+                if write is not None:
+                    write(answer.image_path, answer.prediction)
+                if notes is not None:
+                    notes(answer)
+
+            looked_into = notes.sample() if notes else ()
+            evaluation = evaluate(
+                network, dataset, options, num_workers=args.num_workers, seen=seen, looked_into=looked_into
+            )
+            if notes is not None:
+                notes.add_up()
 
         if not ranks.is_main():
             return
@@ -97,6 +135,23 @@ def main(args: argparse.Namespace) -> None:
             differing = official.differences(evaluation, theirs)
             result["official"] = plain(theirs)
             tables.append(official.table(theirs))
+        page = None
+        if args.report:
+            assert notes is not None
+            result["decided_shares"] = notes.shares()
+            page = Page(
+                network=network,
+                dataset=dataset,
+                options=options,
+                evaluation=evaluation,
+                notes=notes,
+                result=result,
+                title=title_of(args, config),
+                settings=settings_of(args, config, options, weights_sha256, len(dataset)),
+                recipe=yaml.safe_dump(result["config"], sort_keys=False, allow_unicode=True),
+                images=args.report_images or 8,
+                earlier=earlier,
+            ).write(Path(args.report))
 
     try:
         print(*tables, sep="\n\n", flush=True)
@@ -107,6 +162,8 @@ def main(args: argparse.Namespace) -> None:
         print(f"warning: {remark}", file=sys.stderr)
     if args.official:
         say_whether_equal(differing)
+    if page is not None:
+        print(printable(f"report: {page}"))
 
 
 def check_what(args: argparse.Namespace) -> None:
@@ -116,10 +173,12 @@ def check_what(args: argparse.Namespace) -> None:
         raise UsageError(
             f"expected --model_path, weights, or --predictions, a folder of label PNGs, found {found}: give one of them"
         )
+    if not args.report:
+        cli.refuse_idle(args, "report_images", "compare", without="--report")
     if not args.predictions:
         cli.refuse_idle(args, "values", without="--predictions")
         return
-    network = ("save_predictions", "aug_eval", "is_slide")
+    network = ("save_predictions", "aug_eval", "is_slide", "report", "engine", "precision", "num_workers")
     cli.refuse_idle(args, *network, without="--model_path")
     if args.values is None:
         raise UsageError(
@@ -130,6 +189,68 @@ def check_what(args: argparse.Namespace) -> None:
             "expected --values ids with --official, as cityscapesscripts reads label ids, found train_ids: write the "
             "predictions as label ids, or leave --official out"
         )
+
+
+def read_earlier(path: str) -> tuple[str, dict[str, Any]]:
+    """An evaluation's JSON, and its name. UsageError if it is none."""
+    try:
+        result = json.loads(Path(path).read_bytes())
+        if not isinstance(result["iou"], dict):
+            raise KeyError("iou")
+    except OSError as error:
+        raise UsageError(
+            f"{path}: expected the JSON of an evaluation to compare with, found no file that can be read "
+            f"({error.strerror}); check the path"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path}: expected the JSON of an evaluation to compare with, found something else; give what --output "
+            "wrote"
+        ) from error
+    return printable(path), result
+
+
+def title_of(args: argparse.Namespace, config: Config) -> str:
+    """What a report is called: the recipe's name, which of a checkpoint's says nothing, or the run's."""
+    recipe = Path(args.config)
+    parts = recipe.resolve().parent.parts[-2:] if recipe.name == "config.yml" else [recipe.stem]
+    return printable(f"Evaluation of {'/'.join(parts)}")
+
+
+def settings_of(
+    args: argparse.Namespace, config: Config, options: InferenceOptions, digest: Optional[str], images: int
+) -> list[tuple[str, str]]:
+    """What made the scores, for a person to read."""
+    from hmsa.inference import backends
+    from hmsa.system.device import on_gpu
+
+    dataset = config.val_dataset
+    folders = [getattr(dataset, key, None) for key in ("image_dir", "dataset_root", "val_path")]
+    folder = next((folder for folder in folders if folder), None)
+    flips = [
+        name
+        for name, on in (("left to right", options.flip_horizontal), ("top to bottom", options.flip_vertical))
+        if on
+    ]
+    averaged = f"scales {', '.join(f'{scale:g}' for scale in options.scales)}" if options.scales != (1.0,) else ""
+    mirrored = f"mirrored {' and '.join(flips)}" if flips else ""
+    tiles = ""
+    if options.tile:
+        (height, width), (down, right) = options.tile, options.stride or options.tile
+        tiles = f"{width}x{height}, a step of {right}x{down}"
+    found = {
+        "weights": str(args.model_path),
+        "data": f"{getattr(dataset, 'type', '')} in {folder}" if folder else str(getattr(dataset, "type", "")),
+        "recipe": str(args.config),
+        "changed by": " ".join(args.opts),
+        "weights' SHA-256": digest or "",
+        "images": f"{images}",
+        "scales of the network": ", ".join(f"{scale:g}" for scale in sorted(config.model.scales)),
+        "averaged over": ", ".join(filter(None, (averaged, mirrored))) or "nothing: one run an image",
+        "tiles": tiles or "none: each image whole",
+        "engine": f"{backends.choose(args.engine, args.precision)}, {args.precision}, {'GPU' if on_gpu() else 'CPU'}",
+    }
+    return [(name, printable(value)) for name, value in found.items() if value]
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, cast
 
 import numpy as np
 from paddle import Tensor
@@ -25,8 +25,11 @@ from hmsa.inference.averaging import (
     logits_of,
     undo_transforms,
 )
+from hmsa.inference.insight import look_into
+from hmsa.inference.network import FusedNetwork
 from hmsa.metrics import Metric, build_metrics
 from hmsa.models.hierarchical import Network
+from hmsa.report.notes import Answer
 from hmsa.report.result import Evaluation
 from hmsa.system.device import as_tensor
 from hmsa.system.memory import peak_memory_bytes
@@ -42,7 +45,8 @@ def evaluate(
     num_workers: int = 0,
     progress: bool = True,
     stop: Callable[[], bool] = lambda: False,
-    seen: Callable[[str, np.ndarray], object] | None = None,
+    seen: Callable[[Answer], object] | None = None,
+    looked_into: Collection[int] = (),
 ) -> Evaluation:
     """Predict every image of a data set and compare with its label.
 
@@ -56,7 +60,9 @@ def evaluate(
         num_workers: threads that load images ahead.
         progress: whether rank 0 shows a bar.
         stop: asked before every image whether to leave off.
-        seen: called with every image's path and its prediction, uint8 [H, W].
+        seen: called with the answer to every image.
+        looked_into: numbers of the images for which an answer has the shares of the scales too, where `seen` wants
+            them; the network is a `FusedNetwork` then.
 
     Raises:
         DataError: a prediction and its label differ in size.
@@ -68,12 +74,15 @@ def evaluate(
 
     images = 0
     with contextlib.closing(batches(dataset, [[index] for index in mine], num_workers)) as loaded:
-        for batch in tqdm(loaded, total=len(mine), unit="image", disable=not (progress and ranks.is_main())):
+        shown = tqdm(loaded, total=len(mine), unit="image", disable=not (progress and ranks.is_main()))
+        for index, batch in zip(mine, shown):
             if stop():
                 break
-            prediction = _count(batch, network, options, metrics)
+            answer = _answer(index, batch, network, options, metrics, look=index in looked_into)
+            _count(answer, metrics)
             if seen is not None:
-                seen(batch["image_path"][0], prediction)
+                seen(answer)
+            del answer  # its scores, before the next image's are made
             images += 1
     return summed(metrics, dataset.classes, start, images, left_out=len(mine) - images)
 
@@ -102,28 +111,42 @@ def summed(metrics: Sequence[Metric], classes: Classes, start: float, images: in
     )
 
 
-def _count(batch: dict[str, Any], network: Network, options: InferenceOptions, metrics: Sequence[Metric]) -> np.ndarray:
-    """Predict the one image of a batch, and show it to all metrics; returns the prediction, uint8 [H, W]."""
+def _answer(
+    index: int,
+    batch: dict[str, Any],
+    network: Network,
+    options: InferenceOptions,
+    metrics: Sequence[Metric],
+    *,
+    look: bool,
+) -> Answer:
+    """Predict the one image of a batch."""
     image_path = batch["image_path"][0]
     if "label" not in batch:
         raise DataError(f"{image_path} has no label to compare with: set val_dataset to a labelled split")
 
     label = batch["label"][0].astype(np.uint8)  # the data set lets nothing else pass
+    image, trans_info, decided = as_tensor(batch["img"]), batch["trans_info"][0], {}
     try:
-        scores = class_scores(network, as_tensor(batch["img"]), options)  # [1, K, h, w]
-        scores = undo_transforms(scores, batch["trans_info"][0], label.shape)  # [1, K, H, W]
+        if look:
+            found = look_into(cast(FusedNetwork, network), image, options, trans_info=trans_info, size=label.shape)
+            scores, decided = found.scores, found.decided
+        else:
+            scores = class_scores(network, image, options)  # [1, K, h, w]
+            scores = undo_transforms(scores, trans_info, label.shape)  # [1, K, H, W]
     except DataError as error:
         raise DataError(f"{image_path}: {error}") from error
-    prediction = best_classes(scores)
+
     confidence = confidences(scores, options) if any(metric.needs_confidence for metric in metrics) else None
+    return Answer(index, image_path, label, best_classes(scores), scores, options, confidence, decided)
 
+
+def _count(answer: Answer, metrics: Sequence[Metric]) -> None:
+    """Show an answer to all metrics."""
     if any(metric.needs_logits for metric in metrics):
-        logits = logits_of(scores, options)
+        logits = logits_of(answer.scores, answer.options)
         for metric in metrics:
-            metric.update_logits(logits, label)
+            metric.update_logits(logits, answer.label)
         del logits
-    del scores
-
     for metric in metrics:
-        metric.update(prediction, label, confidence)
-    return prediction
+        metric.update(answer.prediction, answer.label, answer.confidence)

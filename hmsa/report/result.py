@@ -58,6 +58,10 @@ class Evaluation:
     def _overall(self) -> dict[str, float]:
         return {name: value for name, value in self.scores.items() if isinstance(value, float)}
 
+    def overall(self) -> list[tuple[str, str, float]]:
+        """The scores of the whole: name, what a person reads for it, value."""
+        return [(name, self._title(name), value) for name, value in self._overall().items()]
+
     def _per_class(self) -> dict[str, np.ndarray]:
         return {name: value for name, value in self.scores.items() if np.ndim(value) == 1}
 

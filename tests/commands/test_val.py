@@ -52,6 +52,23 @@ def test_official_and_predictions_agree(tiny_recipe, weights, tmp_path, capsys):
     assert not (tmp_path / "c.json").exists()
 
 
+def test_a_report_changes_no_score_and_is_told_last(tiny_recipe, weights, tmp_path, capsys):
+    given = ["--model_path", weights, "--engine", "eager"]
+    run(tiny_recipe, *given, "--output", tmp_path / "plain.json")
+    page = tmp_path / "page"
+    more = ["--report", page, "--report_images", 1, "--compare", tmp_path / "plain.json"]
+    capsys.readouterr()
+    run(tiny_recipe, *given, "--output", tmp_path / "reported.json", *more)
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {page / 'index.html'}"
+    plain, reported = (json.loads((tmp_path / name).read_text()) for name in ("plain.json", "reported.json"))
+    shares = reported.pop("decided_shares")
+    for key in reported.keys() - {"seconds", "peak_memory_bytes"}:
+        assert reported[key] == plain[key], key
+    for cells in shares.values():
+        for of_scales in cells.values():
+            assert sum(of_scales.values()) == pytest.approx(1, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -61,6 +78,13 @@ def test_official_and_predictions_agree(tiny_recipe, weights, tmp_path, capsys):
         (["--model_path", "a", "--values", "ids"], "expected --values together with --predictions"),
         (["--predictions", "b", "--values", "train_ids", "--official"], "cityscapesscripts reads label ids"),
         (["--predictions", "b", "--values", "ids", "--aug_eval"], "expected --aug_eval together with --model_path"),
+        (["--predictions", "b", "--values", "ids", "--report", "c"], "expected --report together with --model_path"),
+        (
+            ["--predictions", "b", "--values", "ids", "--engine", "eager", "--precision", "bf16", "--num_workers", "2"],
+            "expected --engine and --precision and --num_workers together with --model_path",
+        ),
+        (["--model_path", "a", "--compare", "b"], "expected --compare together with --report"),
+        (["--model_path", "a", "--report", "b", "--compare", "no.json"], "found no file that can be read"),
     ],
 )
 def test_flags_that_do_not_go_together(tiny_recipe, words, said):

@@ -84,10 +84,16 @@ def test_what_an_evaluation_writes_scores_the_same(cities, tmp_path):
     def network(image):
         return paddle.concat([paddle.sin((k + 1) * image[:, :1] / 40) for k in range(19)], axis=1)
 
-    write_prediction = PredictionWriter(tmp_path, cities)
-    evaluated = evaluate(network, cities, InferenceOptions(), progress=False, seen=write_prediction)
+    write = PredictionWriter(tmp_path, cities)
+    evaluated = evaluate(
+        network,
+        cities,
+        InferenceOptions(),
+        progress=False,
+        seen=lambda found: write(found.image_path, found.prediction),
+    )
     paths = find_predictions(tmp_path, [image for image, _ in cities.pairs])
-    assert paths == list(write_prediction.paths.values())
+    assert paths == list(write.paths.values())
     assert [path.relative_to(tmp_path).parts[0] for path in paths] == [
         Path(image).parent.name for image, _ in cities.pairs
     ]
