@@ -1,12 +1,9 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Label images, videos or a camera's frames with an exported network; this file is all it takes beside the export.
+"""Segment images, videos or what a camera sees with a network that export.py wrote.
 
-    python infer.py EXPORT photos/ --output labelled
-    python infer.py EXPORT drive.mp4 --output labelled --save overlay --engine openvino
-
-It needs numpy, opencv-python (or opencv-python-headless), pillow, pyyaml, and one engine: paddlepaddle, onnxruntime,
-openvino, or ai-edge-litert for TFLite.
+One file, to be copied with the exported folder to any machine: it needs NumPy, PyYAML, Pillow or OpenCV, and the
+package of one engine (README.md beside it has the commands). A model is a program: run only what you trust.
 """
 
 from __future__ import annotations
@@ -16,725 +13,804 @@ import contextlib
 import glob
 import hashlib
 import io
-import math
+import itertools
 import os
+import shutil
+import signal
 import sys
-import tempfile
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Callable, Optional
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, Optional
 
-import cv2
-import numpy as np
-import yaml
-from PIL import Image, ImageOps
+os.environ.setdefault("GLOG_minloglevel", "2")  # of Paddle
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
-IMAGES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-VIDEOS = {".avi": "MJPG", ".mp4": "mp4v", ".mov": "mp4v", ".m4v": "mp4v", ".mkv": "mp4v", ".webm": "mp4v"}
-"""Endings of videos that are read -> the codec of what is written, as .avi or .mp4."""
+# All before the engine: decoders of PNG that are loaded after Paddle 2.6 crash.
+try:
+    import numpy as np
+    import yaml
+except ImportError as error:
+    sys.exit(f"infer.py: expected NumPy and PyYAML to be installed, but: {error}; pip install numpy pyyaml")
+try:
+    from PIL import Image
+except ImportError:
+    Image = None
+try:
+    import cv2
+except ImportError:
+    cv2 = None
 
+IMAGES = tuple(f".{s}" for s in "png jpg jpeg jpe jfif mpo bmp tif tiff webp gif ppm pgm pnm".split())  # noqa: SIM905
+VIDEOS = (".mp4", ".avi", ".mov", ".m4v", ".mkv", ".webm", ".mpg", ".mpeg")
 KINDS = ("color", "overlay", "id", "confidence")
-AHEAD = 3  # images that are decoded, or wait to be written, while the network runs
-OVERLAP = 128  # pixels that neighbouring tiles share
+OPACITY = np.float32(0.4)  # of the colours in overlays
+MAX_PIXELS = 89_478_485  # of an image without --tile, as in predict.py; with it 2**30, as OpenCV's
+MAX_JPEG_SIDE = 65_500
+LITE = ("ai_edge_litert", "tflite_runtime", "tensorflow")
+
+Array = Any
+"""A NumPy array."""
 
 
 class Problem(Exception):
-    """What is wrong, in a sentence: expected, found, what to do."""
+    """What a person can put right: a sentence that says what was expected, what was found and what to do."""
+
+    status = 1
 
 
-# --- The export. ---
+class WrongCommand(Problem):
+    status = 2
 
 
-class Export:
-    """What `deploy.yaml` says of a folder that export.py wrote."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        path = folder / "deploy.yaml"
-        try:
-            entry = yaml.safe_load(path.read_text(encoding="utf-8"))["Deploy"]
-            self.transforms = list(entry["transforms"])
-            self.shape = dict(zip(entry.get("input_layout", "NCHW"), entry["input_shape"]))
-            self.output_op = entry["output_op"]
-            names = {"argmax": "label", "softmax": "probabilities"}
-            first = {"name": names.get(self.output_op, "logits")}
-            self.outputs = [output["name"] for output in entry.get("outputs", [first])]
-            paddle = {"format": "paddle", "precision": "fp32", "files": [entry["model"], entry["params"]]}
-            self.formats = entry.get("formats") or [paddle]
-        except OSError as error:
-            raise Problem(f"{path}: expected what export.py wrote, but: {error.strerror}; name its folder") from None
-        except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeError) as error:
-            raise Problem(f"{path}: expected what export.py writes, but: {error!r:.100}; export again") from None
-        self.layout = entry.get("input_layout", "NCHW")
-        self.is_uint8 = entry.get("input_dtype") == "uint8"
-        self.divisor = entry.get("pixel_divisor", 255)
-        self.names = entry.get("class_names", [])
-        self.min_size = entry.get("min_size", 1)
-        self.sha256 = entry.get("sha256", {})
-
-        if self.shape["C"] != 3:
-            raise Problem(f"{path}: expected a network for images of 3 channels, found {self.shape['C']}: use hmsa")
-        self.colors = np.zeros((256, 3), np.uint8)
-        for number, color in enumerate(entry.get("class_colors", [])[:256]):
-            self.colors[number] = color
-
-    @property
-    def size(self) -> tuple[Optional[int], Optional[int]]:
-        """(height, width) that the network takes; None is any."""
-        return self.shape["H"], self.shape["W"]
-
-    def find(self, engine: str, precision: str) -> Optional[dict[str, Any]]:
-        """The files that an engine reads in a precision, the best first."""
-        stored = "fp32" if precision == "bf16" else precision
-        for form in ENGINES[engine].formats:
-            for entry in self.formats:
-                if (entry["format"], entry["precision"]) == (form, stored):
-                    return entry
-        return None
-
-    def checked(self, entry: dict[str, Any]) -> list[Path]:
-        """The files of an entry, whole and as export.py wrote them."""
-        paths = [self.folder / name for name in entry["files"]]
-        for path in paths:
-            if not path.is_file():
-                raise Problem(f"{path}: expected this file of the export, found none: copy the whole folder again")
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            if self.sha256.get(path.name, digest) != digest:
-                raise Problem(
-                    f"{path}: expected the file that export.py wrote, found another or a damaged one: copy it"
-                )
-        return paths
+def printable(text: object) -> str:
+    """On one line, and what a terminal would obey spelt out: names of files may come from a stranger."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
 
 
-# --- Engines. ---
-
-Run = Callable[[np.ndarray], "list[np.ndarray]"]
-"""The input, as `deploy.yaml` describes it -> all outputs, in its order."""
+# --- The engines. Each opens files -> what runs an input and gives all outputs, the device, TFLite also the shape. ---
 
 
-@dataclass(frozen=True)
-class Engine:
-    formats: tuple[str, ...]  # that it reads, the best first
-    package: str
-    install: str
-    open: Callable[..., Run]  # (files, threads, precision, entry)
+def open_openvino(files: list[Path], precision: str, threads: int, deploy: dict) -> tuple:
+    import openvino
+
+    # On processors that have bf16 it would compute in it without being asked.
+    hint = "bf16" if precision == "bf16" else "f32"
+    options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
+    request = openvino.Core().compile_model(str(files[0]), "CPU", options).create_infer_request()
+    return lambda x: [a.copy() for a in request.infer([x], share_inputs=True).to_tuple()], "CPU"
 
 
-def open_paddle(files: Sequence[Path], threads: int, precision: str, entry: dict[str, Any]) -> Run:
+def open_onnxruntime(files: list[Path], precision: str, threads: int, deploy: dict) -> tuple:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3  # errors alone
+    known = onnxruntime.get_available_providers()
+    wanted = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known]
+    session = onnxruntime.InferenceSession(str(files[0]), options, providers=wanted)
+    source = session.get_inputs()[0].name
+    return lambda x: session.run(None, {source: x}), session.get_providers()[0].partition("Exec")[0]
+
+
+def open_paddle(files: list[Path], precision: str, threads: int, deploy: dict) -> tuple:
     import paddle
-    from paddle.inference import Config, create_predictor
 
-    version = [int(part) for part in paddle.version.full_version.split(".")[:2]]
-    config = Config(*map(str, files))
+    here, written = paddle.__version__, str(deploy["paddle_version"])
+    release, newest = ([int(number) for number in version.split(".")[:2]] for version in (here, written))
+    if files[0].suffix == ".json" and newest > release:
+        raise Problem(f"{files[0]}: written by Paddle {written}, which {here} cannot read: install {written} or newer")
+    config = paddle.inference.Config(*map(str, files))
     config.disable_glog_info()
-    if version[0] >= 3:  # opens programs of either form in seconds
+    if release >= [3, 0]:
+        # Without the first, enable_memory_optim ends in an error; with the second, a program opens much sooner.
         config.enable_new_executor(True)
         config.enable_new_ir(True)
     config.enable_memory_optim()
-    # Two that change what the network answers, and one that looks long for what is folded already.
+    # The first two compute wrong numbers without a word (of .json and .pdmodel), the third takes minutes for nothing.
     config.delete_pass("reshape_transpose_matmul_fuse_pass")
     config.delete_pass("reshape_transpose_matmul_onednn_fuse_pass")
     config.delete_pass("conv_eltwiseadd_bn_fuse_pass")
-    if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
+    device = paddle.device.get_device()
+    if device.startswith("gpu"):
         config.enable_use_gpu(256, 0)
     else:
         config.disable_gpu()
         config.enable_mkldnn()
         config.set_cpu_math_library_num_threads(threads)
-        if version == [3, 3]:  # it makes every bilinear resize fail
-            config.delete_pass("onednn_placement_pass")
-
-    predictor = create_predictor(config)
+        if release == [3, 3]:
+            config.delete_pass("onednn_placement_pass")  # with it, every bilinear resize fails
+    predictor = paddle.inference.create_predictor(config)
     source = predictor.get_input_handle(predictor.get_input_names()[0])
     results = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
 
-    def run(given: np.ndarray) -> list[np.ndarray]:
-        source.reshape(given.shape)
-        source.copy_from_cpu(given)
+    def run(x: Array) -> list[Array]:
+        source.reshape(x.shape)
+        source.copy_from_cpu(x)
         predictor.run()
-        return [result.copy_to_cpu() for result in results]
-
-    return run
-
-
-def open_onnxruntime(files: Sequence[Path], threads: int, precision: str, entry: dict[str, Any]) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors only
-    known = onnxruntime.get_available_providers()
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known]
-    session = onnxruntime.InferenceSession(str(files[0]), options, providers=providers)
-    name = session.get_inputs()[0].name
-    return lambda given: session.run(None, {name: given})
-
-
-def open_openvino(files: Sequence[Path], threads: int, precision: str, entry: dict[str, Any]) -> Run:
-    import openvino
-
-    # Where the processor has bf16, it would compute in that unasked.
-    hint = "bf16" if precision == "bf16" else "f32"
-    hints = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-    request = openvino.Core().compile_model(str(files[0]), "CPU", hints).create_infer_request()
-    return lambda given: [output.copy() for output in request.infer([given], share_inputs=True).to_tuple()]
-
-
-def open_tflite(files: Sequence[Path], threads: int, precision: str, entry: dict[str, Any]) -> Run:
-    from ai_edge_litert.interpreter import Interpreter
-
-    runner = Interpreter(str(files[0]), num_threads=threads).get_signature_runner()
-    (name,) = runner.get_input_details()
-
-    def run(given: np.ndarray) -> list[np.ndarray]:
-        layout, outputs = entry["of"].layout, entry["of"].outputs
-        turned = entry.get("input_layout", layout)
-        given = given.transpose([layout.index(axis) for axis in turned])
-        found = runner(**{name: np.ascontiguousarray(given)})
-        wanted = {"label": "NHW", "confidence": "NHW", "attention": "NSHW"}
-        answers = []
-        for output, stored in zip(outputs, entry.get("output_layouts") or [wanted.get(o, "NCHW") for o in outputs]):
-            axes = [stored.index(axis) for axis in wanted.get(output, "NCHW")]
-            answers.append(found[output].transpose(axes))
+        answers = [result.copy_to_cpu() for result in results]
+        predictor.clear_intermediate_tensor()
         return answers
 
-    return run
+    return run, device.upper()
+
+
+def open_tflite(files: list[Path], precision: str, threads: int, deploy: dict) -> tuple:
+    if find_spec("ai_edge_litert"):
+        from ai_edge_litert.interpreter import Interpreter
+    elif find_spec("tflite_runtime"):
+        from tflite_runtime.interpreter import Interpreter
+    else:
+        from tensorflow.lite import Interpreter
+    run = Interpreter(str(files[0]), num_threads=threads).get_signature_runner()
+    ((source, detail),) = run.get_input_details().items()
+    names = [output["name"] for output in deploy["outputs"]]
+    return lambda x: list(map(run(**{source: x}).__getitem__, names)), "CPU", [int(side) for side in detail["shape"]]
+
+
+class Engine(NamedTuple):
+    formats: tuple[str, ...]  # that it reads, the best first
+    modules: tuple[str, ...]  # of which one is needed
+    package: str  # that has one of them
+    open: Callable[[list[Path], str, int, dict], tuple]
 
 
 ENGINES = {
-    "openvino": Engine(("openvino", "onnx", "paddle"), "openvino", "openvino", open_openvino),
-    "onnxruntime": Engine(("onnx",), "onnxruntime", "onnxruntime", open_onnxruntime),
-    "paddle": Engine(("paddle",), "paddle", "paddlepaddle", open_paddle),
-    "tflite": Engine(("tflite",), "ai_edge_litert", "ai-edge-litert", open_tflite),
+    "openvino": Engine(("openvino", "onnx", "paddle"), ("openvino",), "openvino", open_openvino),
+    "onnxruntime": Engine(("onnx",), ("onnxruntime",), "onnxruntime", open_onnxruntime),
+    "paddle": Engine(("paddle",), ("paddle",), "paddlepaddle", open_paddle),
+    "tflite": Engine(("tflite",), LITE, "ai-edge-litert", open_tflite),
 }
-"""In the order in which one is chosen: the quicker ones on a CPU first."""
+"""The fastest on a CPU first."""
 
 
-def open_network(export: Export, engine: Optional[str], precision: str, threads: int) -> tuple[Run, str]:
-    """The network in the engine asked for, or in the best that is installed and finds its files -> and what runs it."""
-    if precision == "bf16" and engine not in (None, "openvino"):
-        raise Problem(f"expected bf16 with the engine openvino, found {engine}: leave one out")
-    able = [name for name in ENGINES if export.find(name, precision) and (precision != "bf16" or name == "openvino")]
-    chosen = engine or next((name for name in able if find_spec(ENGINES[name].package)), None)
-    there = ", ".join(f"{entry['format']} {entry['precision']}" for entry in export.formats)
-    if chosen is None and able:
-        packages = " or ".join(ENGINES[name].install for name in able)
-        raise Problem(
-            f"{export.folder} holds {there}: expected an engine that reads one of them, found none: pip install "
-            f"{packages}"
-        )
-    if chosen is None or chosen not in able:
-        raise Problem(
-            f"{export.folder}: expected files for {chosen or 'an engine'} in {precision}, found {there}: "
-            "export them, or choose another engine or precision"
-        )
-    if not find_spec(ENGINES[chosen].package):
-        raise Problem(
-            f"the engine {chosen} needs a package that is not installed: pip install {ENGINES[chosen].install}"
-        )
+# --- The exported folder. ---
 
-    entry = {**(export.find(chosen, precision) or {}), "of": export}
-    files = export.checked(entry)
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What is odd about `deploy.yaml` becomes a sentence."""
     try:
-        run = ENGINES[chosen].open(files, threads, precision, entry)
+        yield
+    except OSError as error:
+        raise Problem(f"{path}: expected a file of an export, but: {error.strerror}; copy the whole folder") from error
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise Problem(f"{path}: expected what export.py writes, but: {error!r:.200}; export again") from error
+
+
+def read_export(path: Path) -> dict[str, Any]:
+    """What `deploy.yaml` says, with what older ones and PaddleSeg's own leave out."""
+    said = yaml.safe_load(path.read_bytes())["Deploy"]
+    is_label = said.get("output_op", "argmax") == "argmax"
+    first = {"name": "label", "layout": "NHW"} if is_label else {"name": "scores", "layout": "NCHW"}
+    deploy = {"output_op": "argmax", "outputs": [first], "input_dtype": "float32", "input_layout": "NCHW"}
+    deploy |= {"sha256": {}, "transforms": [], "class_names": [], "class_colors": [], "paddle_version": "0.0"}
+    deploy |= {"formats": [{"format": "paddle", "precision": "fp32", "files": [said["model"], said["params"]]}]}
+    deploy |= {"input_shape": [None] * 4, "min_size": 1}
+    deploy |= {key: value for key, value in said.items() if value is not None}
+    if any(Path(name).name != name for entry in deploy["formats"] for name in entry["files"]):
+        raise ValueError("files that lie elsewhere")
+    if said.get("pixel_divisor", 255) != 255:
+        raise Problem(f"{path}: expected a network for images of three channels, found another: use predict.py")
+    steps = [step["type"] for step in deploy["transforms"]]
+    if not set(steps) <= {"Normalize", "Resize", "Padding"} or "Normalize" in steps[:-1]:
+        expected = "expected Resize, Padding and at last Normalize as transforms"
+        raise Problem(f"{path}: {expected}, found {', '.join(steps)}: do the others beforehand, or use predict.py")
+    return deploy
+
+
+def choose(deploy: dict, wanted: Optional[str], precision: str) -> tuple[str, dict]:
+    """An engine, of those that are installed the fastest unless one is wanted, and its entry of `formats`."""
+    able = [wanted] if wanted else ["openvino"] if precision == "bf16" else list(ENGINES)
+    of_files = "fp32" if (precision, able) == ("bf16", ["openvino"]) else precision
+    fitting = {}
+    for name, entry in itertools.product(able, deploy["formats"]):
+        form, formats = entry["format"], ENGINES[name].formats
+        is_json = entry["files"][0].endswith(".json")  # Paddle 3's own
+        if form in formats and entry["precision"] == of_files and not (is_json and name == "openvino"):
+            fitting[name] = min(fitting.get(name, entry), entry, key=lambda e: formats.index(e["format"]))
+    for name in fitting:
+        if any(map(find_spec, ENGINES[name].modules)):
+            return name, fitting[name]
+    if fitting:
+        packages = " or ".join(ENGINES[name].package for name in fitting)
+        raise WrongCommand(f"expected {' or '.join(fitting)} to be installed, found none: pip install {packages}")
+    there = ", ".join(f"{entry['format']} {entry['precision']}" for entry in deploy["formats"])
+    advice = "choose another engine or precision, or export again with --format and --precision"
+    raise WrongCommand(f"expected files for {wanted or 'an engine'} in {precision}, found {there}: {advice}")
+
+
+def open_export(folder: Path, deploy: dict, engine: str, entry: dict, precision: str, threads: int) -> tuple:
+    """Open the files after comparing their hashes, as engines run what is left of a damaged one, or crash on it."""
+    files = [folder / name for name in entry["files"]]
+    for file in files:
+        digest = hashlib.sha256()
+        with reading(file), file.open("rb") as content:
+            for block in iter(lambda: content.read(1 << 20), b""):
+                digest.update(block)
+        if deploy["sha256"].get(file.name, digest.hexdigest()) != digest.hexdigest():
+            raise Problem(f"{file}: expected what export.py wrote, found a damaged or another file: copy it again")
+    try:
+        opened = ENGINES[engine].open(files, precision, threads, deploy)
+    except Problem:
+        raise
     except Exception as error:  # engines raise whatever comes first
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise Problem(f"{files[0]}: expected a network that {chosen} can run, but: {last:.200}") from error
-    return run, f"{chosen} ({entry['format']} {precision})"
+        said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise Problem(f"{files[0]}: {engine} cannot open it ({said:.200}): try another, or export again") from error
+    module = next(sys.modules[name] for name in ENGINES[engine].modules if name in sys.modules)
+    version = str(getattr(module, "__version__", "")).partition("-")[0]
+    print(f"{files[0].name} ({precision}) by {engine} {version} on {opened[1]}, {threads} threads", flush=True)
+    return opened
 
 
-# --- From an image to its labels. ---
+# --- Images. ---
 
 
-@dataclass
-class Answer:
-    """What the network says of an image: class numbers, uint8 [H, W], and their probabilities, float32 [H, W]."""
+def read_image(path: Path, max_pixels: int) -> Array:
+    """The image as uint8 [H, W, 3] RGB, upright by its EXIF data, as predict.py reads it: of transparency the colours
+    below it, of a PNG's 16 bits value / 257, of several pages the first."""
+    if not path.is_file():  # a pipe would wait for a writer, a device has no end
+        raise ValueError("it is no ordinary file")
+    data, orientation = path.read_bytes(), 1
+    if Image is None:
+        return opencv_image(data, turned=True)
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")) as pil:
+        if pil.width * pil.height > max_pixels:
+            raise ValueError(f"its {pil.width}x{pil.height} pixels are more than {max_pixels}: give --tile, or cut it")
+        with contextlib.suppress(Exception):  # on damaged EXIF data Pillow raises almost anything
+            orientation = pil.getexif().get(0x0112)
+        if pil.format == "PNG" and data[24] == 16:
+            image = opencv_image(data, turned=False)
+        elif pil.mode[0] in "IF" or (pil.format == "TIFF" and max(pil.tag_v2.get(258, (1,))) > 8):
+            raise ValueError("its channels have more than 8 bits, which are read of PNG alone: save it as a PNG")
+        else:
+            pil.load()
+            pil.info.pop("transparency", None)
+            image = np.asarray(pil if pil.mode == "RGB" else pil.convert("RGB"))
+    image = image.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else image
+    rows, columns = (-1 if orientation in mirrored else 1 for mirrored in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return np.ascontiguousarray(image[::rows, ::columns])
 
-    label: np.ndarray
-    confidence: Optional[np.ndarray]
+
+def opencv_image(data: bytes, turned: bool) -> Array:
+    if cv2 is None:
+        raise ValueError("16 bits a channel are read by OpenCV, which is not installed: pip install opencv-python")
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | (0 if turned else cv2.IMREAD_IGNORE_ORIENTATION)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if image is not None and image.dtype == np.uint16 and data.startswith(b"\x89PNG"):
+        image = cv2.convertScaleAbs(image, alpha=1 / 257)
+    if image is None or image.dtype != np.uint8:
+        raise ValueError("it is damaged, or of a kind that OpenCV does not read: install Pillow, or save it as a PNG")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-class Segmenter:
-    """The network with all that comes before and after it.
+def encoded(image: Array, suffix: str) -> bytes:
+    """uint8 [H, W, 3] RGB or [H, W] as .jpg or .png."""
+    if cv2 is not None:
+        options = [cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_PNG_COMPRESSION, 3]
+        return cv2.imencode(suffix, image[..., ::-1] if image.ndim == 3 else image, options)[1].tobytes()
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, {".jpg": "JPEG", ".png": "PNG"}[suffix], quality=92, compress_level=3)
+    return file.getvalue()
+
+
+def resized(plane: Array, size: Sequence[int], nearest: bool = False) -> Array:
+    """[H, W] or [H, W, 3] -> of `size` (height, width)."""
+    if cv2 is None:
+        raise ValueError("images are resized by OpenCV, which is not installed: pip install opencv-python")
+    return cv2.resize(plane, tuple(size[::-1]), interpolation=cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR)
+
+
+def filled(image: Array, size: Sequence[int], value: Any = None) -> Array:
+    """uint8 [h, w, 3] -> of `size`, below and on the right filled with a value, or with its last row and column."""
+    bottom, right = (side - there for side, there in zip(size, image.shape))
+    result = np.pad(image, ((0, bottom), (0, right), (0, 0)), "edge")
+    if value is not None:
+        result[image.shape[0] :], result[:, image.shape[1] :] = value, value
+    return result
+
+
+# --- The network: an image in, maps out. ---
+
+
+class Network:
+    """An opened export with what is done to an image before and after it.
 
     Args:
-        tile: (height, width) of tiles that a larger image is cut into; of each its middle counts. None: whole images.
-        overlap: pixels that neighbouring tiles share.
+        tile: (width, height) of the tiles that larger images are cut into; they overlap by `overlap` pixels, None is an
+            eighth of a side.
+        resize: whether an export of a fixed size gets every image resized, instead of tiles.
+        confidence: whether to answer it beside the classes.
     """
 
-    def __init__(self, export: Export, run: Run, tile: Optional[tuple[int, int]], overlap: int) -> None:
-        self.export = export
-        self.run = run
-        fixed = export.size
-        if tile and any(side not in (None, own) for side, own in zip(fixed, tile)):
-            raise Problem(
-                f"expected no --tile beside a network of the fixed size {fixed[1]}x{fixed[0]}, found "
-                f"{tile[1]}x{tile[0]}: leave it out"
-            )
-        self.is_fixed = None not in fixed
-        self.tile = fixed if self.is_fixed else tile
-        self.overlap = min(overlap, *(side // 2 for side in self.tile)) if self.tile else 0
-        normalize = [step for step in export.transforms if step["type"] == "Normalize"]
-        if normalize:
-            mean, std = (np.asarray(normalize[0][key], np.float64) for key in ("mean", "std"))
-            self.factor = (1 / (export.divisor * std)).astype(np.float32)
-            self.offset = (-mean / std).astype(np.float32)
-        unknown = [step["type"] for step in export.transforms if step["type"] not in ("Normalize", "Resize", "Padding")]
-        if unknown:
-            raise Problem(
-                f"expected transforms that are Normalize, Resize or Padding, found {unknown[0]}: use hmsa predict"
-            )
+    def __init__(
+        self, deploy: dict, entry: dict, opened: tuple, *, tile: Any, overlap: Any, resize: bool, confidence: bool
+    ) -> None:
+        self.engine, self.dtype = opened[0], deploy["input_dtype"]
+        self.layout = entry.get("input_layout") or deploy["input_layout"]
+        known = (self.layout, opened[2]) if opened[2:] else (deploy["input_layout"], deploy["input_shape"])
+        sides = dict(zip(*known))
+        count, *self.fixed = ((sides.get(axis) or -1) for axis in "NHW")  # -1 is any
+        self.copies = max(count, 1)
+        self.min_size, self.tile, self.overlap = deploy["min_size"], tile, overlap
+        self.transforms = [step for step in deploy["transforms"] if step["type"] != "Normalize"]
+        if resize and min(self.fixed) > 0:
+            self.transforms.append({"type": "Resize", "target_size": self.fixed[::-1]})
 
-    @property
-    def gives_confidence(self) -> bool:
-        return self.export.outputs[0] != "label" or "confidence" in self.export.outputs
+        self.is_label, self.is_probability = deploy["output_op"] == "argmax", deploy["output_op"] == "softmax"
+        self.layouts = entry.get("output_layouts") or [output["layout"] for output in deploy["outputs"]]
+        names = [output["name"] for output in deploy["outputs"]]
+        self.confidence = confidence
+        self.places = [0, *(n for n, name in enumerate(names) if confidence and name == "confidence")]  # of outputs
+        if confidence and self.is_label and len(self.places) == 1:
+            advice = "leave confidence out of --save, or export again with --with_confidence or --output_op softmax"
+            raise WrongCommand(f"expected an export that tells how sure it is, found one of classes alone: {advice}")
 
-    def __call__(self, image: np.ndarray) -> Answer:
-        """Label an image, uint8 [H, W, 3] RGB."""
-        prepared, undo = self._prepared(image)
-        answer = self._whole(prepared) if self.tile is None else self._tiled(prepared)
-        H, W = image.shape[:2]
-        for kind, (height, width) in reversed(undo):
-            for name in ("label", "confidence"):
-                part = getattr(answer, name)
-                if part is not None and kind == "padding":
-                    setattr(answer, name, part[:height, :width])
-                elif part is not None:
-                    method = cv2.INTER_NEAREST if name == "label" else cv2.INTER_LINEAR
-                    setattr(answer, name, cv2.resize(part, (width, height), interpolation=method))
-        assert answer.label.shape == (H, W), "what the transforms did is undone"
-        return answer
+        given = [step for step in deploy["transforms"] if step["type"] == "Normalize"]
+        mean, std = (given[0].get(key, [0.5] * 3) for key in ("mean", "std")) if given else ([0] * 3, [1 / 255] * 3)
+        self.table = np.array([np.arange(256) / (255 * s) - m / s for m, s in zip(mean, std)], np.float32)
 
-    def _prepared(self, image: np.ndarray) -> tuple[np.ndarray, list[tuple[str, tuple[int, int]]]]:
-        """The image as the transforms resize and pad it, and its sizes before them."""
+    def __call__(self, image: Array) -> Array:
+        """uint8 [H, W, 3] RGB -> uint8 [1, H, W], the classes, or [2, H, W] with confidence, 255 for certain."""
         undo = []
-        for step in self.export.transforms:
-            if step["type"] == "Normalize":
-                continue
-            H, W = image.shape[:2]
-            width, height = step["target_size"]
+        for step in self.transforms:
+            before, (width, height) = image.shape[:2], step.get("target_size", (512, 512))
+            undo.append((step["type"], before))
             if step["type"] == "Resize":
-                if step.get("keep_ratio"):
-                    ratio = min(max(height, width) / max(H, W), min(height, width) / min(H, W))
-                    height, width = max(round(H * ratio), 1), max(round(W * ratio), 1)
+                if step.get("keep_ratio"):  # the box may be turned
+                    ratio = min(max(width, height) / max(before), min(width, height) / min(before))
+                    height, width = (max(round(side * ratio), 1) for side in before)
                 divisor = step.get("size_divisor") or 1
-                height, width = (math.ceil(side / divisor) * divisor for side in (height, width))
-                image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-                undo.append(("resize", (H, W)))
+                image = resized(image, [-(-side // divisor) * divisor for side in (height, width)])
+            elif height < before[0] or width < before[1]:
+                raise ValueError(f"{before[1]}x{before[0]} pixels are more than the {width}x{height} of Padding")
             else:
-                if height < H or width < W:
-                    raise Problem(f"expected an image of at most {width}x{height}, found {W}x{H}: make it smaller")
-                value = step.get("im_padding_value", 127.5)
-                border = value if isinstance(value, (list, tuple)) else [value] * 3
-                image = cv2.copyMakeBorder(image, 0, height - H, 0, width - W, cv2.BORDER_CONSTANT, value=border)
-                undo.append(("padding", (H, W)))
-        return image, undo
+                image = filled(image, (height, width), np.array(step.get("im_padding_value", 127.5)).astype(np.uint8))
 
-    def _whole(self, image: np.ndarray) -> Answer:
-        """An image of a size that the network takes."""
-        if min(image.shape[:2]) < self.export.min_size:
-            raise Problem(
-                f"expected an image of at least {self.export.min_size} pixels each way, found "
-                f"{image.shape[1]}x{image.shape[0]}: enlarge it"
-            )
-        given = image[np.newaxis]
-        if not self.export.is_uint8:
-            given = (image.astype(np.float32) * self.factor + self.offset)[np.newaxis]
-        if self.export.layout == "NCHW":
-            given = given.transpose(0, 3, 1, 2)
-        found = dict(zip(self.export.outputs, self.run(np.ascontiguousarray(given))))
+        size = image.shape[:2]
+        if min(size) < self.min_size:
+            raise ValueError(f"{size[1]}x{size[0]} pixels are too few, at least {self.min_size} are needed each way")
+        limits = self.tile[::-1] if self.tile else size
+        sides = tuple(fixed if fixed > 0 else min(limit, s) for fixed, limit, s in zip(self.fixed, limits, size))
+        if sides == size:
+            return self.finished(restored(self.run(image), undo, self.is_label))
+        return restored(self.in_tiles(image, sides), undo, True)
 
-        first = self.export.outputs[0]
-        if first == "label":
-            confidence = found.get("confidence")
-            return Answer(found[first][0].astype(np.uint8), None if confidence is None else confidence[0])
-        scores = found[first][0]  # [K, H, W]
-        best = scores.max(axis=0)
-        confidence = best if first == "probabilities" else 1 / np.exp(scores - best).sum(axis=0)
-        return Answer(scores.argmax(axis=0).astype(np.uint8), confidence)
+    def run(self, image: Array) -> Array:
+        """uint8 [h, w, 3] -> float32 [C, h, w]: classes (C = 1), probabilities or logits, and exported confidence."""
+        x = image if self.dtype == "uint8" else np.stack([t[image[..., c]] for c, t in enumerate(self.table)], axis=-1)
+        x = np.stack([x if self.layout == "NHWC" else x.transpose(2, 0, 1)] * self.copies)
+        answers, planes = self.engine(np.ascontiguousarray(x)), []
+        for place in self.places:
+            axes = self.layouts[place][1:]
+            order = sorted(range(len(axes)), key=lambda axis: "HW".find(axes[axis]))  # channels first, if any
+            plane = np.asarray(answers[place])[0].transpose(order).astype(np.float32, copy=False)
+            if plane.shape[-2:] != image.shape[:2]:
+                raise ValueError(f"the network answers {plane.shape} for {image.shape[:2]}: export again")
+            planes.append(plane.reshape(-1, *image.shape[:2]))
+        return planes[0] if len(planes) == 1 else np.concatenate(planes)
 
-    def _tiled(self, image: np.ndarray) -> Answer:
-        """An image in tiles, of which each decides about its middle; a smaller image is padded with its edge."""
-        assert self.tile is not None
+    def finished(self, planes: Array) -> Array:
+        """`run`'s answer -> uint8 [1 or 2, h, w], a few rows at a time, which stay in the cache."""
+        K = len(planes) - len(self.places) + 1
+        if K > 256:
+            raise ValueError(f"expected at most 256 classes, which fit into 8 bits, found {K}")
+        maps = np.empty((1 + self.confidence, *planes.shape[1:]), np.uint8)
+        for top in range(0, planes.shape[1], 32):
+            rows = slice(top, top + 32)
+            scores, sure = planes[:K, rows], planes[-1, rows]
+            maps[0, rows] = scores[0] if self.is_label else scores.argmax(axis=0)
+            if self.confidence:
+                if len(self.places) == 1:
+                    best = scores.max(axis=0)
+                    sure = best if self.is_probability else 1 / np.exp(scores - best).sum(axis=0)
+                maps[1, rows] = np.rint(np.clip(sure, 0, 1) * 255)
+        return maps
+
+    def in_tiles(self, image: Array, sides: Sequence[int]) -> Array:
+        """An image in tiles of `sides` (height, width) -> uint8 [1 or 2, H, W].
+
+        A block of the sum over tiles is finished as soon as no tile to come touches it. What remains is kept for the
+        neighbour on the right and for the row below: [C, overlap, W] is all that is in memory besides a tile.
+        """
         H, W = image.shape[:2]
-        if not self.is_fixed and self.tile[0] >= H and self.tile[1] >= W:
-            return self._whole(image)
-        label = np.empty((H, W), np.uint8)
-        confidence = np.empty((H, W), np.float32) if self.gives_confidence else None
-        rows, columns = (list(cuts(side, tile, self.overlap)) for side, tile in zip((H, W), self.tile))
-        for top, first_row, last_row in rows:
-            for left, first_column, last_column in columns:
-                tile = image[top : top + self.tile[0], left : left + self.tile[1]]
-                missing = [max(side - have, 0) * self.is_fixed for side, have in zip(self.tile, tile.shape)]
-                if any(missing):
-                    tile = cv2.copyMakeBorder(tile, 0, missing[0], 0, missing[1], cv2.BORDER_REPLICATE)
-                answer = self._whole(tile)
-                place = np.s_[first_row:last_row, first_column:last_column]
-                inside = np.s_[first_row - top : last_row - top, first_column - left : last_column - left]
-                label[place] = answer.label[inside]
-                if confidence is not None and answer.confidence is not None:
-                    confidence[place] = answer.confidence[inside]
-        return Answer(label, confidence)
+        overlaps = [side // 8 if self.overlap is None else min(self.overlap, side - 1) for side in sides]
+        rows, columns = (windows(*axis, hard=self.is_label) for axis in zip((H, W), sides, overlaps))
+        maps, above = np.empty((1 + self.confidence, H, W), np.uint8), None
+        for (top, share), next_row in zip(rows, [*rows[1:], None]):
+            h, below, beside = len(share), None, None
+            down = next_row[0] - top if next_row else h
+            for (left, weights), next_column in zip(columns, [*columns[1:], None]):
+                w = len(weights)
+                right = next_column[0] - left if next_column else w
+                planes = self.run(filled(image[top : top + h, left : left + w], sides))[:, :h, :w]
+                planes = planes * (share[:, np.newaxis] * weights)
+                if beside is not None:
+                    planes[..., : beside.shape[2]] += beside
+                done, beside = planes[..., :right], planes[..., right:]
+                if above is not None:
+                    done[:, : above.shape[1]] += above[..., left : left + right]
+                maps[:, top : top + down, left : left + right] = self.finished(done[:, :down])
+                below = np.empty((len(planes), h - down, W), np.float32) if below is None else below
+                below[..., left : left + right] = done[:, down:]
+            above = below
+        return maps
 
 
-def cuts(length: int, tile: int, overlap: int) -> Iterator[tuple[int, int, int]]:
-    """Along one axis, of every tile: where it starts, and from where to where it decides."""
-    starts = [0] if length <= tile else [*range(0, length - tile, tile - overlap), length - tile]
-    ends = [(start + tile + following) // 2 for start, following in zip(starts, starts[1:])] + [length]
-    return zip(starts, [0, *ends], ends)
+def windows(length: int, side: int, overlap: int, hard: bool) -> list[tuple[int, Array]]:
+    """The tiles of an axis: where each starts, and what each of its pixels counts; all tiles at a pixel count 1.
+
+    The last is moved back to end with the image. Where they overlap, they count by half-waves of a cosine; if `hard`,
+    the one whose middle is nearest counts alone.
+    """
+    if length <= side:
+        return [(0, np.ones(length, np.float32))]
+    starts = [*range(0, length - side, side - overlap), length - side]
+    if hard:
+        borders = [0, *((a + b + side) // 2 for a, b in zip(starts, starts[1:])), length]
+        place = np.arange(side)
+        tiles = [(s + place >= a) & (s + place < b) for s, a, b in zip(starts, borders, borders[1:])]
+    else:
+        wave, total = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2, np.zeros(length)
+        for start in starts:
+            total[start : start + side] += wave
+        tiles = [wave / total[start : start + side] for start in starts]
+    return [(start, tile.astype(np.float32)) for start, tile in zip(starts, tiles)]
 
 
-# --- Reading. ---
-
-
-@dataclass(frozen=True)
-class Job:
-    """An image, and the relative path of its results."""
-
-    path: Path
-    name: Path
-
-
-def find_jobs(inputs: Iterable[str]) -> tuple[list[Job], list[Path]]:
-    """The images, and the videos, that files, folders and patterns stand for."""
-    images: list[tuple[Path, Path]] = []  # with the folder that results are named from
-    videos = []
-    for given in inputs:
-        path = Path(given)
-        if path.is_dir():
-            found = [(file, path) for file in sorted(path.rglob("*")) if file.is_file()]
-        elif path.is_file():
-            found = [(path, path.parent)]
+def restored(planes: Array, undo: list, label: bool) -> Array:
+    """[C, h, w] at its size before padding and resizing; with `label`, the first plane takes the nearest."""
+    for kind, (height, width) in reversed(undo):
+        if kind == "Padding":
+            planes = planes[:, :height, :width]
         else:
-            found = [(Path(file), Path(file).parent) for file in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207
-        known = [pair for pair in found if pair[0].suffix.lower() in (*IMAGES, *VIDEOS)]
-        if not known:
-            what = f"{len(found)} files, none of them an image or a video" if found else "nothing of this name"
-            raise Problem(f"{given}: expected images, a folder of them, a pattern or a video, found {what}: correct it")
-        if len(known) < len(found):
-            print(f"{given}: left out {len(found) - len(known)} files that are no images", file=sys.stderr)
-        images += [pair for pair in known if pair[0].suffix.lower() in IMAGES]
-        videos += [file for file, _ in known if file.suffix.lower() in VIDEOS]
-
-    jobs, taken = [], set()
-    for path, root in dict.fromkeys(images):
-        name = path.relative_to(root).with_suffix(".png")
-        number = 0
-        while str(name).casefold() in taken:  # of another image, on some file systems
-            number += 1
-            name = path.relative_to(root).with_name(f"{path.name}{f'.{number}' if number > 1 else ''}.png")
-        taken.add(str(name).casefold())
-        jobs.append(Job(path, name))
-    return jobs, videos
+            planes = np.stack([resized(p, (height, width), label and not n) for n, p in enumerate(planes)])
+    return planes
 
 
-def read_image(path: Path) -> np.ndarray:
-    """uint8 [H, W, 3] RGB, upright as EXIF says; grey and palettes as colours, without transparency; 16 bits of a PNG
-    by value / 257."""
-    try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as pil:
-            turn = pil.getexif().get(0x0112, 1)
-            if pil.format == "PNG":
-                flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-                image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-                if image is None:
-                    raise ValueError("its pixels are damaged")
-                if image.dtype == np.uint16:
-                    image = cv2.convertScaleAbs(image, alpha=1 / 257)
-                image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-            elif pil.mode.startswith(("I", "F")):
-                raise ValueError("its channels have more than 8 bits, which are read of PNG alone")
-            else:
-                pil.load()
-                pil.info.pop("transparency", None)
-                image = np.array(pil.convert("RGB"))
-    except MemoryError:
-        raise
-    except Exception as error:  # of damaged files almost anything
-        raise Problem(
-            f"{path} should be a readable image, but: {' '.join(str(error).split()) or type(error).__name__}"
-        ) from error
-    if turn in range(2, 9):
-        upright = Image.fromarray(image)
-        upright.getexif()[0x0112] = turn
-        image = np.array(ImageOps.exif_transpose(upright))
-    return np.ascontiguousarray(image)
+# --- What is segmented, and what is written. ---
 
 
-# --- Writing. ---
+class Item(NamedTuple):
+    """An image, or a frame of a video."""
+
+    source: str  # for messages
+    name: str  # of its results, without a suffix
+    load: Callable[[], Optional[Array]]  # uint8 [H, W, 3] RGB; None: there are no more frames
 
 
-@dataclass(frozen=True)
+def find(given: str, output: Path) -> dict[Path, PurePath]:
+    """The files of a path or a pattern, each with its path below what was given: of a folder all images below it, but
+    for hidden ones and what is in `output`."""
+    path = root = Path(given)
+    if path.is_dir():
+        files, results = [], {os.path.realpath(output / kind) for kind in KINDS}
+        for folder, folders, names in os.walk(path):
+            folders[:] = [n for n in folders if n[0] != "." and os.path.realpath(Path(folder, n)) not in results]
+            files += [Path(folder, n) for n in names if n[0] != "." and n.lower().endswith(IMAGES)]
+    elif path.is_file():
+        files, root = [path], path.parent
+    else:
+        files = [file for file in map(Path, glob.glob(given, recursive=True)) if file.is_file()]  # noqa: PTH207
+        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    if not files:
+        found = "no image" if path.is_dir() or glob.has_magic(given) else "nothing of this name"
+        raise Problem(f"{given}: expected images, a folder, a quoted pattern or a video, found {found}: correct it")
+    return {Path(os.path.abspath(file)): file.relative_to(root) for file in sorted(files)}  # noqa: PTH100
+
+
+def named(files: dict[Path, PurePath], output: Path) -> dict[Path, str]:
+    """What the results of each file are called, without a suffix: as the file, or, where others differ in their suffix
+    alone and it is no PNG, as the file with its own. No two are the same, and none is an input."""
+
+    def folded(name: object) -> str:  # some file systems take these for one
+        return os.path.normcase(str(name)).casefold()
+
+    stems = Counter(folded(below.with_suffix("")) for below in files.values())
+    names, taken = {}, {folded(os.path.realpath(file)) for file in files}
+    for file, below in files.items():
+        is_alone = stems[folded(below.with_suffix(""))] == 1 or below.suffix.lower() == ".png"
+        first = str(below.with_suffix("") if is_alone else below)
+        for name in itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2))):
+            paths = itertools.product(KINDS, (".png", ".jpg", ".mp4", ".avi"))
+            targets = {folded(os.path.realpath(output / kind / f"{name}{suffix}")) for kind, suffix in paths}
+            if not targets & taken:
+                break
+        taken |= targets
+        names[file] = name
+    return names
+
+
+def open_video(source: Any, name: str) -> tuple[Iterator[Item], float, int]:
+    """The frames of a file or a camera, to be read in order, how many a second, and their number, 0 if unknown."""
+    if cv2 is None:
+        raise Problem("expected OpenCV to be installed, which reads videos, found none: pip install opencv-python")
+    capture = cv2.VideoCapture(*((str(source), cv2.CAP_FFMPEG) if isinstance(source, Path) else (source,)))
+    if not capture.isOpened():
+        raise Problem("expected a video or a camera, found none that OpenCV can open: try another")
+
+    def load() -> Optional[Array]:
+        done, frame = capture.read()
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if done else None
+
+    rate, count = capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    frames = (Item(f"{source}, frame {number}", f"{name}/{number:06}", load) for number in itertools.count())
+    return frames, rate if 0 < rate <= 1000 else 25.0, max(count, 0)
+
+
+class VideoWriter:
+    """A video that appears when it is closed, whole as far as it goes. Sides are made even, which codecs want."""
+
+    def __init__(self, path: Path, rate: float, is_live: bool) -> None:
+        self.path, self.rate = path, rate
+        self.is_live = is_live  # frames come late, and are repeated to keep the time
+        self.partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+        self.writer: Any = None
+        self.frames, self.start = 0, time.monotonic()
+
+    def write(self, frame: Array) -> None:
+        """Add a frame, uint8 [H, W, 3] RGB."""
+        frame = filled(frame, [side + side % 2 for side in frame.shape[:2]])
+        if self.writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            codec = cv2.VideoWriter_fourcc(*("MJPG" if self.path.suffix == ".avi" else "mp4v"))
+            self.writer = cv2.VideoWriter(str(self.partial.absolute()), codec, self.rate, frame.shape[1::-1])
+        if not self.writer.isOpened():
+            raise ValueError(f"a video of {frame.shape[1]}x{frame.shape[0]} pixels cannot be written: make it smaller")
+        late = (time.monotonic() - self.start) * self.rate - self.frames if self.is_live else 1
+        for _ in range(max(1, round(late))):
+            self.writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+            self.frames += 1
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.release()
+        if self.partial.is_file():
+            self.partial.replace(self.path)
+
+
 class Results:
-    """Where results go, a folder for each of `kinds`."""
+    """Writes OUTPUT/KIND/NAME.png, overlays as .jpg, and OUTPUT/classes.csv."""
 
-    folder: Path
-    kinds: tuple[str, ...]
-    colors: np.ndarray  # uint8 [256, 3] RGB
-    opacity: float
+    def __init__(self, output: Path, kinds: Sequence[str], deploy: dict) -> None:
+        self.output, self.kinds = output, kinds
+        # PaddleSeg's palette deals the bits of number + 1 out to red, green and blue in turn, from the highest down.
+        bits = np.arange(1, 257)[:, np.newaxis, np.newaxis] >> np.arange(9).reshape(3, 3).T & 1
+        self.colors = (bits << np.array([7, 6, 5])).sum(axis=2).astype(np.uint8)  # [256, 3]
+        self.colors[: len(deploy["class_colors"])] = deploy["class_colors"] or 0
+        classes = enumerate(zip(self.colors, deploy["class_names"]))
+        rows = [f'{number},{r},{g},{b},"{name}"' for number, ((r, g, b), name) in classes]
+        self.put(output / "classes.csv", "\n".join(["number,red,green,blue,name", *rows, ""]).encode())
 
-    def pictures(self, image: np.ndarray, answer: Answer) -> Iterator[tuple[str, Image.Image]]:
-        """What is asked for, made of an image, uint8 [H, W, 3] RGB, and the answer to it."""
+    def write(self, name: str, image: Array, maps: Array, video: Optional[VideoWriter] = None) -> None:
+        """What was found for an image, uint8 [H, W, 3]: its classes and perhaps confidence, uint8 [1 or 2, H, W]."""
         for kind in self.kinds:
-            if kind == "color":
-                picture = Image.fromarray(answer.label, "P")
-                picture.putpalette(self.colors.ravel().tolist())
-            elif kind == "overlay":
-                colors = self.colors[answer.label]
-                picture = Image.fromarray(cv2.addWeighted(image, 1 - self.opacity, colors, self.opacity, 0))
-            elif kind == "id":
-                picture = Image.fromarray(answer.label)
+            suffix = ".jpg" if kind == "overlay" and max(image.shape) <= MAX_JPEG_SIDE else ".png"
+            if kind in ("id", "confidence"):
+                made = maps[int(kind == "confidence")]
             else:
-                assert answer.confidence is not None
-                picture = Image.fromarray(np.rint(255 * np.clip(answer.confidence, 0, 1)).astype(np.uint8))
-            yield kind, picture
+                made = self.colored(maps[0], image if kind == "overlay" else None)
+            if kind == "overlay" and video is not None:
+                video.write(made)
+            else:
+                self.put(self.output / kind / f"{name}{suffix}", encoded(made, suffix))
 
-    def write(self, job: Job, image: np.ndarray, answer: Answer) -> None:
-        for kind, picture in self.pictures(image, answer):
-            target = self.folder / kind / job.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=target.parent, suffix=".part")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    picture.save(file, "PNG")
-                Path(name).chmod(0o644)
-                Path(name).replace(target)  # a result is whole, or not there
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+    def colored(self, label: Array, image: Optional[Array]) -> Array:
+        """Colours, uint8 [H, W, 3], over an image, some rows at a time to save memory."""
+        if image is None:
+            return self.colors[label]
+        overlay = np.empty_like(image)
+        for top in range(0, len(image), 64):
+            rows = slice(top, top + 64)
+            overlay[rows] = np.rint(image[rows] * (1 - OPACITY) + self.colors[label[rows]] * OPACITY)
+        return overlay
+
+    def put(self, path: Path, content: bytes) -> None:
+        """A file that appears when it is whole."""
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
+            partial.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise Problem(f"{path}: cannot be written ({error.strerror}): give another --output") from error
 
 
 class Progress:
-    """One line on a terminal, a line every ten seconds elsewhere."""
+    """A line that is written over; where standard error is no terminal, a line every ten seconds."""
 
-    def __init__(self, total: int, unit: str) -> None:
-        self.total, self.unit = total, unit
-        self.done = self.failed = 0
-        self.begun = self.last = time.monotonic()
-        self.is_live = sys.stderr.isatty()
+    def __init__(self) -> None:
+        self.start = self.told = time.monotonic()
+        self.done, self.failed, self.total = 0, 0, 0
 
-    def step(self, *, ok: bool = True) -> None:
-        self.done += ok
-        self.failed += not ok
-        now = time.monotonic()
-        if now - self.last > (0.2 if self.is_live else 10):
-            self.last = now
-            of = f" of {self.total}" if self.total else ""
-            rate = (self.done + self.failed) / max(now - self.begun, 1e-9)
-            text = f"{self.done + self.failed}{of} {self.unit}, {rate:.2f} a second"
-            print(
-                f"\r{text}  " if self.is_live else text, end="" if self.is_live else "\n", file=sys.stderr, flush=True
-            )
+    def add(self) -> None:
+        self.done, now = self.done + 1, time.monotonic()
+        if now - self.told >= (0.2 if sys.stderr.isatty() else 10):
+            self.told, of = now, f" of {self.total}" if self.total else ""
+            self.show(f"{self.done}{of} done, {self.done / (now - self.start):.2g} a second", stays=False)
 
-    def close(self) -> None:
-        if self.is_live:
-            print(file=sys.stderr)
+    def fail(self, source: object, error: BaseException) -> None:
+        self.failed += 1
+        reason = str(error) if isinstance(error, (Problem, ValueError)) else f"{type(error).__name__}: {error}"
+        self.show(f"failed: {source}: {reason:.500}")
 
-
-# --- The work: images are decoded and written in threads, while the network runs. ---
+    def show(self, text: str, stays: bool = True) -> None:
+        text = printable(text)
+        if sys.stderr.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            text = f"\r{text:{min(width, 60)}}" if stays else f"\r{text:60.60}"[:width]
+        print(text, end="\n" if stays or not sys.stderr.isatty() else "", file=sys.stderr, flush=True)
 
 
-def label_images(jobs: Sequence[Job], segmenter: Segmenter, results: Results) -> int:
-    """Label images and write the results -> how many failed."""
-    progress = Progress(len(jobs), "images")
-    writing: deque[tuple[Job, Future[None]]] = deque()
+def process(
+    items: Iterator[Item], network: Network, write: Callable[..., None], progress: Progress, depth: int, workers: int
+) -> None:
+    """Segment images: while the network computes, the next `depth` are read and the last ones' results written."""
+    loading: deque[tuple[Item, Future]] = deque()
+    writing: deque[tuple[Item, Future]] = deque()
 
-    def settle(least: int) -> None:
-        while len(writing) > least:
-            job, future = writing.popleft()
-            report(job, future.exception())
+    def settle(rest: int) -> None:
+        while len(writing) > rest:
+            item, future = writing.popleft()
+            try:
+                future.result()
+                progress.add()
+            except Exception as error:
+                progress.fail(item.source, error)
 
-    def report(job: Job, error: Optional[BaseException]) -> None:
-        progress.step(ok=error is None)
-        if error is not None:
-            text = str(error) if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
-            print(f"failed: {text if str(job.path) in text else f'{job.path}: {text}'}", file=sys.stderr)
-
-    with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(1) as writer:
-        loading: deque[tuple[Job, Future[np.ndarray]]] = deque()
-        todo = iter(jobs)
+    with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers:
         try:
             while True:
-                while len(loading) < AHEAD and (job := next(todo, None)):
-                    loading.append((job, readers.submit(read_image, job.path)))
+                more = itertools.islice(items, depth + 1 - len(loading))
+                loading.extend((item, readers.submit(item.load)) for item in more)
                 if not loading:
                     break
-                job, future = loading.popleft()
+                item, future = loading.popleft()
                 try:
                     image = future.result()
-                    answer = segmenter(image)
-                except Exception as error:  # of this image; the others can still be done
-                    report(job, error)
+                    if image is None:
+                        break
+                    maps = network(image)
+                except Exception as error:  # Pillow and engines raise almost anything; memory may be short
+                    progress.fail(item.source, error)
                     continue
-                writing.append((job, writer.submit(results.write, job, image, answer)))
-                settle(AHEAD)
+                writing.append((item, writers.submit(write, item.name, image, maps)))
+                settle(depth)
         finally:
             for _, future in loading:
                 future.cancel()
             settle(0)
-            progress.close()
-            print(f"{progress.done} of {len(jobs)} images written to {results.folder}, {progress.failed} failed")
-    return progress.failed
 
 
-def label_frames(source: Any, name: str, segmenter: Segmenter, results: Results, limit: Optional[int]) -> None:
-    """Label the frames of a video or a camera; a video for each kind of result. Ctrl-C ends a camera."""
-    suffix = ".avi" if name.lower().endswith(".avi") else ".mp4"
-    rate = source.get(cv2.CAP_PROP_FPS)
-    rate = rate if 0 < rate <= 1000 else 25.0
-    progress = Progress(max(int(source.get(cv2.CAP_PROP_FRAME_COUNT)), 0), "frames")
-    writers: dict[str, Any] = {}
-    parts: dict[Path, Path] = {}
-
-    def write(frame: np.ndarray, answer: Answer) -> None:
-        for kind, picture in results.pictures(frame, answer):
-            target = results.folder / kind / (name if name.lower().endswith(suffix) else name + suffix)
-            if kind not in writers:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                parts[target] = target.with_name(f".{target.stem}.part{suffix}")
-                code = cv2.VideoWriter_fourcc(*VIDEOS[suffix])
-                writers[kind] = cv2.VideoWriter(str(parts[target].absolute()), code, rate, picture.size)
-                if not writers[kind].isOpened():
-                    raise Problem(
-                        f"{target}: expected a video that OpenCV can write, but it cannot: choose another folder"
-                    )
-            writers[kind].write(cv2.cvtColor(np.asarray(picture.convert("RGB")), cv2.COLOR_RGB2BGR))
-
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        pending: Optional[Future[None]] = None
-        try:
-            following = reader.submit(source.read)
-            while limit is None or progress.done < limit:
-                done, frame = following.result()
-                if not done:
-                    break
-                following = reader.submit(source.read)
-                frame = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-                answer = segmenter(frame)
-                if pending:
-                    pending.result()
-                pending = writer.submit(write, frame, answer)
-                progress.step()
-        finally:
-            if pending:
-                pending.result()
-            progress.close()
-            for video in writers.values():
-                video.release()
-            for target, part in parts.items():
-                part.replace(target)
-            print(f"{progress.done} frames of {name} written to {results.folder}")
-    if not progress.done:
-        raise Problem(f"{name}: expected a video, but not one frame of it can be read: convert it to .mp4")
+# --- The command. ---
 
 
-# --- The command line. ---
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise WrongCommand(f"{message} (--help lists what there is)")
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("export", type=Path, help="the folder that export.py wrote")
-    parser.add_argument("inputs", nargs="*", help="images, folders, quoted patterns, videos")
-    parser.add_argument("--camera", type=int, metavar="N", help="label the frames of this camera, until Ctrl-C")
-    parser.add_argument("--frames", type=int, metavar="N", help="end a video or a camera after so many")
-    parser.add_argument("--output", type=Path, default=Path("labelled"), help="folder of results (default: labelled)")
-    parser.add_argument("--save", default="color,overlay", help=f"of {','.join(KINDS)} (default: color,overlay)")
-    parser.add_argument("--engine", choices=ENGINES, help="(default: the first that is installed and finds its files)")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "int8", "bf16"], help="(default: fp32)")
-    parser.add_argument("--opacity", type=float, default=0.4, help="of colours in overlays, 0 to 1 (default: 0.4)")
-    parser.add_argument("--tile", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"), help="cut larger images into tiles")
-    parser.add_argument("--overlap", type=int, default=OVERLAP, help=f"pixels that tiles share (default: {OVERLAP})")
-    parser.add_argument(
-        "--max_pixels", type=int, default=2 * (Image.MAX_IMAGE_PIXELS or 1), help="refuse larger images"
-    )
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="to compute with (default: all cores)")
-    args = parser.parse_args()
+def parse(words: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = Parser(prog="infer.py", description=__doc__)
+    add = parser.add_argument
+    add("folder", type=Path, help="the exported folder, with deploy.yaml")
+    add("inputs", nargs="*", metavar="INPUT", help="images, folders, quoted patterns, videos")
+    add("--camera", type=int, metavar="N", help="segment what camera N sees, until Ctrl-C")
+    add("--output", type=Path, default=Path("output"), metavar="DIR", help="(default: %(default)s)")
+    text = f"of {', '.join(KINDS)} (default: %(default)s). color: classes in their colours; id: their numbers in grey; "
+    text += "confidence: 0 to 255. Of a video the overlays become a video, the others an image for each frame"
+    add("--save", default="color,overlay", metavar="A,B", help=text)
+    add("--engine", choices=list(ENGINES), help="(default: the first of these that is installed and has its files)")
+    add("--precision", default="fp32", choices=("fp32", "fp16", "int8", "bf16"), help="(default: fp32; bf16: openvino)")
+    text = "cut larger images into tiles, to save memory, and take images of up to 2**30 pixels. Where tiles overlap, "
+    text += "probabilities or logits are averaged, with weights that fall towards a tile's border like a cosine; of an "
+    text += "export of classes alone, the tile decides whose middle is nearest"
+    add("--tile", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"), help=text)
+    add("--overlap", type=int, metavar="N", help="of tiles, in pixels (default: an eighth of a tile)")
+    text = "for exports of a fixed size: cut larger images into tiles and fill up smaller ones, or resize all of them"
+    add("--fit", choices=["tile", "resize"], default="tile", help=f"{text} (default: %(default)s)")
+    add("--threads", type=int, metavar="N", help="of the engine (default: one a core)")
+    args = parser.parse_args(words)
 
-    args.kinds = tuple(dict.fromkeys(part.strip() for part in args.save.split(",")))
-    wrong = [kind for kind in args.kinds if kind not in KINDS]
-    if wrong:
-        parser.error(f"--save: expected some of {', '.join(KINDS)}, found {wrong[0]!r}")
+    args.kinds = list(dict.fromkeys(kind.strip() for kind in args.save.split(",")))
+    if not set(args.kinds) <= set(KINDS):
+        parser.error(f"expected --save to be of {', '.join(KINDS)}, found {args.save}")
     if not args.inputs and args.camera is None:
-        parser.error("expected images, a video or --camera, found none")
-    if not 0 <= args.opacity <= 1:
-        parser.error(f"--opacity: expected 0 to 1, found {args.opacity:g}")
-    if args.threads < 1 or args.max_pixels < 1 or args.overlap < 0 or (args.tile and min(args.tile) < 32):
-        parser.error(
-            "expected --threads and --max_pixels of at least 1, --overlap of at least 0 and --tile of at least 32"
-        )
+        parser.error("expected images, a folder, a video or --camera N, found none")
+    if min(args.tile or [1]) < 1 or (args.threads or 1) < 1:
+        parser.error("expected --tile and --threads to be at least 1")
+    if args.overlap is not None and not 0 <= args.overlap < min(args.tile or [sys.maxsize]):
+        parser.error(f"expected --overlap from 0 to less than a side of a tile, found {args.overlap}")
+    if Image is None and cv2 is None:
+        parser.error("expected Pillow or OpenCV to be installed, found neither: pip install pillow")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    args.threads = args.threads or cores or 1
     return args
 
 
-def main() -> int:
-    args = parse()
-    Image.MAX_IMAGE_PIXELS = (args.max_pixels + 1) // 2  # Pillow refuses what has twice as many
-    export = Export(args.export)
-    jobs, videos = find_jobs(args.inputs)
-    run, engine = open_network(export, args.engine, args.precision, args.threads)
-    segmenter = Segmenter(export, run, tuple(reversed(args.tile)) if args.tile else None, args.overlap)
+def run(args: argparse.Namespace, progress: Progress) -> None:
+    """Do what was asked for. Problem if that is impossible; what fails alone is counted."""
+    path = args.folder / "deploy.yaml"
+    with reading(path):
+        deploy = read_export(path)
+        engine, entry = choose(deploy, args.engine, args.precision)
+    files: dict[Path, PurePath] = {}
+    for given in args.inputs:
+        try:
+            files = {**find(given, args.output), **files}  # the first name counts
+        except (OSError, ValueError, Problem) as error:  # ValueError: a name that no file can have
+            progress.fail("input", error)
+    if not files and args.camera is None:
+        return
 
-    if "confidence" in args.kinds and not segmenter.gives_confidence:
-        raise Problem(
-            f"{args.export}: expected a network that gives probabilities, found class numbers alone: "
-            "export with --with_confidence or --output_op softmax"
-        )
-    if (videos or args.camera is not None) and {"id", "confidence"} & set(args.kinds):
-        raise Problem(
-            "expected --save color,overlay for videos, whose codecs change numbers, found id or confidence: leave them "
-            "out"
-        )
-    size = f", in tiles of {segmenter.tile[1]}x{segmenter.tile[0]}" if segmenter.tile else ""
-    print(f"{len(jobs)} images, {len(videos)} videos; {engine}, {args.threads} threads{size}", file=sys.stderr)
-    inputs = {job.path.resolve() for job in jobs}
-    taken = [job for job in jobs for kind in args.kinds if (args.output / kind / job.name).resolve() in inputs]
-    if taken:
-        raise Problem(
-            f"{taken[0].path}: expected results elsewhere than the images, found the same files: choose "
-            "another --output"
-        )
+    opened = open_export(args.folder, deploy, engine, entry, args.precision, args.threads)
+    options = {"tile": args.tile, "overlap": args.overlap, "resize": args.fit == "resize"}
+    with reading(path):
+        network = Network(deploy, entry, opened, confidence="confidence" in args.kinds, **options)
+        results = Results(args.output, args.kinds, deploy)
+    height, width = network.fixed
+    if max(network.fixed) > 0:
+        if args.tile and args.tile != [width, height]:
+            raise WrongCommand(f"expected --tile {width} {height}, as the size is fixed, found another: leave it out")
+        how = "larger images are cut into tiles and smaller ones filled up (--fit resize resizes all)"
+        print(f"this export takes {width}x{height} pixels: {'images are resized' if args.fit == 'resize' else how}")
 
-    results = Results(args.output, args.kinds, export.colors, args.opacity)
-    failed = label_images(jobs, segmenter, results) if jobs else 0
-    for path in videos:
-        with contextlib.closing(Capture(str(path.absolute()))) as source:
-            label_frames(source.opened(str(path)), path.name, segmenter, results, args.frames)
-    if args.camera is not None:
-        with contextlib.closing(Capture(args.camera)) as source:
-            label_frames(
-                source.opened(f"camera {args.camera}"), f"camera{args.camera}.mp4", segmenter, results, args.frames
-            )
-    return 1 if failed else 0
+    names, depth, limit = named(files, args.output), 1 if args.tile else 4, 2**30 if args.tile else MAX_PIXELS
+    videos = {path: names.pop(path) for path in files if path.suffix.lower() in VIDEOS}
+    progress.start, progress.total = time.monotonic(), len(names)
+    items = (Item(str(path), name, lambda path=path: read_image(path, limit)) for path, name in names.items())
+    process(items, network, results.write, progress, depth, 2)
+
+    for source, name in [*videos.items(), *[(args.camera, f"camera{args.camera}")] * (args.camera is not None)]:
+        is_live, before = source == args.camera, progress.done
+        try:
+            frames, rate, count = open_video(source, name)
+        except Problem as problem:
+            progress.fail(name if is_live else source, problem)
+            continue
+        progress.total = before + count if count else 0
+        suffix = ".avi" if not is_live and source.suffix.lower() == ".avi" else ".mp4"
+        video = VideoWriter(args.output / "overlay" / f"{name}{suffix}", rate, is_live)
+        write: Callable[..., None] = lambda *found, video=video: results.write(*found, video)  # noqa: E731
+        try:  # by one reader and one writer, as frames are in order
+            process(frames, network, write, progress, 0 if is_live else depth, 1)
+        finally:
+            video.close()
+        if progress.done == before:
+            progress.fail(source, ValueError("not one frame could be segmented: replace it"))
 
 
-class Capture:
-    """A video or a camera that is closed in the end."""
+def main(words: Optional[Sequence[str]] = None) -> int:
+    """The command. Returns its status: 0, 1 if something failed, 2 for a wrong command, 128 + N after signal N."""
+    signals: list[int] = []
 
-    def __init__(self, source: Any) -> None:
-        self.capture = cv2.VideoCapture(source, *([cv2.CAP_FFMPEG] if isinstance(source, str) else []))
+    def stop(number: int, frame: Any) -> None:
+        signals.append(number)
+        signal.signal(number, signal.SIG_DFL)  # once more ends at once
+        raise KeyboardInterrupt
 
-    def opened(self, name: str) -> Any:
-        if not self.capture.isOpened():
-            raise Problem(
-                f"{name}: expected a video or a camera that OpenCV can open, but it cannot: check or convert it"
-            )
-        return self.capture
-
-    def close(self) -> None:
-        self.capture.release()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    progress, stopped = Progress(), ""
+    try:
+        args = parse(words)
+        with contextlib.suppress(KeyboardInterrupt):
+            run(args, progress)
+        took, failed = time.monotonic() - progress.start, f", failed {progress.failed}" * bool(progress.failed)
+        stopped = "; stopped early, what is written is whole" * bool(signals)
+        progress.show(f"written {progress.done} to {args.output} in {took:.1f} s{failed}{stopped}")
+    except Problem as problem:
+        progress.show(f"infer.py: {problem}")
+        return problem.status
+    return 128 + signals[0] if signals else int(progress.failed > 0)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Problem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; what is written is whole", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main())
