@@ -36,10 +36,13 @@ FORMATS = ["paddle", "openvino"] if PADDLE_VERSION.startswith("2") else ["paddle
 ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
 FAST = ENGINES[FORMATS[1]]
 
-pytestmark = pytest.mark.skipif(
-    not all(map(find_spec, ("openvino", "onnxruntime", "onnx", "paddle2onnx"))),
-    reason="engines need packages: pip install .[onnx,openvino]",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(map(find_spec, ("openvino", "onnxruntime", "onnx", "paddle2onnx"))),
+        reason="engines need packages: pip install .[onnx,openvino]",
+    ),
+]
 
 START = """
 import runpy, sys
@@ -210,7 +213,6 @@ def test_the_labels_are_those_of_predictions(infer, exported, images, network, e
     assert len(lines) == 6
 
 
-@pytest.mark.slow
 def test_preprocessing_inside_extra_outputs_and_logits(infer, network, images, tmp_path):
     for name, options in {
         "softmax": {"preprocess": True, "with_confidence": True, "with_attention": True},
@@ -261,7 +263,6 @@ def test_tiles_are_the_whole(infer, local, images, op, tmp_path):
         assert (whole == tiles).mean() >= (1 if op == 0 else 0.9995)
 
 
-@pytest.mark.slow
 def test_memory_is_bounded_by_tiles(place, local, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6000, 8000, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.png", compress_level=0)
@@ -322,7 +323,6 @@ def test_a_tflite_program_gets_its_layout(infer, place, local, images, tmp_path)
     assert_array_equal(labels_in(tmp_path, images / "even.png"), red / 255 > 0.485)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix, codec", [(".mp4", "mp4v"), (".avi", "MJPG")])
 def test_a_video(infer, local, images, suffix, codec, tmp_path):
     path = tmp_path / f"drive{suffix}"
@@ -339,7 +339,6 @@ def test_a_video(infer, local, images, suffix, codec, tmp_path):
     assert not list(tmp_path.rglob("*.partial*"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_whole_files(place, local, images, number, tmp_path):
     many = tmp_path / "many"
