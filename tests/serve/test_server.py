@@ -134,7 +134,8 @@ def test_labels_are_those_of_predict(engine, make_tiny_network, tmp_path):
     with started(tmp_path / "tiny", "--engine", engine) as (process, address):
         for content in ten_files():
             image = pixels_of(content, "image", None)
-            expected = predicted(logits, transformed_image(image, steps, ""), image.shape[:2], InferenceOptions(), None)
+            sample = transformed_image(image, steps, "")
+            expected = predicted(logits, sample, image.shape[:2], InferenceOptions()).label
             found = label_of(address, content)
             assert found.shape == image.shape[:2]
             equal, total = equal + (found == expected).sum(), total + found.size
