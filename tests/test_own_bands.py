@@ -94,6 +94,7 @@ def command(script, root: Path, *arguments: object) -> None:
     script.main(script.make_parser().parse_args(["--config", str(root / "recipe.yml"), *map(str, arguments)]))
 
 
+@pytest.mark.slow
 def test_it_trains_and_evaluates(run: Path, tmp_path: Path) -> None:
     before = build_model(load_config(run / "recipe.yml"))
     weight = paddle.load(str(run / "run/best_model/model.pdparams"))["backbone.conv1.weight"]

@@ -170,6 +170,7 @@ def test_an_error_comes_in_its_place(seg, photos):
         next(results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["eager", "inference"])
 def test_threads_get_what_one_after_the_other_get(folder, photos, engine):
     seg = hmsa.Segmenter(folder / "run/best_model", engine=engine)

@@ -161,8 +161,8 @@ def test_processes_are_started_by_the_launcher(monkeypatch: pytest.MonkeyPatch, 
     ((program, words, environment),) = became
     assert program == words[0] == sys.executable
     assert words[1:5] == ["-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
-    assert words[5:7] == ["--log_dir", str(tmp_path / "log")]
-    assert words[7:] == [sys.executable, "-u", "-m", "hmsa", "train", *sys.argv[1:]]
+    assert words[5:9] == ["--log_level", "WARNING", "--log_dir", str(tmp_path / "log")]
+    assert words[9:] == [sys.executable, "-u", "-m", "hmsa", "train", *sys.argv[1:]]
     assert str(ROOT) in environment["PYTHONPATH"].split(os.pathsep)
 
     monkeypatch.setenv("PADDLE_LOCAL_SIZE", "2")

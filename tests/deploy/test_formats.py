@@ -86,6 +86,7 @@ def exported(make_tiny_network, tmp_path_factory):
     return network, folder, export(network, folder, options), before
 
 
+@pytest.mark.slow
 def test_the_converter_installs_nothing(exported):
     assert installed() == exported[3]
 
