@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from visualdl import LogReader
 
-from hmsa.engine.log import CURVES_FILE
+from hmsa.engine.loggers import CURVES_FILE
 from hmsa.weights.files import read_weights
 
 ROOT = Path(__file__).parents[1]

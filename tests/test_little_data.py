@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hmsa.engine.log import CURVES_FILE
+from hmsa.engine.loggers import CURVES_FILE
 from hmsa.errors import UsageError
 from hmsa.weights.files import read_weights
 

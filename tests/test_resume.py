@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa.engine.log import CURVES_FILE
+from hmsa.engine.loggers import CURVES_FILE
 from hmsa.errors import DataError, UsageError
 
 ROOT = Path(__file__).parents[1]

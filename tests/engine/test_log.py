@@ -4,7 +4,8 @@ import sys
 import pytest
 from visualdl import LogReader
 
-from hmsa.engine.log import CURVES_FILE, SilentLog, open_log
+from hmsa.engine.log import SilentLog, open_log
+from hmsa.engine.loggers import CURVES_FILE
 from hmsa.errors import UsageError
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa.engine.log import CURVES_FILE, open_log
+from hmsa.engine.log import open_log
+from hmsa.engine.loggers import CURVES_FILE
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/plot_training.py"
 
