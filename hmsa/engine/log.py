@@ -6,6 +6,7 @@ Ranks other than the main one get a log that does nothing, so that no caller has
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Optional
 import numpy as np
 
 from hmsa.distributed import ranks
-from hmsa.engine.loggers import LEFT, LOGGERS, Logger, Start
+from hmsa.engine.loggers import CURVES_FILE, LEFT, LOGGERS, Logger, Start, read_visualdl
+from hmsa.errors import UsageError
 from hmsa.report import records
 from hmsa.report.console import Lines, Live, is_live
 from hmsa.report.records import RECORDS_FILE, Record
@@ -141,6 +143,10 @@ def open_log(
         for left in (path, *(folder / name for name in LEFT.values())):
             _set_aside(left, console)
         return RunLog(console, path, [LOGGERS[name](Start(folder)) for name in loggers])
+    if not path.exists() and (folder / CURVES_FILE).is_file():  # of a run from before there were records
+        with contextlib.suppress(UsageError):
+            for record in read_visualdl(folder / CURVES_FILE):
+                records.append(path, record)
     kept = records.cut(path, iteration, evaluated)
     start = Start(folder, iteration, evaluated, kept)
     return RunLog(console, path, [LOGGERS[name](start) for name in loggers])

@@ -11,7 +11,7 @@ import importlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,7 @@ from typing import Any, Optional
 import numpy as np
 
 from hmsa.errors import UsageError
-from hmsa.report.records import Record, curves, is_before
+from hmsa.report.records import Record, curves, is_before, of_curves
 from hmsa.system.files import write_atomically
 
 CURVES_FILE = "vdlrecords.hmsa.log"
@@ -114,17 +114,40 @@ def _records_until(path: Path, start: Start) -> bytes:
 
     A killed run wrote points after its last checkpoint, or those of an evaluation that the checkpoint does not know of.
     """
-    parse = import_visualdl().proto.record_pb2.Record.FromString
-    data, kept, place = path.read_bytes(), [], 0
+    kept = (raw for raw, values in _parsed(path) if all(start.lies_behind(value.id, value.tag) for value in values))
+    return b"".join(kept)
+
+
+def read_visualdl(path: Path) -> list[Record]:
+    """The records that VisualDL's curves were made from, as far as they tell; in order.
+
+    Raises:
+        UsageError: see `import_visualdl`.
+    """
+    points: dict[tuple[int, str], dict[str, float]] = {}
+    for _, values in _parsed(path):
+        for value in values:
+            kind, _, curve = value.tag.partition("/")
+            if kind in ("train", "eval") and value.WhichOneof("one_value") == "value":
+                points.setdefault((value.id, kind), {})[curve] = value.value  # of one written twice, the later counts
+    return [of_curves(iteration, kind, points[iteration, kind]) for iteration, kind in sorted(points, key=_order)]
+
+
+def _order(key: tuple[int, str]) -> tuple[int, bool]:
+    iteration, kind = key
+    return iteration, kind == "eval"
+
+
+def _parsed(path: Path) -> Iterator[tuple[bytes, Any]]:
+    """VisualDL's records as they stand in its file, and the values in them."""
+    parse = import_visualdl("reading its curves").proto.record_pb2.Record.FromString
+    data, place = path.read_bytes(), 0
     while place + 8 <= len(data):
         end = place + 8 + int.from_bytes(data[place : place + 8], "little")
         if end > len(data):
-            break  # cut off by the kill
-        record = data[place:end]
-        if all(start.lies_behind(value.id, value.tag) for value in parse(record[8:]).values):
-            kept.append(record)
+            return  # cut off by a kill
+        yield data[place:end], parse(data[place + 8 : end]).values
         place = end
-    return b"".join(kept)
 
 
 class TensorBoard(Logger):

@@ -36,7 +36,6 @@ def training_line(record: Record, iterations: int) -> str:
         f"loss {number(record['loss'])}",
         f"lr {record['learning_rate']:.6f}",
         f"step {record['step_seconds']:.3f} s",
-        f"data {record['data_seconds']:.3f} s",
         *([f"skipped {record['skipped']}"] if record.get("skipped") else []),
         f"ETA {tqdm.format_interval(left)}",
     ]
@@ -44,9 +43,9 @@ def training_line(record: Record, iterations: int) -> str:
 
 
 def detail_lines(record: Record) -> Iterator[str]:
-    """What else a report has: the gradient's norm, memory, and a line for each loss with its outputs."""
-    memory = f"memory {record['memory_bytes'] / 2**30:.2f} GiB"
-    yield f"[TERMS] epoch {record['epoch']:.2f}, grad norm {number(record['gradient_norm'])}, {memory}"
+    """What else a report has: gradient, waiting for data, memory; and a line for each loss with its outputs."""
+    costs = f"data {record['data_seconds']:.3f} s, memory {record['memory_bytes'] / 2**30:.2f} GiB"
+    yield f"[TERMS] epoch {record['epoch']:.2f}, grad norm {number(record['gradient_norm'])}, {costs}"
 
     by_loss: dict[str, list[str]] = {}
     for name, value in record["losses"].items():

@@ -102,6 +102,21 @@ def curves(record: Record) -> dict[str, float]:
     return dict(numbers({k: v for k, v in record.items() if k not in _NO_CURVES}, record["kind"]))
 
 
+def of_curves(iteration: int, kind: str, values: Mapping[str, float]) -> Record:
+    """The record that these points belong to, from the names of their curves without "train/" or "eval/"."""
+    own = {curve: name for name, curve in _CURVES.items()}
+    record: Record = {"iteration": iteration, "kind": kind}
+    for curve, value in values.items():
+        first, _, rest = curve.partition("/")
+        if not rest:
+            record[own.get(curve, curve)] = value
+        elif kind == "train":
+            record.setdefault("losses", {})[curve] = value
+        elif first != "attention":
+            record.setdefault(first, {})[rest] = value
+    return record
+
+
 # --- Their file. ---
 
 
