@@ -29,9 +29,7 @@ def records_of(folder: Path) -> list[Record]:
     if not records and curves.is_file():
         records = read_visualdl(curves)
     if not records:
-        raise DataError(
-            f"{folder / RECORDS_FILE}: expected what a run has recorded, found nothing; name its --save_dir"
-        )
+        raise DataError(f"{folder / RECORDS_FILE}: expected the records of a run, found none; name its --save_dir")
     return records
 
 

@@ -20,7 +20,7 @@ from hmsa.errors import UsageError
 from hmsa.report import records
 from hmsa.report.console import Lines, Live, is_live
 from hmsa.report.records import RECORDS_FILE, Record
-from hmsa.system.files import flush_to_disk
+from hmsa.system.files import flush_to_disk, writable_folder
 
 
 class SilentLog:
@@ -138,7 +138,7 @@ def open_log(
     if folder is None:
         return RunLog(console)
 
-    path = folder / RECORDS_FILE
+    path = writable_folder(folder) / RECORDS_FILE
     if iteration is None:
         for left in (path, *(folder / name for name in LEFT.values())):
             _set_aside(left, console)

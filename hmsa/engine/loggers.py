@@ -160,7 +160,8 @@ class TensorBoard(Logger):
         folder = start.folder / EVENTS_FOLDER
         self.is_new = start.iteration is None or not list(folder.glob("events.*"))
         purge = None if self.is_new else (start.iteration or 0) + start.evaluated
-        self._writer: Any = writer.SummaryWriter(logdir=str(folder), purge_step=purge)
+        suffix = f".{time.time_ns()}"  # else a part of the same second would replace the one before
+        self._writer: Any = writer.SummaryWriter(logdir=str(folder), purge_step=purge, filename_suffix=suffix)
         # What is purged of the checkpoint's own iteration, but will not come again.
         self._add_records([record for record in start.records if purge is None or record["iteration"] >= purge])
 
@@ -188,8 +189,12 @@ class MLflow(Logger):
     """
 
     def __init__(self, start: Start) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
         mlflow = import_package("mlflow", "MLflow", "pip install mlflow-skinny")
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"file:{(start.folder / 'mlruns').absolute()}"
+        uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+        if not uri:
+            uri = f"file:{(start.folder / 'mlruns').absolute()}"
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which its small package alone can do
         self._client: Any = mlflow.MlflowClient(tracking_uri=uri)
         self._point: Any = mlflow.entities.Metric
         self._points: list[Any] = []
@@ -243,6 +248,7 @@ def check_loggers(names: Sequence[str], what: str = "") -> None:
     if "tensorboard" in names:
         import_package("tensorboardX", "loggers: tensorboard", "pip install tensorboardX")
     if "mlflow" in names:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import_package("mlflow", "loggers: mlflow", "pip install mlflow-skinny")
 
 

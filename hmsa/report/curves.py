@@ -77,7 +77,7 @@ def draw(runs: Sequence[Run]) -> Figure:
         figure = plt.figure(figsize=(15, 7.6 + below), layout="constrained")
         parts: Any = figure.subfigures(2, 1, height_ratios=[7.6, below]) if rows else [figure]
         above, *rest = parts
-        panels = list(above.subplots(2, 3, gridspec_kw={"wspace": 0.06, "hspace": 0.08}).flat)
+        panels = list(above.subplots(2, 3, gridspec_kw={"wspace": 0.06, "hspace": 0.03}).flat)
 
         _loss(panels[0], runs)
         _curves(panels[2], runs, "learning rate", "train", "learning_rate")
