@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import platform
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,10 @@ from hmsa.metrics import Metric
 from hmsa.metrics.confusion import Confusion, category_iou
 from hmsa.system.version import VERSION
 from hmsa.weights.loading import listed
+
+_CLASS, _WIDTH = 17, 9
+"""Most characters of the columns of class names and of scores, so that a table fits a terminal of 80: longer names take
+several lines."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,9 @@ class Evaluation:
     def table(self) -> str:
         """Per-class and overall scores for a person to read, in percent."""
         columns = self.per_class
-        table = Table("class", *(Column(self._title(name), justify="right") for name in columns))
+        titles = ["\n".join(textwrap.wrap(self._title(name), _WIDTH)) for name in columns]
+        numbers = (Column(title, justify="right", no_wrap=True) for title in titles)
+        table = Table(Column("class", max_width=_CLASS), *numbers)
         for name, *values in zip(self.class_names, *columns.values()):
             table.add_row(name, *map(percent, values))
 
@@ -99,7 +106,7 @@ class Evaluation:
             summary.add_row(f"IoU of the category {name}", percent(value))
 
         text = io.StringIO()
-        Console(file=text, width=100, markup=False, emoji=False).print(table, summary)
+        Console(file=text, width=1000, markup=False, emoji=False).print(table, summary)
         remarks = "".join(f"{remark}\n" for remark in map(printable, self.remarks))
         cost = f"{self.seconds:.1f} s, peak memory {self.peak_memory_bytes / 2**30:.2f} GiB"
         return f"{text.getvalue()}{remarks}{self.images} images in {cost}"
