@@ -78,8 +78,9 @@ def what_does_not_depend_on_the_clock(folder):
     return kept
 
 
-def test_records_of_a_resumed_run_are_those_of_one_that_was_never_stopped(start, tmp_path):
-    """Killed after iteration 3, in the middle of a line, and once more before the evaluation of 2 was noted."""
+@pytest.mark.parametrize("to_evaluate", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_records_of_a_resumed_run_are_those_of_one_that_was_never_stopped(start, tmp_path, to_evaluate):
+    """Killed after iteration 3, in the middle of a line; the evaluation of 2 noted as done, or not yet."""
     flags = ["--iters", 4, "--save_interval", 2, "--log_iters", 1, "--do_eval"]
     start(tmp_path / "whole", *flags)
     whole = what_does_not_depend_on_the_clock(tmp_path / "whole")
@@ -93,16 +94,15 @@ def test_records_of_a_resumed_run_are_those_of_one_that_was_never_stopped(start,
     assert list(shares) == ["0.5", "1", "2"]
     assert sum(of_class["road"] for of_class in shares.values()) == pytest.approx(1, abs=1e-5)
 
-    for to_evaluate in (False, True):
-        folder = tmp_path / f"parts_{to_evaluate}"
-        shutil.copytree(tmp_path / "whole", folder)
-        for left in ("iter_4", "best_model"):
-            shutil.rmtree(folder / left)
-        change_state(folder / "iter_2", to_evaluate=to_evaluate)
-        lines = (folder / RECORDS_FILE).read_bytes().splitlines(keepends=True)
-        (folder / RECORDS_FILE).write_bytes(b"".join(lines[:4]) + lines[4][:99])
-        start(folder, *flags, "--resume_model", "auto")
-        assert what_does_not_depend_on_the_clock(folder) == whole
+    folder = tmp_path / "parts"
+    shutil.copytree(tmp_path / "whole", folder)
+    for left in ("iter_4", "best_model"):
+        shutil.rmtree(folder / left)
+    change_state(folder / "iter_2", to_evaluate=to_evaluate)
+    lines = (folder / RECORDS_FILE).read_bytes().splitlines(keepends=True)
+    (folder / RECORDS_FILE).write_bytes(b"".join(lines[:4]) + lines[4][:99])
+    start(folder, *flags, "--resume_model", "auto")
+    assert what_does_not_depend_on_the_clock(folder) == whole
 
 
 def test_a_second_run_in_a_folder_is_refused(start, run):
@@ -281,3 +281,14 @@ def test_samples_that_were_skipped_stay_listed(start, tiny_recipe, tmp_path):
         (line,) = (tmp_path / "run/skipped_samples.txt").read_text().splitlines()
         assert line.startswith(f"{bad}: ")
         shutil.copy(max(bad.parent.rglob("*.png")), bad)
+
+
+def test_a_recipe_names_loggers_and_what_is_missing_is_said_first(start, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    said = refused(start, tmp_path, "--opts", "loggers=[visualdl,tensorboard]")
+    assert said.startswith("loggers: tensorboard needs tensorboardX, which cannot be imported (")
+    with pytest.raises(UsageError, match=r"loggers.*tensorboad"):
+        start(tmp_path, "--opts", "loggers=[tensorboad]")
+    with pytest.raises(UsageError, match="loggers to be a list that names each once"):
+        start(tmp_path, "--opts", "loggers=[visualdl,visualdl]")
+    assert list(tmp_path.iterdir()) == []
