@@ -127,11 +127,7 @@ _LOOK: Any = {
 
 def _loss(axes: Axes, runs: Sequence[Run]) -> None:
     for run, (color, style) in zip(runs, _looks()):
-        steps, values = run.curve("train", "loss")
-        if len(steps) >= 50:
-            axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-            values = _smoothed(values)
-        axes.plot(steps, values, style, color=color, label=_short(run.name))
+        _plot(axes, *run.curve("train", "loss"), color, style, label=_short(run.name))
     _titled(axes, "training loss")
 
 
@@ -195,8 +191,8 @@ def _shares(axes: Axes, run: Run) -> None:
 
 def _curves(axes: Axes, runs: Sequence[Run], title: str, kind: str, name: str) -> None:
     for run, (color, style) in zip(runs, _looks()):
-        steps, values = run.curve(kind, name)
-        axes.plot(steps, values, style, color=color, marker="o" if kind == "eval" else "", markersize=4)
+        marker = "o" if kind == "eval" else ""
+        _plot(axes, *run.curve(kind, name), color, style, marker=marker, markersize=4)
     _titled(axes, title)
 
 
@@ -252,6 +248,14 @@ def _confusion(axes: Axes, names: Sequence[str], counts: np.ndarray) -> None:
 def _looks() -> Any:
     """Colours and styles of lines, for ever; no two of the first 28 are alike."""
     return cycle([(color, style) for style in STYLES for color in COLORS])
+
+
+def _plot(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, style: str, **options: Any) -> None:
+    """A curve; one of many points is smoothed, its points pale behind it."""
+    if len(steps) >= 50:
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        values = _smoothed(values)
+    axes.plot(steps, values, style, color=color, **options)
 
 
 def _titled(axes: Axes, title: str, nothing: str = "nothing recorded") -> None:
