@@ -192,7 +192,8 @@ def _shares(axes: Axes, run: Run) -> None:
 def _curves(axes: Axes, runs: Sequence[Run], title: str, kind: str, name: str) -> None:
     for run, (color, style) in zip(runs, _looks()):
         marker = "o" if kind == "eval" else ""
-        _plot(axes, *run.curve(kind, name), color, style, marker=marker, markersize=4)
+        exact = name == "learning_rate"
+        _plot(axes, *run.curve(kind, name), color, style, exact=exact, marker=marker, markersize=4)
     _titled(axes, title)
 
 
@@ -250,9 +251,11 @@ def _looks() -> Any:
     return cycle([(color, style) for style in STYLES for color in COLORS])
 
 
-def _plot(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, style: str, **options: Any) -> None:
-    """A curve; one of many points is smoothed, its points pale behind it."""
-    if len(steps) >= 50:
+def _plot(
+    axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, style: str, *, exact: bool = False, **options: Any
+) -> None:
+    """A curve; one of many points is smoothed, its points pale behind it, unless it is `exact`."""
+    if len(steps) >= 50 and not exact:
         axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
         values = _smoothed(values)
     axes.plot(steps, values, style, color=color, **options)
