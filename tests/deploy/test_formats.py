@@ -31,6 +31,7 @@ from hmsa.errors import DataError, UsageError
 from hmsa.inference import tracing
 from hmsa.inference.averaging import InferenceOptions, class_scores
 from hmsa.models.hierarchical import joint_logits
+from hmsa.system import processes
 
 ROOT = Path(__file__).parents[2]
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -99,7 +100,7 @@ def test_the_converter_runs_alone_and_is_told_to_install_nothing(tmp_path, monke
         called.append((Path(options["cwd"]), options["env"]))
         return subprocess.CompletedProcess(words, 1, stdout="[ERROR] it knows no flip\nTraceback\nUnboundLocalError")
 
-    monkeypatch.setattr(tracing.subprocess, "run", run)
+    monkeypatch.setattr(processes.subprocess, "run", run)
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(DataError, match=r"converted to ONNX: \[ERROR\] it knows no flip; use the backend inference"):
         tracing.convert_to_onnx(tmp_path / "model")
