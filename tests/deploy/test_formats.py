@@ -33,6 +33,8 @@ from hmsa.inference.averaging import InferenceOptions, class_scores
 from hmsa.models.hierarchical import joint_logits
 from hmsa.system import processes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 IS_PADDLE_2 = PADDLE_VERSION.startswith("2")
@@ -87,7 +89,6 @@ def exported(make_tiny_network, tmp_path_factory):
     return network, folder, export(network, folder, options), before
 
 
-@pytest.mark.slow
 def test_the_converter_installs_nothing(exported):
     assert installed() == exported[3]
 
@@ -183,7 +184,6 @@ def test_what_stands_in_the_onnx_file(exported):
 
 
 @needs_packages
-@pytest.mark.slow
 @pytest.mark.parametrize(("output_op", "average"), [("argmax", "logits"), ("none", "softmax")])
 def test_averages_inside_the_program(make_tiny_network, tmp_path, output_op, average):
     averaging = InferenceOptions(scales=(0.75,), flip_horizontal=True, average=average)
