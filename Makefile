@@ -10,7 +10,8 @@ SHORT := tests/models/test_golden.py tests/models/test_hierarchical.py tests/los
 	tests/test_builder.py tests/config/test_reading.py tests/system/test_environment.py tests/system/test_memory.py \
 	tests/system/test_device.py tests/weights/test_loading.py tests/weights/test_weight_files.py \
 	tests/engine/test_checkpoint.py tests/engine/test_step.py tests/inference/test_averaging.py tests/inference/test_fold.py \
-	tests/inference/test_programs.py tests/inference/test_backends.py tests/deploy tests/test_paddle_calls.py \
+	tests/inference/test_programs.py tests/inference/test_backends.py tests/test_paddle_calls.py \
+	$(addprefix tests/deploy/test_,export.py formats.py runtime.py deployment.py) \
 	tests/engine/test_train.py::test_a_resumed_run_equals_an_uninterrupted_one \
 	tests/test_readme.py
 TFLITE := .venv-tflite

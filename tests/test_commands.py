@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import val  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(64, 96), (70, 64), (96, 100)]
 CONFIG = {
     "model": {
@@ -137,7 +139,6 @@ def test_scores_are_printed_also_where_they_cannot_be_written(workplace, tmp_pat
     assert "mean IoU, the 3 of 19 classes present" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_val_in_two_processes_counts_the_same(workplace, one_process):
     launch = ("-m", "paddle.distributed.launch", "--nproc_per_node", 2, "--log_dir", workplace / "log")
     _, written = evaluation(workplace, *launch, output="results/two.json")

@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 CROP = "{type: RandomPaddingCrop, crop_size: [64, 64]}, {type: Normalize}"
 
 # Nothing of this network changes but its last layer, and that by nothing: every evaluation finds the same.
@@ -71,7 +73,6 @@ def state(folder):
     return json.loads((folder / "state.json").read_text())
 
 
-@pytest.mark.slow
 def test_a_run_with_weights_from_its_labels_goes_on_as_if_never_stopped(start, tmp_path):
     said = start(tmp_path / "whole", "class_weights=auto", "iters=2")
     (line,) = [line for line in said if line.startswith("class weights")]

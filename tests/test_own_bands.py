@@ -30,6 +30,8 @@ import predict
 import train
 import val
 
+pytestmark = pytest.mark.slow
+
 tifffile = pytest.importorskip("tifffile")
 
 C, H, W = 4, 72, 100
@@ -94,7 +96,6 @@ def command(script, root: Path, *arguments: object) -> None:
     script.main(script.make_parser().parse_args(["--config", str(root / "recipe.yml"), *map(str, arguments)]))
 
 
-@pytest.mark.slow
 def test_it_trains_and_evaluates(run: Path, tmp_path: Path) -> None:
     before = build_model(load_config(run / "recipe.yml"))
     weight = paddle.load(str(run / "run/best_model/model.pdparams"))["backbone.conv1.weight"]
@@ -122,7 +123,6 @@ def test_it_predicts_and_shows_the_first_three_bands(run: Path, tmp_path: Path) 
     assert overlay.shape == (H, W, 3) and np.ptp(overlay) > 100  # stretched: 9000 to 12000 of 65535 would be 12 of 255
 
 
-@pytest.mark.slow
 def test_the_export_answers_as_the_network(run: Path, tmp_path: Path) -> None:
     weights = run / "run/best_model"
     with pytest.raises(UsageError, match="the input shape should be N 4 H W"):
@@ -158,7 +158,6 @@ def test_check_data_measures_and_shows_them(run: Path, tmp_path: Path, capsys: p
     assert "4 channels of uint16" in printed and np.ptp(np.asarray(Image.open(tmp_path / "samples.png"))) == 255
 
 
-@pytest.mark.slow
 def test_a_segmenter_takes_files_and_arrays(run: Path, tmp_path: Path) -> None:
     segmenter = hmsa.Segmenter(run / "run/best_model", engine="eager")
     result = segmenter(run / "0.tif")

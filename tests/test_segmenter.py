@@ -188,6 +188,7 @@ def test_threads_get_what_one_after_the_other_get(folder, photos, engine):
             assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_two_segmenters_in_two_threads(folder, seg, photos):
     other = hmsa.Segmenter(folder / "run/best_model", engine="inference")
     expected = [[one(path).labels for path in photos] for one in (seg, other)]

@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -19,7 +20,11 @@ from hmsa.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
     from hmsa.config.schema import Config
+    from hmsa.datasets.dataset import SegmentationDataset
     from hmsa.inference.averaging import InferenceOptions
+    from hmsa.inference.network import FusedNetwork
+    from hmsa.report.notes import Notes
+    from hmsa.report.result import Evaluation
 
 
 def make_parser() -> cli.Parser:
@@ -73,85 +78,37 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.system.environment import prepare
 
     prepare()
-    import yaml
-
     from hmsa import builder
     from hmsa.distributed import ranks
-    from hmsa.engine import files
-    from hmsa.engine.evaluate import evaluate
-    from hmsa.inference.averaging import InferenceOptions
     from hmsa.report import official
-    from hmsa.report.notes import Answer, Notes
-    from hmsa.report.page import Page
     from hmsa.report.result import plain
     from hmsa.system.files import output_file, writable_folder, write_atomically
 
-    options = InferenceOptions.from_test_config(config.test_config)
     ranks.init()
     output = ranks.decided_by_main(lambda: output_file(args.output))
     earlier = read_earlier(args.compare) if args.compare else None
     if args.report:
         ranks.decided_by_main(lambda: writable_folder(args.report))
     dataset = builder.build_dataset(config, "val")
-    images, labels = zip(*dataset.pairs)
-    of_ids = official.official_labels(labels) if args.official else []
+    of_ids = official.official_labels([label for _, label in dataset.pairs if label]) if args.official else []
 
+    page, differing = None, []
     with contextlib.ExitStack() as stack:
-        if args.predictions:
-            paths, weights_sha256 = files.find_predictions(Path(args.predictions), images), None
-            evaluation = files.score(dataset, paths, args.values)
-        else:
-            network, weights_sha256 = builder.open_network(
-                config, args.model_path, backend=args.engine, precision=args.precision
-            )
-            write, paths, notes = None, [], None
-            if args.save_predictions or args.official:
-                folder = args.save_predictions or stack.enter_context(shared_folder())
-                write = files.PredictionWriter(writable_folder(folder), dataset)
-                paths = [write.paths[image] for image in images]
-            if args.report:
-                notes = Notes(dataset.classes, len(dataset), network.scales, Path(stack.enter_context(shared_folder())))
-
-            def seen(answer: Answer) -> None:
-                if write is not None:
-                    write(answer.image_path, answer.prediction)
-                if notes is not None:
-                    notes(answer)
-
-            looked_into = notes.sample() if notes else ()
-            evaluation = evaluate(
-                network, dataset, options, num_workers=args.num_workers, seen=seen, looked_into=looked_into
-            )
-            if notes is not None:
-                notes.add_up()
-
+        scored = score_files(args, dataset) if args.predictions else score_network(args, config, dataset, stack)
         if not ranks.is_main():
             return
-        result = evaluation.to_json(config=config.model_dump(mode="json"), weights_sha256=weights_sha256)
+        digest = scored.weights_sha256
+        result = scored.evaluation.to_json(config=config.model_dump(mode="json"), weights_sha256=digest)
         result |= {"predictions": args.predictions, "values": args.values} if args.predictions else {}
-        tables, differing = [evaluation.table()], []
+        tables = [scored.evaluation.table()]
         if args.official:
-            theirs = official.official(paths, of_ids)
-            differing = official.differences(evaluation, theirs)
+            theirs = official.official(scored.label_files, of_ids)
+            differing = official.differences(scored.evaluation, theirs)
             result["official"] = plain(theirs)
             tables.append(official.table(theirs))
-        page = None
-        if args.report:
-            assert notes is not None
-            result["decided_shares"] = notes.shares()
-            page = Page(
-                network=network,
-                dataset=dataset,
-                options=options,
-                evaluation=evaluation,
-                notes=notes,
-                result=result,
-                title=title_of(args, config),
-                settings=settings_of(args, config, options, weights_sha256, len(dataset)),
-                recipe=yaml.safe_dump(result["config"], sort_keys=False, allow_unicode=True),
-                images=args.report_images or 8,
-                earlier=earlier,
-            ).write(Path(args.report))
+        if scored.notes is not None:
+            result["decided_shares"] = scored.notes.shares()
+            page = write_report(args, config, dataset, scored, result, earlier)
 
     try:
         print(*tables, sep="\n\n", flush=True)
@@ -164,6 +121,95 @@ def main(args: argparse.Namespace) -> None:
         say_whether_equal(differing)
     if page is not None:
         print(printable(f"report: {page}"))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An evaluation, and what is left of it for what comes after."""
+
+    evaluation: Evaluation
+    label_files: Sequence[Path] = ()  # PNGs of the data set's own values, one for each image, where they were written
+    weights_sha256: Optional[str] = None  # these three of a network
+    network: Optional[FusedNetwork] = None
+    notes: Optional[Notes] = None  # for a report
+
+
+def score_files(args: argparse.Namespace, dataset: SegmentationDataset) -> Scored:
+    """Score the label PNGs of --predictions."""
+    from hmsa.engine import files
+
+    paths = files.find_predictions(Path(args.predictions), [image for image, _ in dataset.pairs])
+    return Scored(files.score(dataset, paths, args.values), paths)
+
+
+def score_network(
+    args: argparse.Namespace, config: Config, dataset: SegmentationDataset, stack: contextlib.ExitStack
+) -> Scored:
+    """Evaluate the weights of --model_path.
+
+    Args:
+        stack: closes what the files of the answers lie in.
+    """
+    from hmsa import builder
+    from hmsa.engine import files
+    from hmsa.engine.evaluate import evaluate
+    from hmsa.inference.averaging import InferenceOptions
+    from hmsa.report.notes import Answer, Notes
+    from hmsa.system.files import writable_folder
+
+    network, digest = builder.open_network(config, args.model_path, backend=args.engine, precision=args.precision)
+    write, paths, notes = None, [], None
+    if args.save_predictions or args.official:
+        folder = args.save_predictions or stack.enter_context(shared_folder())
+        write = files.PredictionWriter(writable_folder(folder), dataset)
+        paths = [write.paths[image] for image, _ in dataset.pairs]
+    if args.report:
+        notes = Notes(dataset.classes, len(dataset), network.scales, Path(stack.enter_context(shared_folder())))
+
+    def seen(answer: Answer) -> None:
+        if write is not None:
+            write(answer.image_path, answer.prediction)
+        if notes is not None:
+            notes(answer)
+
+    options = InferenceOptions.from_test_config(config.test_config)
+    looked_into = notes.sample() if notes else ()
+    evaluation = evaluate(network, dataset, options, num_workers=args.num_workers, seen=seen, looked_into=looked_into)
+    if notes is not None:
+        notes.add_up()
+    return Scored(evaluation, paths, digest, network, notes)
+
+
+def write_report(
+    args: argparse.Namespace,
+    config: Config,
+    dataset: SegmentationDataset,
+    scored: Scored,
+    result: dict[str, Any],
+    earlier: Optional[tuple[str, dict[str, Any]]],
+) -> Path:
+    """Write the page of --report -> its path."""
+    import yaml
+
+    from hmsa.inference.averaging import InferenceOptions
+    from hmsa.report.page import Page
+
+    assert scored.network is not None and scored.notes is not None
+    options = InferenceOptions.from_test_config(config.test_config)
+    page = Page(
+        network=scored.network,
+        dataset=dataset,
+        options=options,
+        evaluation=scored.evaluation,
+        notes=scored.notes,
+        result=result,
+        title=title_of(args, config),
+        settings=settings_of(args, config, options, scored.weights_sha256, len(dataset)),
+        recipe=yaml.safe_dump(result["config"], sort_keys=False, allow_unicode=True),
+        images=args.report_images or 8,
+        earlier=earlier,
+    )
+    return page.write(Path(args.report))
 
 
 def check_what(args: argparse.Namespace) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from hmsa.errors import DataError
+from hmsa.system.processes import run_python
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,18 +132,9 @@ def _run(python: Path, folder: str, program: str, *words: Any) -> None:
     environment["PATH"] = (
         f"{python.parent}{os.pathsep}{environment.get('PATH', '')}"  # onnx2tf runs onnxsim by its name
     )
-    done = subprocess.run(
-        [python, "-c", program, *map(str, words)],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-    )
-    if done.returncode:
-        said = [line.strip() for line in done.stdout.splitlines() if line.strip()] or ["it says nothing"]
+    status, said = run_python(python, program, *words, folder=folder, environment=environment)
+    if status:
+        said = said or ["it says nothing"]
         raise DataError(
             f"expected {python} to convert and run TFLite, but: {said[-1]:.300}; make test-tflite makes an environment "
             "that does",

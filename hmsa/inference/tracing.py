@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -23,6 +22,7 @@ from paddle.nn.functional import conv
 from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.errors import DataError
+from hmsa.system.processes import run_python
 
 DYNAMIC_SHAPE = (None, 3, None, None)
 """N, C, H, W of an input of any size, of three channels."""
@@ -100,20 +100,10 @@ def convert_to_onnx(
     words = [word for pair in programs.items() for word in map(str, pair)]
     environment = {**os.environ, "POLYGRAPHY_AUTOINSTALL_DEPS": "0"}
     with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
-        done = subprocess.run(
-            [sys.executable, "-c", _CONVERTER, *words],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-        )
+        status, said = run_python(sys.executable, _CONVERTER, *words, folder=folder, environment=environment)
 
-    if done.returncode or not all(path.with_suffix(".onnx").is_file() for path in programs):
-        said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        ended = [f"it was ended by signal {-done.returncode}"] if done.returncode < 0 else []
+    if status or not all(path.with_suffix(".onnx").is_file() for path in programs):
+        ended = [f"it was ended by signal {-status}"] if status < 0 else []
         # It says what went wrong in one line, and then trips over what it does not have.
         telling = [line for line in said if "[ERROR]" in line or "Failed to convert" in line]
         reason = (telling or ended or said[::-1] or ["it says nothing"])[0]

@@ -62,7 +62,7 @@ def build(folder, *settings, environment=None):
 
     def run(*arguments):
         command = [folder / "hmsa_infer", *map(str, arguments)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
     run.engines = [line.split()[2].strip(":") for line in made.stdout.splitlines() if line.startswith("-- Engine ")]
     return run

@@ -31,6 +31,9 @@ from hmsa.errors import DataError, UsageError
 from hmsa.inference import tracing
 from hmsa.inference.averaging import InferenceOptions, class_scores
 from hmsa.models.hierarchical import joint_logits
+from hmsa.system import processes
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -86,7 +89,6 @@ def exported(make_tiny_network, tmp_path_factory):
     return network, folder, export(network, folder, options), before
 
 
-@pytest.mark.slow
 def test_the_converter_installs_nothing(exported):
     assert installed() == exported[3]
 
@@ -99,7 +101,7 @@ def test_the_converter_runs_alone_and_is_told_to_install_nothing(tmp_path, monke
         called.append((Path(options["cwd"]), options["env"]))
         return subprocess.CompletedProcess(words, 1, stdout="[ERROR] it knows no flip\nTraceback\nUnboundLocalError")
 
-    monkeypatch.setattr(tracing.subprocess, "run", run)
+    monkeypatch.setattr(processes.subprocess, "run", run)
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(DataError, match=r"converted to ONNX: \[ERROR\] it knows no flip; use the backend inference"):
         tracing.convert_to_onnx(tmp_path / "model")
@@ -182,7 +184,6 @@ def test_what_stands_in_the_onnx_file(exported):
 
 
 @needs_packages
-@pytest.mark.slow
 @pytest.mark.parametrize(("output_op", "average"), [("argmax", "logits"), ("none", "softmax")])
 def test_averages_inside_the_program(make_tiny_network, tmp_path, output_op, average):
     averaging = InferenceOptions(scales=(0.75,), flip_horizontal=True, average=average)

@@ -17,13 +17,16 @@ from PIL import Image
 from hmsa.datasets.images import read_image
 from hmsa.deploy.engines import open_export
 from hmsa.deploy.export import ExportOptions, export
-from hmsa.deploy.formats import rows_of
+from hmsa.deploy.formats import can_write_onnx, rows_of
 
 WEB = Path(__file__).parents[2] / "deploy/web"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMALIZE = {"type": "Normalize", "mean": list(MEAN), "std": list(STD)}
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not can_write_onnx(), reason="the page reads ONNX: pip install .[onnx], with Paddle 3"),
+]
 
 
 @pytest.fixture(scope="module")

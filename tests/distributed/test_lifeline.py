@@ -18,6 +18,8 @@ import pytest
 
 from hmsa.distributed import lifeline
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, sys, time
@@ -129,7 +131,6 @@ def test_a_rank_that_is_done_leaves_the_others_alone():
     assert said == ["", "", ""]
 
 
-@pytest.mark.slow
 def test_ranks_meet_however_late_one_is():
     late = "time.sleep(6);" + MEET + DONE  # longer than they may take to start
     status, said = run(MEET + DONE, MEET + DONE, late)
@@ -137,7 +138,6 @@ def test_ranks_meet_however_late_one_is():
     assert said == ["", "", ""]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deeds", "said"),
     [
@@ -220,7 +220,6 @@ def test_a_thousand_strangers_cost_nothing(many_files, monkeypatch):
     assert len(strangers) > 1000
 
 
-@pytest.mark.slow
 def test_no_stranger_outlives_the_start():
     port = free_port()
     processes = [start(0, 2, port, MEET + "time.sleep(3);" + DONE)]
@@ -276,7 +275,6 @@ def test_the_main_rank_proves_nothing_to_a_stranger():
     main.communicate()
 
 
-@pytest.mark.slow
 def test_a_greeting_that_was_overheard_is_of_no_use():
     """What a rank sent once is sent again by another, to the main rank of the same job started anew."""
     with socket.create_server(("127.0.0.1", 0)) as server:
