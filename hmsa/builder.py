@@ -432,6 +432,7 @@ def train_options(config: Config, **options: Any) -> TrainOptions:
         deterministic=config.deterministic,
         seed=config.seed,
         nonfinite_limit=config.nonfinite_limit,
+        log_images=config.log_images,
         ema_decay=config.ema.decay if config.ema else None,
         config=config.dump(),
         **options,

@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 from visualdl import LogReader
 
-from hmsa.engine.log import CURVES_FILE
+from hmsa.engine.loggers import CURVES_FILE
+from hmsa.report.records import RECORDS_FILE, read
+from hmsa.report.records import curves as curves_of
 from hmsa.weights.files import read_weights
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +99,16 @@ def curves(folder):
     return points
 
 
+def records(folder):
+    """The same by metrics.jsonl."""
+    points = {}
+    for record in read(folder / RECORDS_FILE):
+        for tag, value in curves_of(record).items():
+            if not tag.endswith(("_seconds", "memory_bytes")):
+                points.setdefault(tag, []).append((record["iteration"], value))
+    return points
+
+
 def assert_same_run(folder, expected):
     for name in (f"iter_{ITERATIONS}", "best_model"):
         for file in ("model.pdparams", "model.pdopt"):
@@ -106,10 +118,11 @@ def assert_same_run(folder, expected):
                 np.testing.assert_array_equal(found[tensor], value, err_msg=f"{name}/{file}: {tensor}")
         found, whole = (json.loads((path / name / "state.json").read_text()) for path in (folder, expected))
         assert {**found, "serial": 0} == {**whole, "serial": 0}
-    found, whole = curves(folder), curves(expected)
-    assert whole["train/loss"]
-    assert whole["eval/mIoU"]
-    assert found == whole
+    for made in (curves, records):
+        found, whole = made(folder), made(expected)
+        assert whole["train/loss"]
+        assert whole["eval/mIoU"]
+        assert found == whole
 
 
 def newest(folder):
@@ -243,5 +256,5 @@ def test_a_disk_that_turns_read_only_leaves_earlier_checkpoints(tiny_recipe, tmp
     said, disk = in_a_small_disk_of_its_own(tmp_path, 512, script)
     assert "status 1\n" in said
     assert "Traceback" not in said
-    assert re.search(r"error: \S+/iter_\d+: cannot be written \(Read-only file system\)", said)
+    assert re.search(r"error: \S+/(iter_\d+|metrics.jsonl): cannot be written \(Read-only file system\)", said)
     assert newest(disk) >= 2

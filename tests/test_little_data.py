@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from hmsa.engine.log import CURVES_FILE
+from hmsa.engine.loggers import CURVES_FILE
 from hmsa.errors import UsageError
+from hmsa.report.console import number
 from hmsa.weights.files import read_weights
 
 ROOT = Path(__file__).parents[1]
@@ -108,8 +109,8 @@ def test_weights_of_the_recipe_count_on_resuming_and_none_are_none(start, tmp_pa
 
 
 def test_the_loss_of_evaluations_is_in_log_curves_and_state(start, tmp_path):
-    (line,) = [line for line in start(tmp_path / "run", "iters=1") if line.startswith("[EVAL]")]
-    assert f"loss {state(tmp_path / 'run/iter_1')['loss']:.4f}, best mIoU" in line
+    (line,) = [line for line in start(tmp_path / "run", "iters=1") if line.startswith("[SCORES]")]
+    assert f"loss {number(state(tmp_path / 'run/iter_1')['loss'])}, boundary IoU" in line
     assert b"eval/loss" in (tmp_path / "run" / CURVES_FILE).read_bytes()
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from hmsa.engine.log import CURVES_FILE
+from hmsa.engine.loggers import CURVES_FILE
 from hmsa.errors import DataError, UsageError
+from hmsa.report.records import RECORDS_FILE, read
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -68,6 +69,40 @@ def refused(start, save_dir, *arguments, error=UsageError):
         start(save_dir, *arguments, *NO_DATA)
     assert files(save_dir) == before
     return str(caught.value)
+
+
+def what_does_not_depend_on_the_clock(folder):
+    kept = []
+    for record in read(folder / RECORDS_FILE):
+        kept.append({name: value for name, value in record.items() if not name.endswith(("seconds", "memory_bytes"))})
+    return kept
+
+
+@pytest.mark.parametrize("to_evaluate", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_records_of_a_resumed_run_are_those_of_one_that_was_never_stopped(start, tmp_path, to_evaluate):
+    """Killed after iteration 3, in the middle of a line; the evaluation of 2 noted as done, or not yet."""
+    flags = ["--iters", 4, "--save_interval", 2, "--log_iters", 1, "--do_eval"]
+    start(tmp_path / "whole", *flags)
+    whole = what_does_not_depend_on_the_clock(tmp_path / "whole")
+    assert [(record["kind"], record["iteration"]) for record in whole] == [
+        ("train", 1), ("train", 2), ("eval", 2), ("train", 3), ("train", 4), ("eval", 4)
+    ]  # fmt: skip
+    of_evaluation = {"mean_iou", "iou", "boundary_iou", "calibration_error", "accuracy", "loss", "attention", "best"}
+    assert of_evaluation <= set(whole[2])
+    assert set(whole[0]) >= {"loss", "losses", "learning_rate", "gradient_norm", "epoch"}
+    shares = whole[2]["attention"]
+    assert list(shares) == ["0.5", "1", "2"]
+    assert sum(of_class["road"] for of_class in shares.values()) == pytest.approx(1, abs=1e-5)
+
+    folder = tmp_path / "parts"
+    shutil.copytree(tmp_path / "whole", folder)
+    for left in ("iter_4", "best_model"):
+        shutil.rmtree(folder / left)
+    change_state(folder / "iter_2", to_evaluate=to_evaluate)
+    lines = (folder / RECORDS_FILE).read_bytes().splitlines(keepends=True)
+    (folder / RECORDS_FILE).write_bytes(b"".join(lines[:4]) + lines[4][:99])
+    start(folder, *flags, "--resume_model", "auto")
+    assert what_does_not_depend_on_the_clock(folder) == whole
 
 
 def test_a_second_run_in_a_folder_is_refused(start, run):
@@ -179,7 +214,8 @@ def test_the_newest_checkpoint_goes_on_with_what_has_changed_said(start, run, gi
     assert "  batch_size: 2 -> 1" in said
     assert "  lr_scheduler.learning_rate: " in said
     assert ("was written by a later version: of_a_later_version in its state.json" in said) == (given != "best_model")
-    assert {path.name for path in run.iterdir()} == {"iter_1", "iter_2", "iter_3", "iter_9", "best_model", CURVES_FILE}
+    iterations = {"iter_1", "iter_2", "iter_3", "iter_9"}
+    assert {path.name for path in run.iterdir()} == {*iterations, "best_model", CURVES_FILE, RECORDS_FILE}
 
 
 def test_a_finished_run_says_so_and_touches_nothing(start, run):
@@ -245,3 +281,14 @@ def test_samples_that_were_skipped_stay_listed(start, tiny_recipe, tmp_path):
         (line,) = (tmp_path / "run/skipped_samples.txt").read_text().splitlines()
         assert line.startswith(f"{bad}: ")
         shutil.copy(max(bad.parent.rglob("*.png")), bad)
+
+
+def test_a_recipe_names_loggers_and_what_is_missing_is_said_first(start, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    said = refused(start, tmp_path, "--opts", "loggers=[visualdl,tensorboard]")
+    assert said.startswith("loggers: tensorboard needs tensorboardX, which cannot be imported (")
+    with pytest.raises(UsageError, match=r"loggers.*tensorboad"):
+        start(tmp_path, "--opts", "loggers=[tensorboad]")
+    with pytest.raises(UsageError, match="loggers to be a list that names each once"):
+        start(tmp_path, "--opts", "loggers=[visualdl,visualdl]")
+    assert list(tmp_path.iterdir()) == []

@@ -1,50 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw a run's curves as an image: loss and, where it was evaluated, mean IoU."""
+"""Draw a sheet of a run: loss and its terms, rate, mean IoU, IoU of the classes, confusion; or compare several."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hmsa import cli
+
+if TYPE_CHECKING:
+    from hmsa.report.records import Record
 
 FORMATS = (".jpg", ".pdf", ".png", ".svg")
 
 
-def read_curve(reader: Any, tag: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a curve; where a resumed run wrote a step again, the later value counts."""
-    points = {record.id: record.value for record in reader.get_data("scalar", tag)}
-    return sorted(points), [points[step] for step in sorted(points)]
+def records_of(folder: Path) -> list[Record]:
+    """What a run has recorded, by VisualDL alone where it is from before `metrics.jsonl`.
+
+    Raises:
+        DataError: nothing.
+    """
+    from hmsa.engine.loggers import CURVES_FILE, read_visualdl
+    from hmsa.errors import DataError
+    from hmsa.report.records import RECORDS_FILE, read
+
+    records, curves = read(folder / RECORDS_FILE), folder / CURVES_FILE
+    if not records and curves.is_file():
+        records = read_visualdl(curves)
+    if not records:
+        raise DataError(f"{folder / RECORDS_FILE}: expected the records of a run, found none; name its --save_dir")
+    return records
+
+
+def names_of(folders: list[Path]) -> list[str]:
+    """What the runs are called: by their folders, with as much of the path as tells them apart."""
+    for depth in range(1, max(len(folder.absolute().parts) for folder in folders) + 1):
+        names = ["/".join(folder.absolute().parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(set(folders)):
+            break
+    return names
 
 
 def main(args: argparse.Namespace) -> None:
-    from hmsa.engine.log import CURVES_FILE, import_visualdl
-    from hmsa.errors import DataError, UsageError
+    from hmsa.errors import UsageError
+    from hmsa.report.curves import Run, draw
     from hmsa.system.files import output_file, write_atomically
 
     output = output_file(args.output)
     if output.suffix.lower() not in FORMATS:
         raise UsageError(f"{output}: expected a name that ends in {', '.join(FORMATS)}: choose one")
-    records = args.log_dir / CURVES_FILE
-    if not records.is_file():
-        raise DataError(f"{records}: expected the curves of a run, found none; train with --use_vdl")
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    reader = import_visualdl("drawing curves").LogReader(file_path=str(records))
-    evaluated = any(tag.endswith("eval%mIoU_present") for tag in reader.tags())
-    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axis.plot(*read_curve(reader, "train/loss"), color="tab:blue", label="training loss")
-    axis.set(xlabel="iteration", ylabel="training loss")
-    axis.grid(alpha=0.3)
-    if evaluated:
-        right = axis.twinx()
-        right.plot(*read_curve(reader, "eval/mIoU_present"), color="tab:orange", marker="o", label="mIoU")
-        right.set(ylabel="mean IoU over the classes present", ylim=(0, 1))
-        figure.legend(loc="outside upper center", ncols=2)
+    figure = draw([Run(name, records_of(folder)) for name, folder in zip(names_of(args.log_dir), args.log_dir)])
     earlier = ", in place of an earlier file" if output.exists() else ""
     write_atomically(output, lambda file: figure.savefig(file, format=output.suffix[1:].lower(), dpi=110))
     print(f"written to {output}{earlier}")
@@ -52,6 +58,6 @@ def main(args: argparse.Namespace) -> None:
 
 def make_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--log_dir", type=Path, required=True, help="--save_dir of a run trained with --use_vdl")
+    parser.add_argument("--log_dir", type=Path, nargs="+", required=True, help="--save_dir of a run, or of several")
     parser.add_argument("--output", required=True, help="image to write, e.g. curves.png")
     return parser

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -51,18 +52,20 @@ def make_parser() -> cli.Parser:
     add("--log_iters", type=cli.count, default=10, help="iterations between lines of progress (default: 10)")
     plan = "take two steps, evaluate one image, print the peaks, and end"
     add("--plan-memory", "--plan_memory", action="store_true", help=plan)
-    add("--use_vdl", action="store_true", help="record curves for VisualDL in --save_dir")
+    add(
+        "--use_vdl", action="store_true", help="curves for VisualDL in --save_dir, as loggers: [visualdl] in the recipe"
+    )
     cli.add_processes_flag(parser)
     return parser
 
 
-def choose_checkpoint(args: argparse.Namespace, lock: FolderLock) -> Optional[Path]:
+def choose_checkpoint(args: argparse.Namespace, lock: FolderLock, loggers: Sequence[str]) -> Optional[Path]:
     """The checkpoint to go on from, None for a new run; then `lock` of --save_dir is taken.
 
     A run that would replace what another left is refused, and one beside another.
     """
     from hmsa.engine import checkpoint
-    from hmsa.engine.log import import_visualdl
+    from hmsa.engine.loggers import check_loggers
     from hmsa.system.files import LOCK_FILE, writable_folder
 
     save_dir, auto = Path(args.save_dir), args.resume_model == "auto"
@@ -70,8 +73,7 @@ def choose_checkpoint(args: argparse.Namespace, lock: FolderLock) -> Optional[Pa
     newest = checkpoint.newest(save_dir)
     if args.plan_memory:
         return newest if auto else given
-    if args.use_vdl:
-        import_visualdl("--use_vdl")
+    check_loggers(loggers, "--use_vdl" if args.use_vdl else "")
     if (save_dir / LOCK_FILE).exists():
         _take(lock, save_dir)
 
@@ -128,6 +130,11 @@ def evaluates(args: argparse.Namespace, config: Config) -> bool:
     return args.do_eval or (args.plan_memory and config.val_dataset is not None)
 
 
+def loggers_of(args: argparse.Namespace, config: Config) -> list[str]:
+    """What shows this run, by the recipe and the flag."""
+    return list(dict.fromkeys([*config.loggers, *["visualdl"] * args.use_vdl]))
+
+
 def training_options(args: argparse.Namespace) -> list[str]:
     """Flags that stand for something in the YAML, as `--opts` entries; flags not given set nothing."""
     keys = {name: name for name in ("iters", "batch_size", "precision", "seed")}
@@ -173,9 +180,11 @@ def build_trainer(
     model = builder.build_model(config)
 
     log = open_log(
-        save_dir if args.use_vdl and not args.plan_memory else None,
+        None if args.plan_memory else save_dir,
         state.iteration if resume_from and checkpoint.is_in(resume_from, save_dir) else None,
         evaluated=not state.to_evaluate,
+        iterations=config.iters,
+        loggers=loggers_of(args, config),
     )
     for line in checkpoint.notes(resume_from, config.model_dump()) if resume_from else ():
         log.line(line)
@@ -242,7 +251,8 @@ def main(args: argparse.Namespace) -> None:
 
     ranks.init()
     with FolderLock(Path(args.save_dir)) as lock:
-        train(args, config, ranks.decided_by_main(lambda: choose_checkpoint(args, lock)), start)
+        loggers = loggers_of(args, config)
+        train(args, config, ranks.decided_by_main(lambda: choose_checkpoint(args, lock, loggers)), start)
 
 
 def train(args: argparse.Namespace, config: Config, resume_from: Optional[Path], start: float) -> None:
@@ -276,7 +286,8 @@ def train(args: argparse.Namespace, config: Config, resume_from: Optional[Path],
         trainer.resume(resume_from)
     for line in beginning(trainer):
         trainer.log.line(line)
-    trainer.train()
+    with contextlib.closing(trainer.log):
+        trainer.train()
     config_and_weights = "--config {folder}/config.yml --model_path {folder}"
     next_steps = [
         f"{cli.program('val')} {config_and_weights}",

@@ -236,6 +236,17 @@ class Config(Section):
     """When training ends before all iterations."""
     test_config: InferenceSpec = InferenceSpec()
     """How evaluation and prediction go over an image."""
+    loggers: list[Literal["visualdl", "tensorboard", "mlflow"]] = []  # noqa: RUF012 (pydantic copies it)
+    """What shows a training beside the console and metrics.jsonl."""
+    log_images: Annotated[int, Field(ge=0, le=64)] = 4
+    """Images of val_dataset whose prediction and attention are looked at after each evaluation."""
+
+    @field_validator("loggers")
+    @classmethod
+    def _check_loggers(cls, loggers: list[str]) -> list[str]:
+        if len(set(loggers)) < len(loggers):
+            raise ValueError("a list that names each once")
+        return loggers
 
     @field_validator("class_weights", mode="wrap")
     @classmethod

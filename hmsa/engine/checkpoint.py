@@ -23,10 +23,11 @@ from paddle import nn
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hmsa.config.reading import load_config
-from hmsa.engine.log import CURVES_FILE
+from hmsa.engine.loggers import CURVES_FILE, RUN_FILE
 from hmsa.engine.watch import Watched
 from hmsa.errors import DataError, UsageError, printable, shown
 from hmsa.optim import EMA
+from hmsa.report.records import RECORDS_FILE
 from hmsa.system.files import disk_errors, flush_to_disk, free_name, write_atomically
 from hmsa.weights.files import read_pickle
 from hmsa.weights.loading import AVERAGED_WEIGHTS, WEIGHTS, load_weights
@@ -45,7 +46,8 @@ _ADVICE = "earlier checkpoints are intact, make room and resume"
 _ITERATION = re.compile("iter_[0-9]+")
 _CHECKPOINT = re.compile(f"{_ITERATION.pattern}|{BEST}")
 _HIDDEN = re.compile(rf"\.({_CHECKPOINT.pattern})\.(partial|old|deleted)")
-_PARTIAL_FILE = re.compile(rf"\.({re.escape(SKIPPED_FILE)}|{re.escape(CURVES_FILE)})\.[0-9]+\.partial")
+_FILES_OF_A_RUN = "|".join(map(re.escape, (SKIPPED_FILE, CURVES_FILE, RUN_FILE, RECORDS_FILE)))
+_PARTIAL_FILE = re.compile(rf"\.({_FILES_OF_A_RUN})\.[0-9]+\.partial")
 _PARTIAL_STATE = re.compile(r"\.state\.json\.[0-9]+\.partial")
 
 

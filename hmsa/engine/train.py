@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Optional, cast
 
 import numpy as np
 import paddle
 from paddle import nn
-from tqdm import tqdm
 
 from hmsa.datasets.dataset import SegmentationDataset
 from hmsa.datasets.loader import batches, training_indices
@@ -22,6 +23,7 @@ from hmsa.distributed import ranks
 from hmsa.engine import checkpoint
 from hmsa.engine.checkpoint import TrainingState
 from hmsa.engine.evaluate import evaluate
+from hmsa.engine.fixed_images import FixedImages
 from hmsa.engine.log import SilentLog
 from hmsa.engine.progress import Failures, Meter, timed
 from hmsa.engine.step import Step, prepare_gpu, statistics, step_seeds
@@ -30,8 +32,10 @@ from hmsa.errors import DataError, Interrupted
 from hmsa.inference.averaging import InferenceOptions
 from hmsa.inference.network import NetworkInTraining
 from hmsa.losses import WeightedLoss
+from hmsa.models.hierarchical import Network
 from hmsa.optim import EMA
-from hmsa.report.result import Evaluation
+from hmsa.report import records
+from hmsa.report.result import Evaluation, versions
 from hmsa.system.device import on_gpu
 from hmsa.system.memory import peak_memory_bytes, release_unused, reset_peak, total_memory_bytes
 from hmsa.system.signals import StopRequest
@@ -53,6 +57,7 @@ class TrainOptions:
     log_iters: int = 10
     save_interval: int = 1000
     keep_checkpoint_max: int = 5
+    log_images: int = 0  # of `val_dataset`, looked at after each evaluation
     nonfinite_limit: int = 10
     ema_decay: Optional[float] = None  # of the averaged weights; None is without
     class_weights: Optional[list[float]] = None  # that the losses take, for the checkpoints
@@ -96,6 +101,8 @@ class Trainer:
 
         self.ema = EMA(self.model, options.ema_decay) if options.ema_decay else None
         self.evaluated = NetworkInTraining(self.ema.model if self.ema else self.model, options.engine)
+        images = options.log_images if self.val_dataset is not None and ranks.is_main() else 0
+        self.fixed = FixedImages(self.val_dataset, images, self.inference) if self.val_dataset and images else None
         self.state = TrainingState(images=self.images, class_weights=options.class_weights)
         self.stop = StopRequest()
 
@@ -148,8 +155,12 @@ class Trainer:
 
         # One image before the first iteration: an evaluation that does not fit into memory fails at once.
         if self.val_dataset is not None and state.iteration < options.iters:
-            self._evaluate(max_images=1, progress=False)
+            with self.evaluated() as network:
+                self._evaluate(network, max_images=1)
+                if self.fixed:
+                    self.fixed.look(network, first=True)
 
+        self.log.texts({"recipe": options.config, "environment": json.dumps(versions(), indent=2)})
         self.model.train()
         with self.stop, self._batches(state.iteration, options.iters) as loaded:
             if self.val_dataset is not None and state.to_evaluate:
@@ -208,6 +219,7 @@ class Trainer:
                     self._give_up(failures)
             self.scheduler.step()
             state.iteration = iteration + 1
+            self.log.iteration(state.iteration)
 
             # Log: means since the last line.
             due = state.iteration % options.save_interval == 0 or state.iteration == options.iters
@@ -238,28 +250,18 @@ class Trainer:
         return self.options.save_dir / f"iter_{iteration}"
 
     def _report(self, meter: Meter, rate: float) -> None:
-        """Print and record the means since the last report: losses over all ranks, the rest of this one."""
-        options, iteration = self.options, self.state.iteration
-        terms, data_seconds, seconds = meter.report()
-        skipped = f"skipped {meter.skipped}, " if meter.skipped else ""
+        """Record the means since the last report: losses over all ranks, the rest of this one."""
+        terms, *times = meter.report()
+        skipped = meter.skipped
         meter.reset()
         everywhere = ranks.all_gather(terms)
         terms = {name: float(np.mean([of_rank[name] for of_rank in everywhere])) for name in terms}
-        memory = peak_memory_bytes()
 
-        curves = {f"train/{name}": value for name, value in terms.items()}
-        curves.update({"train/lr": rate, "train/data_seconds": data_seconds, "train/step_seconds": seconds})
-        self.log.scalars(iteration, {**curves, "train/memory_bytes": memory})
-
-        samples = iteration * self.images
-        total, norm = terms.pop("loss", np.nan), terms.pop("grad_norm", np.nan)
-        self.log.line(
-            f"[TRAIN] epoch {samples / len(self.dataset):.2f}, iter {iteration}/{options.iters}, loss {total:.4f}, "
-            f"grad norm {norm:.4f}, {skipped}lr {rate:.6f}, data {data_seconds:.3f} s, step {seconds:.3f} s, "
-            f"memory {memory / 2**30:.2f} GiB, ETA {tqdm.format_interval(seconds * (options.iters - iteration))} | "
-            + " ".join(f"{name} {value:.4f}" for name, value in terms.items())
-        )
-        if total == norm == 0:
+        iteration = self.state.iteration
+        epoch = iteration * self.images / len(self.dataset)
+        record = records.of_training(iteration, epoch, rate, terms, times, peak_memory_bytes())
+        self.log.record({**record, "skipped": skipped} if skipped else record)
+        if terms.get("loss") == terms.get("grad_norm") == 0:
             self.log.line(
                 "warning: nothing was learnt, as the loss and its gradient are 0: check whether the labels hold more "
                 "than ignored pixels, and the crops more than padding"
@@ -289,11 +291,11 @@ class Trainer:
                 checkpoint.list_skipped(self.options.save_dir, skipped)
         ranks.barrier()
 
-    def _evaluate(self, **options: Any) -> Evaluation:
-        """The scores of the weights of this moment, see `hmsa.engine.evaluate.evaluate`."""
+    def _evaluate(self, network: Network, **options: Any) -> Evaluation:
+        """The scores of `network`, see `hmsa.engine.evaluate.evaluate`."""
         assert self.val_dataset is not None
-        with self.evaluated() as network:
-            return evaluate(network, self.val_dataset, self.inference, loss=self.loss.of_one, **options)
+        loss = self.loss.of_one
+        return evaluate(network, self.val_dataset, self.inference, loss=loss, progress=False, **options)
 
     def _score(self) -> None:
         """Evaluate the checkpoint just saved, note the best mean IoU, and keep the checkpoint if it is the best.
@@ -302,7 +304,9 @@ class Trainer:
         """
         state = self.state
         try:
-            found = self._evaluate(num_workers=self.options.num_workers, stop=lambda: bool(self.stop))
+            with self.evaluated() as network:
+                found = self._evaluate(network, num_workers=self.options.num_workers, stop=self._counting())
+                attention = self._look(network)
         except InterruptedError:
             raise self._interrupted() from None
         scores = found.scores
@@ -312,14 +316,9 @@ class Trainer:
         if self.early_stopping:
             state.watched = self.early_stopping.watch(state.watched, scores, state.iteration)
 
-        self.log.line(
-            f"[EVAL] iter {state.iteration}, {found.images} images in {found.seconds:.1f} s, "
-            f"mIoU {scores['mean_iou']:.4f}, over classes present {scores['mean_iou_present']:.4f}, "
-            f"accuracy {scores['pixel_accuracy']:.4f}, loss {scores['loss']:.4f}, "
-            f"best mIoU {state.best_score:.4f} at iter {state.best_iteration}"
-        )
+        best = {"mean_iou": state.best_score, "iteration": state.best_iteration}
+        self.log.record({**records.of_evaluation(state.iteration, found, attention), "best": best})
         self._look_at_answers(found)
-        self.log.scalars(state.iteration, found.curves)
         self.log.flush()
 
         state.to_evaluate = False
@@ -328,6 +327,24 @@ class Trainer:
             if state.best_iteration == state.iteration:
                 checkpoint.keep_as_best(self._folder(state.iteration))
         ranks.barrier()
+
+    def _counting(self) -> Callable[[], bool]:
+        """Whether to leave off, asked before each image of an evaluation, which the log counts."""
+        assert self.val_dataset is not None
+        another = self.log.counting(-(-len(self.val_dataset) // ranks.world_size()))
+
+        def stop() -> bool:
+            another()
+            return bool(self.stop)
+
+        return stop
+
+    def _look(self, network: Network) -> dict[str, dict[str, float]]:
+        """Look at the fixed images, and show them where there is somebody to look."""
+        if not self.fixed:
+            return {}
+        show = partial(self.log.picture, self.state.iteration) if self.log.shows_pictures else None
+        return self.fixed.look(network, show)
 
     def _look_at_answers(self, found: Evaluation) -> None:
         """Say so if every evaluation for some time has found one class everywhere."""
@@ -379,7 +396,10 @@ class Trainer:
         if self.val_dataset is not None:
             release_unused()
             alone = reset_peak()
-            self._evaluate(max_images=1, progress=False)
+            with self.evaluated() as network:
+                self._evaluate(network, max_images=1)
+                if self.fixed:
+                    self.fixed.look(network, first=True)
             what = "evaluating one image between steps" if alone else "steps, and evaluating one image between them"
             lines.append(f"{what}: {_share_of_memory()}")
         return "\n".join(lines)

@@ -151,8 +151,11 @@ class NetworkInTraining:
         was_training = model.training
         model.eval()
         try:
-            if self._backend == "eager" or not isinstance(model, MscaleOCRNet):
+            if not isinstance(model, MscaleOCRNet):
                 yield joint_logits(model)
+                return
+            if self._backend == "eager":
+                yield FusedNetwork(model.at_scale, scales=model.scales, align_corners=model.align_corners)
                 return
             with tempfile.TemporaryDirectory(prefix="hmsa-") as folder:
                 programs = write_checked_programs(model, Path(folder), self._backend, self._write)

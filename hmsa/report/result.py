@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import platform
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +25,9 @@ from hmsa.metrics.confusion import Confusion, category_iou
 from hmsa.system.version import VERSION
 from hmsa.weights.loading import listed
 
-_EARLIER_CURVES = {"mean_iou": "mIoU", "mean_iou_present": "mIoU_present", "pixel_accuracy": "accuracy"}
-"""What the curves of some scores are called since before there were others."""
+_CLASS, _WIDTH = 17, 9
+"""Most characters of the columns of class names and of scores, so that a table fits a terminal of 80: longer names take
+several lines."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,14 @@ class Evaluation:
         confusion = next((metric for metric in self.metrics if isinstance(metric, Confusion)), None)
         return category_iou(confusion.state, self.categories) if confusion and self.categories else {}
 
-    @property
-    def curves(self) -> dict[str, float]:
-        """The scores of the whole, by the names of their curves."""
-        return {f"eval/{_EARLIER_CURVES.get(name, name)}": value for name, value in self._overall().items()}
-
-    def _overall(self) -> dict[str, float]:
-        return {name: value for name, value in self.scores.items() if isinstance(value, float)}
-
     def overall(self) -> list[tuple[str, str, float]]:
         """The scores of the whole: name, what a person reads for it, value."""
-        return [(name, self._title(name), value) for name, value in self._overall().items()]
+        scores = self.scores.items()
+        return [(name, self._title(name), value) for name, value in scores if isinstance(value, float)]
 
-    def _per_class(self) -> dict[str, np.ndarray]:
+    @property
+    def per_class(self) -> dict[str, np.ndarray]:
+        """The scores of every class, [K] each."""
         return {name: value for name, value in self.scores.items() if np.ndim(value) == 1}
 
     def _title(self, score: str) -> str:
@@ -95,19 +92,21 @@ class Evaluation:
 
     def table(self) -> str:
         """Per-class and overall scores for a person to read, in percent."""
-        columns = self._per_class()
-        table = Table("class", *(Column(self._title(name), justify="right") for name in columns))
+        columns = self.per_class
+        titles = ["\n".join(textwrap.wrap(self._title(name), _WIDTH)) for name in columns]
+        numbers = (Column(title, justify="right", no_wrap=True) for title in titles)
+        table = Table(Column("class", max_width=_CLASS), *numbers)
         for name, *values in zip(self.class_names, *columns.values()):
             table.add_row(name, *map(percent, values))
 
         summary = Table.grid("score", Column("percent", justify="right"), padding=(0, 2))
-        for name, value in self._overall().items():
-            summary.add_row(self._title(name), percent(value))
+        for _, title, value in self.overall():
+            summary.add_row(title, percent(value))
         for name, value in self.category_iou.items():
             summary.add_row(f"IoU of the category {name}", percent(value))
 
         text = io.StringIO()
-        Console(file=text, width=100, markup=False, emoji=False).print(table, summary)
+        Console(file=text, width=1000, markup=False, emoji=False).print(table, summary)
         remarks = "".join(f"{remark}\n" for remark in map(printable, self.remarks))
         cost = f"{self.seconds:.1f} s, peak memory {self.peak_memory_bytes / 2**30:.2f} GiB"
         return f"{text.getvalue()}{remarks}{self.images} images in {cost}"
@@ -120,7 +119,7 @@ class Evaluation:
             weights_sha256: hash of the weight file; None where predictions were read.
         """
         categories = {"category_iou": plain(self.category_iou)} if self.category_iou else {}
-        per_class = {name: dict(zip(self.class_names, plain(values))) for name, values in self._per_class().items()}
+        per_class = {name: dict(zip(self.class_names, plain(values))) for name, values in self.per_class.items()}
         return {
             "pictures": self.images,
             **{name: plain(value) for name, value in self.scores.items()},

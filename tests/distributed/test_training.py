@@ -116,7 +116,7 @@ def test_only_the_first_of_all_ranks_writes(trained):
     assert {"workerlog.0", "workerlog.1"} <= logs
     assert not any(path.is_dir() for path in (folder / "machine1/log").iterdir())
     written = sorted(path.name for path in (folder / "machine0/run").iterdir())
-    assert written == [f"iter_{ITERATIONS}", "vdlrecords.hmsa.log"]
+    assert written == [f"iter_{ITERATIONS}", "metrics.jsonl", "vdlrecords.hmsa.log"]
     workers = {path.name: path.read_text() for path in sorted((folder / "machine1/log").glob("workerlog.*"))}
     assert not any("[TRAIN]" in text for text in workers.values())
     assert "[TRAIN]" not in (folder / "machine0/log/workerlog.1").read_text()

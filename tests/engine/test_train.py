@@ -18,20 +18,25 @@ from hmsa.engine.train import Trainer
 from hmsa.errors import DataError, UsageError
 from hmsa.inference.averaging import InferenceOptions
 from hmsa.inference.network import NetworkInTraining
+from hmsa.report.console import Lines
+from hmsa.report.records import curves
 from hmsa.weights.files import read_weights
 from hmsa.weights.loading import load_weights
 
 
-class Lines(SilentLog):
+class Kept(SilentLog):
     def __init__(self):
         self.lines, self.curves = [], {}
+        self.console = Lines(iterations=99)
+        self.console.line = self.lines.append
 
     def line(self, text):
         self.lines.append(text)
 
-    def scalars(self, step, values):
-        for name, value in values.items():
-            self.curves.setdefault(name, {})[step] = value
+    def record(self, record):
+        for name, value in curves(record).items():
+            self.curves.setdefault(name, {})[record["iteration"]] = value
+        self.console.show(record)
 
 
 def make_trainer(recipe, save_dir, *opts, do_eval=False, log=None, **options):
@@ -46,7 +51,7 @@ def make_trainer(recipe, save_dir, *opts, do_eval=False, log=None, **options):
         scheduler=scheduler,
         dataset=builder.build_dataset(config, "train"),
         val_dataset=builder.build_dataset(config, "val") if do_eval else None,
-        log=log or Lines(),
+        log=log or Kept(),
         options=builder.train_options(config, save_dir=save_dir, **settings),
     )
 
@@ -113,7 +118,7 @@ def test_a_changed_schedule_counts_from_the_first_step_on(tiny_recipe, tmp_path,
 
 def test_a_step_of_another_size_is_told(tiny_recipe, tmp_path):
     run(tiny_recipe, tmp_path / "first", "iters=3")
-    log = Lines()
+    log = Kept()
     run(tiny_recipe, tmp_path / "second", "iters=4", "batch_size=4", log=log, resume_from=tmp_path / "first/iter_3")
     assert any(
         "an iteration takes 4 images, not 2, as " in line and "from epoch 0.50 to 1.00" in line for line in log.lines
@@ -122,7 +127,7 @@ def test_a_step_of_another_size_is_told(tiny_recipe, tmp_path):
 
 @pytest.mark.slow
 def test_averaged_weights_are_evaluated_and_kept_beside_those_that_training_goes_on_from(tiny_recipe, tmp_path):
-    log = Lines()
+    log = Kept()
     trainer = run(
         tiny_recipe, tmp_path, "iters=3", "ema={decay: 0.9}", "gradient_accumulation=2", do_eval=True, log=log
     )
@@ -158,7 +163,7 @@ def test_iterations_that_are_skipped_do_not_count_for_the_average(tiny_recipe, t
 def test_a_run_with_an_average_from_a_checkpoint_without_says_so_and_the_reverse(tiny_recipe, tmp_path):
     run(tiny_recipe, tmp_path / "without", "iters=1")
     run(tiny_recipe, tmp_path / "with", "iters=1", "ema={decay: 0.9}")
-    plain, averaged = Lines(), Lines()
+    plain, averaged = Kept(), Kept()
     trainer = make_trainer(tiny_recipe, tmp_path, "ema={decay: 0.9}", log=averaged)
     trainer.resume(tmp_path / "without/iter_1")
     assert_equal_arrays(weights(trainer.ema.model), weights(trainer.model))
@@ -185,12 +190,16 @@ def test_the_best_score_is_not_forgotten(tiny_recipe, tmp_path):
 
 
 def test_progress_and_curves(tiny_recipe, tmp_path):
-    log = Lines()
+    log = Kept()
     run(tiny_recipe, tmp_path, "iters=3", do_eval=True, log=log)
     train_lines = [line for line in log.lines if "[TRAIN]" in line]
     assert len(train_lines) == 3
-    for part in ("iter 1/3", "loss ", "lr 0.00", "data ", "step ", "memory ", "ETA ", "DiceLoss/joint_aux "):
+    for part in ("iter 1/99", "loss ", "lr 0.00", "step ", "ETA "):
         assert part in train_lines[0]
+    details = [line for line in log.lines if "[TERMS]" in line]
+    for part, line in zip(("data ", "DiceLoss: joint ", "BootstrappedCrossEntropyLoss: joint "), details):
+        assert part in line
+    assert len(details) == 3, "below every tenth line only"
     assert sum("[EVAL]" in line for line in log.lines) == 1
     assert set(log.curves["train/loss"]) == {1, 2, 3}
     assert all(set(log.curves[f"eval/{name}"]) == {3} for name in ("mIoU", "accuracy", "mean_boundary_iou", "ece"))
@@ -200,7 +209,7 @@ def test_progress_and_curves(tiny_recipe, tmp_path):
 
 
 def test_it_learns(tiny_recipe, tmp_path):
-    log = Lines()
+    log = Kept()
     run(tiny_recipe, tmp_path, "iters=25", "train_dataset.coarse_multiple=0", "train_dataset.transforms="
         "[{type: RandomPaddingCrop, crop_size: [96, 64]}, {type: Normalize, mean: [.5, .5, .5], std: [.5, .5, .5]}]",
         log=log, save_interval=100)  # fmt: skip
@@ -257,14 +266,14 @@ def test_a_device_that_computes_in_float32_all_the_same_is_said(tiny_recipe, tmp
 
 
 def test_determinism_is_said_to_change_nothing_here(tiny_recipe, tmp_path):
-    log = Lines()
+    log = Kept()
     run(tiny_recipe, tmp_path, "iters=1", "deterministic=true", log=log)
     assert [line for line in log.lines if line.startswith("deterministic: changes nothing on a CPU")]
 
 
 @pytest.mark.slow
 def test_recomputation_trains_the_same(tiny_recipe, tmp_path):
-    plain, again = Lines(), Lines()
+    plain, again = Kept(), Kept()
     run(tiny_recipe, tmp_path / "a", "iters=2", log=plain)
     run(tiny_recipe, tmp_path / "b", "iters=2", "model.recompute=true", log=again)
     for step in (1, 2):
@@ -331,7 +340,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_schedule(tiny_recipe,
 def test_a_run_goes_on_after_steps_that_are_not_finite(tiny_recipe, tmp_path, monkeypatch):
     build = builder.build_loss
     monkeypatch.setattr(builder, "build_loss", lambda config: BadLosses(build(config), {2, 4, 5}))
-    log = Lines()
+    log = Kept()
     model = run(tiny_recipe, tmp_path, "iters=6", "nonfinite_limit=3", log=log).model
     skipped = [line for line in log.lines if "[SKIP]" in line]
     assert [line.split(",")[0] for line in skipped] == ["[SKIP] iter 2", "[SKIP] iter 4", "[SKIP] iter 5"]
@@ -425,6 +434,6 @@ def test_images_of_ignored_pixels_alone_are_warned_of(tiny_recipe, toy_root, tmp
     crop = "{type: RandomPaddingCrop, crop_size: [96, 64]}, {type: Normalize}"
     dataset = f"{{type: Dataset, dataset_root: {tmp_path}, train_path: list.txt, transforms: [{crop}]}}"
     for option, warnings in ((f"train_dataset={dataset}", 2), ("seed=1", 0)):
-        log = Lines()
+        log = Kept()
         run(tiny_recipe, tmp_path / str(warnings), option, "iters=2", log=log)
         assert sum(line.startswith("warning: nothing was learnt, as the loss") for line in log.lines) == warnings

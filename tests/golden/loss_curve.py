@@ -25,7 +25,7 @@ def losses(recipe, precision, save_dir):
     from hmsa.engine.train import Trainer
 
     log, curve = SilentLog(), []
-    log.scalars = lambda step, values: curve.append(values["train/loss"])
+    log.record = lambda record: curve.append(record["loss"])
     config = load_config(recipe, [*OPTIONS, f"precision={precision}"])
     model = builder.build_model(config)
     scheduler = builder.build_lr_scheduler(config)
