@@ -58,6 +58,7 @@ def main(args: argparse.Namespace) -> None:
 
 def make_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--log_dir", type=Path, nargs="+", required=True, help="--save_dir of a run, or of several")
+    several = "--save_dir of a run, or of several"
+    parser.add_argument("--log_dir", type=Path, nargs="+", action="extend", required=True, help=several)
     parser.add_argument("--output", required=True, help="image to write, e.g. curves.png")
     return parser
