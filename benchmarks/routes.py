@@ -130,11 +130,10 @@ def stand_alone(engine: str, package: str) -> Callable[[Path, list[Path], Path],
     return route
 
 
-def cpp(engine: str) -> Callable[[Path, list[Path], Path], Labels]:
+def cpp(program: Path, engine: str) -> Callable[[Path, list[Path], Path], Labels]:
     """deploy/cpp, as `make cpp` builds it."""
 
     def route(export: Path, images: list[Path], output: Path) -> Labels:
-        program = ROOT / "build/cpp/hmsa_infer"
         if not program.is_file():
             raise Missing("build/cpp/hmsa_infer: make system-packages cpp")
         # Where a program holds several engines, each is tried by its name.
@@ -144,20 +143,23 @@ def cpp(engine: str) -> Callable[[Path, list[Path], Path], Labels]:
     return route
 
 
-def browser(export: Path, images: list[Path], output: Path) -> Labels:
+def browser(web: Path) -> Callable[[Path, list[Path], Path], Labels]:
     """deploy/web, as `make web-demo` or its test builds it, in headless Chromium."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    web = ROOT / "deploy/web"
-    if not (chromium and shutil.which("node") and (web / "node_modules").is_dir() and (web / "dist").is_dir()):
-        raise Missing("node, Chromium and a built deploy/web: make system-packages web-demo")
-    site, labels = output / "site", output / "labels"
-    shutil.copytree(web / "dist", site, ignore=shutil.ignore_patterns("model"))
-    (site / "model").mkdir()
-    labels.mkdir()
-    for name in ("deploy.yaml", "model.onnx"):
-        shutil.copyfile(export / name, site / "model" / name)
-    _run("node", "test/browser.mjs", "labels", sys.executable, chromium, site, labels, *images, cwd=web)
-    return {path.stem: np.array(Image.open(path)) for path in labels.iterdir()}
+
+    def route(export: Path, images: list[Path], output: Path) -> Labels:
+        chromium = shutil.which("chromium") or shutil.which("google-chrome")
+        if not (chromium and shutil.which("node") and (web / "node_modules").is_dir() and (web / "dist").is_dir()):
+            raise Missing("node, Chromium and a built deploy/web: make system-packages web-demo")
+        site, labels = output / "site", output / "labels"
+        shutil.copytree(web / "dist", site, ignore=shutil.ignore_patterns("model"))
+        (site / "model").mkdir()
+        labels.mkdir()
+        for name in ("deploy.yaml", "model.onnx"):
+            shutil.copyfile(export / name, site / "model" / name)
+        _run("node", "test/browser.mjs", "labels", sys.executable, chromium, site, labels, *images, cwd=web)
+        return {path.stem: np.array(Image.open(path)) for path in labels.iterdir()}
+
+    return route
 
 
 def server(export: Path, images: list[Path], output: Path) -> Labels:
@@ -201,16 +203,17 @@ def _need(*packages: str) -> None:
             raise Missing(f"the package {package}")
 
 
-ROUTES: dict[str, Callable[[Path, list[Path], Path], Labels]] = {
-    "Paddle Inference, the program of 15 lines": program_of_the_page,
-    "Paddle Inference, PaddleSeg's calls": paddleseg,
-    "`deploy/python`, Paddle Inference": stand_alone("paddle", "paddle"),
-    "`deploy/python`, ONNX Runtime": stand_alone("onnxruntime", "onnxruntime"),
-    "`deploy/python`, OpenVINO": stand_alone("openvino", "openvino"),
-    "`deploy/cpp`, OpenVINO": cpp("openvino"),
-    "`deploy/web`, onnxruntime-web in Chromium": browser,
-    "`hmsa serve`": server,
-}
+def routes(args: argparse.Namespace) -> dict[str, Callable[[Path, list[Path], Path], Labels]]:
+    return {
+        "Paddle Inference, the program of 15 lines": program_of_the_page,
+        "Paddle Inference, PaddleSeg's calls": paddleseg,
+        "`deploy/python`, Paddle Inference": stand_alone("paddle", "paddle"),
+        "`deploy/python`, ONNX Runtime": stand_alone("onnxruntime", "onnxruntime"),
+        "`deploy/python`, OpenVINO": stand_alone("openvino", "openvino"),
+        "`deploy/cpp`, OpenVINO": cpp(args.cpp.resolve(), "openvino"),
+        "`deploy/web`, onnxruntime-web in Chromium": browser(args.web.resolve()),
+        "`hmsa serve`": server,
+    }
 
 
 def tflite(args: argparse.Namespace, folder: Path, images: list[Path]) -> tuple[int, int, int]:
@@ -262,7 +265,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[str]:
     print(_run(sys.executable, ROOT / "export.py", *_weights(args), *words))
 
     rows = ["| route | images | labels equal to predict.py's |", "| --- | ---: | --- |"]
-    for number, (name, route) in enumerate(ROUTES.items()):
+    for number, (name, route) in enumerate(routes(args).items()):
         output = folder / f"route{number}"
         output.mkdir()
         try:
@@ -289,6 +292,8 @@ def main() -> None:
     parser.add_argument(
         "--images", type=Path, default=ROOT / "data/toy_cityscapes/leftImg8bit", help="what the ten are made of"
     )
+    parser.add_argument("--cpp", type=Path, default=ROOT / "build/cpp/hmsa_infer", help="deploy/cpp, built")
+    parser.add_argument("--web", type=Path, default=ROOT / "deploy/web", help="deploy/web, with its `dist`")
     parser.add_argument("--output", type=Path, help="keep all that is written in this folder")
     parser.add_argument("--tflite_size", nargs=2, type=int, default=(256, 128), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--page", type=Path, help="a document that the table is put into")

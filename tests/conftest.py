@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared by all tests: the same preparation the scripts make, before Paddle is loaded."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,3 +144,22 @@ def toy_root(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_recipe(toy_root):
     return write_tiny_recipe(toy_root)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """A folder in which `make demo` was run, whole: its recipe `toy.yml`, `data`, and `demo` with what it writes."""
+    environment, root = Path(sys.prefix), Path(__file__).parents[1]
+    if not (environment / "installed").exists():
+        pytest.skip("the Makefile would set up another environment: run the tests with make test-all")
+    folder = tmp_path_factory.mktemp("demo")
+    data, run, recipe = folder / "data", folder / "demo", folder / "toy.yml"
+    roots = "".join(f"{section}: {{dataset_root: {data}}}\n" for section in ("train_dataset", "val_dataset"))
+    recipe.write_text(f"_base_: {root}/configs/mscale_ocr_toy.yml\n{roots}", encoding="utf-8")
+    make = ["make", "demo", f"VENV={environment}", f"DATA={data}", f"RUN={run}", f"RECIPE={recipe}"]
+    # As a user starts it, without what the tests themselves have set for this process alone.
+    own = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")
+    env = {name: value for name, value in os.environ.items() if name not in own}
+    done = subprocess.run(make, cwd=root, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder

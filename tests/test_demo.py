@@ -2,7 +2,6 @@
 """What everybody runs first: `make demo`, whole, in a folder of its own."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -20,20 +19,8 @@ TUNED_FLOOR = 0.90
 
 
 @pytest.mark.slow
-def test_the_demo_reaches_its_floor_and_leaves_images(tmp_path):
-    environment = Path(sys.prefix)
-    if not (environment / "installed").exists():
-        pytest.skip("the Makefile would set up another environment: run the tests with make test-all")
-    data, run, recipe = tmp_path / "data", tmp_path / "demo", tmp_path / "toy.yml"
-    roots = "".join(f"{section}: {{dataset_root: {data}}}\n" for section in ("train_dataset", "val_dataset"))
-    recipe.write_text(f"_base_: {ROOT}/configs/mscale_ocr_toy.yml\n{roots}", encoding="utf-8")
-    make = ["make", "demo", f"VENV={environment}", f"DATA={data}", f"RUN={run}", f"RECIPE={recipe}"]
-    # As a user starts it, without what the tests themselves have set for this process alone.
-    own = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")
-    env = {name: value for name, value in os.environ.items() if name not in own}
-    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stdout + done.stderr
-
+def test_the_demo_reaches_its_floor_and_leaves_images(demo):
+    run = demo / "demo"
     scores = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert scores["mean_iou"] >= FLOOR
     assert scores["classes_present"] == 19
@@ -41,9 +28,12 @@ def test_the_demo_reaches_its_floor_and_leaves_images(tmp_path):
     assert (run / "training.png").stat().st_size > 0
     assert (run / "inference_model/deploy.yaml").exists()
 
-    # And its weights learn other classes, as docs/own-data.md says.
+
+@pytest.mark.slow
+def test_its_weights_learn_other_classes(demo, tmp_path):
+    """As docs/own-data.md says."""
     (tmp_path / "output").mkdir()
-    (tmp_path / "output/demo").symlink_to(run)
+    (tmp_path / "output/demo").symlink_to(demo / "demo")
     draw, *_ = commands()
     for command in (draw, *commands("### Starting from weights")):
         done = subprocess.run(

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import struct
-import subprocess
 import sysconfig
 import zlib
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ import numpy as np
 import paddle
 import pytest
 import yaml
+from built import build
 from packaging.version import Version
 from paddle.version import full_version as PADDLE_VERSION
 from PIL import Image
@@ -36,8 +36,6 @@ from hmsa.visualize import color_palette
 openvino = pytest.importorskip("openvino", reason="deploy/cpp needs OpenVINO: pip install .[openvino]")
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "deploy/cpp"
-HEADERS = ROOT / "build/onnxruntime/include"
 NORMALIZE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 COLORS = [(i, 2 * i, 255 - i) for i in range(5)]
 LABELS, OVERLAYS = "pseudo_color_prediction", "added_prediction"
@@ -48,45 +46,6 @@ pytestmark = [
         not all(map(shutil.which, ("cmake", "c++"))), reason="deploy/cpp needs cmake and g++: make system-packages"
     ),
 ]
-
-
-def build(folder, *settings, environment=None):
-    """Build deploy/cpp -> the arguments -> what the program did; `engines` are those that are built in."""
-    command = ["cmake", "-S", SOURCE, "-B", folder, "-DCMAKE_BUILD_TYPE=Debug", *settings]
-    made = subprocess.run(command, capture_output=True, text=True)
-    if made.returncode and "could not find" in (made.stderr + made.stdout).lower():
-        pytest.skip("deploy/cpp needs libraries of the system: make system-packages")
-    assert made.returncode == 0, made.stderr
-    compiled = subprocess.run(["cmake", "--build", folder, "--parallel", "2"], capture_output=True, text=True)
-    assert compiled.returncode == 0, compiled.stdout
-
-    def run(*arguments):
-        command = [folder / "hmsa_infer", *map(str, arguments)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-
-    run.engines = [line.split()[2].strip(":") for line in made.stdout.splitlines() if line.startswith("-- Engine ")]
-    return run
-
-
-def onnxruntime_archive(folder):
-    """A folder like ONNX Runtime's release archive: headers of `make system-packages`, the Python package's library."""
-    found = find_spec("onnxruntime")
-    if found is not None and found.origin is not None and (HEADERS / "onnxruntime_cxx_api.h").is_file():
-        (folder / "lib").mkdir(parents=True)
-        (folder / "include").symlink_to(HEADERS)
-        for library in (Path(found.origin).parent / "capi").glob("libonnxruntime.so.*"):
-            for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
-                (folder / "lib" / name).symlink_to(library)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    """With OpenVINO, and ONNX Runtime if it is there, and sanitizers, whose findings are errors on stderr."""
-    settings = [f"-DOpenVINO_DIR={Path(openvino.__file__).parent / 'cmake'}", "-DHMSA_SANITIZE=ON"]
-    settings += [f"-DONNXRUNTIME_DIR={onnxruntime_archive(tmp_path_factory.mktemp('archive') / 'onnxruntime')}"]
-    # OpenVINO's TBB loads its libraries in a way that sanitizers allow.
-    return build(tmp_path_factory.mktemp("build"), *settings, environment=os.environ | {"TBB_ENABLE_SANITIZERS": "1"})
 
 
 @pytest.fixture(scope="module")

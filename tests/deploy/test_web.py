@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,7 +18,6 @@ from hmsa.deploy.engines import open_export
 from hmsa.deploy.export import ExportOptions, export
 from hmsa.deploy.formats import can_write_onnx, rows_of
 
-WEB = Path(__file__).parents[2] / "deploy/web"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMALIZE = {"type": "Normalize", "mean": list(MEAN), "std": list(STD)}
 
@@ -27,24 +25,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not can_write_onnx(), reason="the page reads ONNX: pip install .[onnx], with Paddle 3"),
 ]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None or shutil.which("npm") is None:
-        pytest.skip("needs chromium and npm: make system-packages")
-    return found
-
-
-@pytest.fixture(scope="module")
-def site(chromium, tmp_path_factory):
-    """The page, built from its lock file: its folder, with `dist` in it."""
-    folder = tmp_path_factory.mktemp("web") / "site"
-    shutil.copytree(WEB, folder, ignore=shutil.ignore_patterns("node_modules", "dist", "model"))
-    for command in (["npm", "ci", "--no-audit", "--no-fund"], ["npm", "run", "build"]):
-        subprocess.run(command, cwd=folder, check=True, timeout=300, capture_output=True, text=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
