@@ -106,12 +106,43 @@ def test_it_works_in_a_browser_and_for_everybody(report, width, scheme):
         assert viewer.locator("strong").inner_text() != first
         assert "scale(1)" in viewer.locator(".sheet").evaluate("one => one.style.transform")
         assert serious(axe.run(page)) == []
+        if width < 500:
+            touch(page, viewer)
         page.keyboard.press("Escape")
         assert not page.locator("dialog[open]").count()
         assert page.evaluate("document.activeElement.className") == "panel"
         browser.close()
     assert said == []
     assert [address for address in fetched if not address.startswith(("data:", "file:"))] == []
+
+
+def touch(page, viewer) -> None:
+    """Two fingers zoom, and one moves what is shown."""
+    session = page.context.new_cdp_session(page)
+    box = viewer.locator(".stage").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    def fingers(kind, *places):
+        points = [{"x": x + aside, "y": y, "id": number} for number, aside in enumerate(places)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    def numbers():
+        """Of the transform: left, top, scale."""
+        transform = viewer.locator(".sheet").evaluate("one => one.style.transform")
+        return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", transform)]
+
+    fingers("touchStart", -20, 20)
+    for aside in range(30, 70, 10):
+        fingers("touchMove", -aside, aside)
+    fingers("touchEnd")
+    left, _, scale = numbers()
+    assert 2 < scale <= 3.01
+    page.wait_for_timeout(400)  # another touch at once would be a double tap
+    fingers("touchStart", 0)
+    fingers("touchMove", -20)
+    fingers("touchMove", -40)
+    fingers("touchEnd")
+    assert numbers()[0] < left and numbers()[2] == scale
 
 
 def serious(found) -> list[str]:
