@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import numpy as np
 from paddle import Tensor
-from tqdm import tqdm
 
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
@@ -29,6 +28,7 @@ from hmsa.inference.insight import look_into
 from hmsa.inference.network import FusedNetwork
 from hmsa.metrics import Metric, build_metrics
 from hmsa.models.hierarchical import Network
+from hmsa.report.console import watched
 from hmsa.report.notes import Answer
 from hmsa.report.result import Evaluation
 from hmsa.system.device import as_tensor
@@ -74,7 +74,7 @@ def evaluate(
 
     images = 0
     with contextlib.closing(batches(dataset, [[index] for index in mine], num_workers)) as loaded:
-        shown = tqdm(loaded, total=len(mine), unit="image", disable=not (progress and ranks.is_main()))
+        shown = watched(loaded, "image", len(mine), shown=progress and ranks.is_main())
         for index, batch in zip(mine, shown):
             if stop():
                 break

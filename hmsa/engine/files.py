@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.dataset import SegmentationDataset
@@ -25,6 +24,7 @@ from hmsa.engine.evaluate import summed
 from hmsa.engine.predict import raw_table
 from hmsa.errors import DataError
 from hmsa.metrics import NO_CLASS, build_metrics
+from hmsa.report.console import watched
 from hmsa.report.result import Evaluation
 from hmsa.system.files import write_atomically
 
@@ -126,7 +126,7 @@ def score(
     table = class_table(classes, values)
     mine = range(ranks.rank(), len(predictions), ranks.world_size())
 
-    for index in tqdm(mine, unit="image", disable=not (progress and ranks.is_main())):
+    for index in watched(mine, "image", len(mine), shown=progress and ranks.is_main()):
         image, label_path = dataset.pairs[index]
         assert label_path is not None
         label = dataset.read_label(label_path).astype(np.uint8, copy=False)

@@ -40,6 +40,7 @@ from hmsa.inference.averaging import InferenceOptions, best_classes, class_score
 from hmsa.inference.insight import look_into
 from hmsa.inference.network import FusedNetwork
 from hmsa.models.hierarchical import Network
+from hmsa.report.console import watched
 from hmsa.system.device import as_tensor
 from hmsa.system.files import write_atomically
 from hmsa.visualize import (
@@ -362,7 +363,7 @@ def predict(
     """
     mine = range(ranks.rank(), len(files), ranks.world_size())
     failed = np.zeros(len(files), np.int64)
-    for index in tqdm(mine, unit="image", disable=not (progress and ranks.is_main())):
+    for index in watched(mine, "image", len(mine), shown=progress and ranks.is_main()):
         file = files[index]
         try:
             image, _ = read_bands(file.path, in_channels, max_image_pixels)

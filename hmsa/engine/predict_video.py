@@ -9,7 +9,6 @@ from functools import partial
 from typing import Optional
 
 import numpy as np
-from tqdm import tqdm
 
 from hmsa.datasets.dataset import transformed_image
 from hmsa.datasets.find import COLOR_MAPS, LABEL_IDS, OVERLAYS
@@ -19,6 +18,7 @@ from hmsa.errors import DataError, printable
 from hmsa.inference.averaging import InferenceOptions
 from hmsa.inference.video import Video, VideoWriter, result_name
 from hmsa.models.hierarchical import Network
+from hmsa.report.console import watched
 from hmsa.system.files import write_atomically
 from hmsa.visualize import color_table
 
@@ -65,7 +65,7 @@ def predict_video(
 
     with contextlib.ExitStack() as stack:
         writers: dict[str, VideoWriter] = {}  # by folder
-        frames = tqdm(_readable(video, damages), total=video.frames or None, unit="frame", disable=not progress)
+        frames = watched(_readable(video, damages), "frame", video.frames or None, shown=progress)
         for count, frame in enumerate(frames, start=1):
             place = f"{video.path}, frame {count - 1}"
             sample = transformed_image(frame, transforms, place)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training shows the person who started it: lines in files and pipes, a live display on a terminal."""
+"""What long work shows the person who started it: lines in files and pipes, a live display on a terminal."""
 
 from __future__ import annotations
 
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Optional
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Optional, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -22,7 +23,9 @@ DETAILS_EVERY = 10
 """Of lines on training, so many have the terms of the loss below them."""
 
 QUIET_SECONDS = 60
-"""In files and pipes, an evaluation says how far it is every so many seconds."""
+"""In files and pipes, long work says how far it is every so many seconds."""
+
+T = TypeVar("T")
 
 
 # --- Lines. ---
@@ -122,18 +125,7 @@ class Lines:
 
     def counting(self, total: int) -> Callable[[], None]:
         """What to call before each image of an evaluation of `total`."""
-        start = said = time.monotonic()
-        done = -1
-
-        def another() -> None:
-            nonlocal said, done
-            now, done = time.monotonic(), done + 1
-            if done and now - said >= QUIET_SECONDS:
-                said = now
-                left = tqdm.format_interval((now - start) / done * (total - done))
-                self.line(f"evaluated {done} of {total} images, ETA {left}")
-
-        return another
+        return _counter(lambda far: self.line(f"evaluated {far}"), "image", total)
 
     def close(self) -> None:
         """Nothing more is to be shown but lines."""
@@ -201,6 +193,41 @@ class Live(Lines):
 
     def close(self) -> None:
         self._progress.stop()
+
+
+def watched(items: Iterable[T], unit: str, total: Optional[int] = None, *, shown: bool = True) -> Iterator[T]:
+    """Hand items on, and show on stderr how far that is: a bar on a terminal, elsewhere a line every `QUIET_SECONDS`.
+
+    Args:
+        unit: what one of them is.
+        total: how many there are, if that is known.
+    """
+    if not shown:
+        yield from items
+        return
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, unit=unit)
+        return
+    another = _counter(partial(print, file=sys.stderr, flush=True), unit, total)
+    for item in items:
+        another()
+        yield item
+
+
+def _counter(say: Callable[[str], object], unit: str, total: Optional[int]) -> Callable[[], None]:
+    """What to call before each of so many; every `QUIET_SECONDS` it says how many are done."""
+    start = said = time.monotonic()
+    done = -1
+
+    def another() -> None:
+        nonlocal said, done
+        now, done = time.monotonic(), done + 1
+        if done and now - said >= QUIET_SECONDS:
+            said = now
+            left = tqdm.format_interval((now - start) / done * ((total or done) - done))
+            say(f"{done} of {total} {unit}s, ETA {left}" if total else f"{done} {unit}s")
+
+    return another
 
 
 def is_live() -> bool:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from hmsa.report.console import WIDTH, Lines, detail_lines, evaluation_lines, folded, number, training_line
+from hmsa.report.console import WIDTH, Lines, detail_lines, evaluation_lines, folded, number, training_line, watched
 from hmsa.report.records import of_training
 
 TERMS = {f"{loss}/{output}": 1.25 for loss in ("DiceLoss", "BootstrappedCrossEntropyLoss")
@@ -77,6 +77,18 @@ def test_a_long_evaluation_in_a_file_says_how_far_it_is(capsys, monkeypatch):
     said = [line[20:] for line in capsys.readouterr().out.splitlines()]
     assert said[0] == "evaluated 2 of 10 images, ETA 06:40"
     assert len(said) == 4
+
+
+@pytest.mark.parametrize(("total", "first"), [(10, "2 of 10 images, ETA 06:40"), (None, "2 images")])
+def test_work_without_a_terminal_says_how_far_it_is(capsys, monkeypatch, total, first):
+    now = 0.0
+    monkeypatch.setattr("hmsa.report.console.time.monotonic", lambda: now)
+    for done in watched(range(10), "image", total):
+        now = 50 * (done + 1)
+    said = capsys.readouterr()
+    assert said.err.splitlines()[0] == first and len(said.err.splitlines()) == 4
+    assert said.out == ""
+    assert list(watched("abc", "letter", shown=False)) == [*"abc"] and capsys.readouterr().err == ""
 
 
 SHOWN = """
