@@ -69,7 +69,8 @@ $(TFLITE)/installed:
 	touch $@
 
 test-tflite: $(VENV)/installed-dev $(TFLITE)/installed  ## export to TFLite and verify; makes .venv-tflite (2.6 GB)
-	$(python) -m pytest -m '' tests/deploy/test_tflite.py
+	$(python) -m pip install --quiet --disable-pip-version-check --editable ".[cpu,dev,tflite]" "$(PADDLE)"
+	$(python) -m pytest -m '' tests/deploy/test_tflite.py tests/deploy/test_routes.py
 
 test-matrix: test-all $(OTHERS:%=test-all-on-%)  ## all tests on every supported Paddle, each in its own environment
 
