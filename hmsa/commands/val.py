@@ -306,6 +306,12 @@ def shared_folder() -> Iterator[str]:
 
     folder = ranks.decided_by_main(lambda: tempfile.mkdtemp(prefix="hmsa-"))
     try:
+        if not all(ranks.all_gather(Path(folder).is_dir())):
+            ranks.done()  # each ends by itself, with this error's status
+            raise UsageError(
+                "expected the processes of --report or --official on one machine, whose files all of them read, found "
+                "several: run it on one, with --nproc_per_node"
+            )
         yield folder
     finally:
         if ranks.is_main():

@@ -90,3 +90,10 @@ def test_a_report_changes_no_score_and_is_told_last(tiny_recipe, weights, tmp_pa
 def test_flags_that_do_not_go_together(tiny_recipe, words, said):
     with pytest.raises(UsageError, match=said):
         run(tiny_recipe, *words)
+
+
+def test_processes_on_several_machines_are_told(monkeypatch, tmp_path):
+    """Where the folder of the main one is not there."""
+    monkeypatch.setattr("hmsa.distributed.ranks.decided_by_main", lambda make: str(tmp_path / "of another machine"))
+    with pytest.raises(UsageError, match=r"found several: run it on one, with --nproc_per_node"), val.shared_folder():
+        pass
