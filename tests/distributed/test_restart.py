@@ -39,7 +39,7 @@ def test_the_same_command_goes_on_where_a_killed_job_was(tiny_recipe, tmp_path, 
     command = ["train.py", "--config", tiny_recipe, "--save_dir", tmp_path / "run", *TRAIN]
     plan = {**KILL, "once": str(tmp_path / "killed")}
     assert all(Job(tmp_path / "first", *command, processes=1, machines=2, plan=plan).wait(60))
-    assert sorted(path.name for path in (tmp_path / "run").glob("[!.]*")) == ["iter_2"]
+    assert sorted(path.name for path in (tmp_path / "run").glob("[!.]*")) == ["iter_2", "metrics.jsonl"]
     console = launch(tmp_path / "second", *command, processes=1, machines=2, plan=plan)
     assert f"resumed from {tmp_path / 'run/iter_2'} at iteration 2" in console
     assert_same(read_weights(tmp_path / "run/iter_4/model.pdparams"), whole)
