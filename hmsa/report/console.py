@@ -69,7 +69,7 @@ def evaluation_lines(record: Record) -> Iterator[str]:
     yield (
         f"[SCORES] accuracy {number(record['accuracy'])}, loss {number(record['loss'])}, "
         f"boundary IoU {number(record['mean_boundary_iou'])}, "
-        f"calibration error {number(record['calibration_error'])}, "
+        f"ECE {number(record['calibration_error'])}, "
         f"{record['images']} images, {record['seconds']:.1f} s"
     )
 

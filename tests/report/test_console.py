@@ -36,7 +36,7 @@ def test_lines_say_what_a_run_is_at():
     ]
     assert list(evaluation_lines(evaluation(150))) == [
         "[EVAL] iter 150, mIoU 0.5000, over classes present 0.5000, best mIoU 0.7500 at iter 120",
-        "[SCORES] accuracy 0.5000, loss 0.5000, boundary IoU 0.5000, calibration error 0.5000, 500 images, 1234.6 s",
+        "[SCORES] accuracy 0.5000, loss 0.5000, boundary IoU 0.5000, ECE 0.5000, 500 images, 1234.6 s",
     ]
 
 
