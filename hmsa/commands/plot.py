@@ -19,7 +19,7 @@ def records_of(folder: Path) -> list[Record]:
     """What a run has recorded, by VisualDL alone where it is from before `metrics.jsonl`.
 
     Raises:
-        DataError: nothing.
+        DataError: there are none.
     """
     from hmsa.engine.loggers import CURVES_FILE, read_visualdl
     from hmsa.errors import DataError

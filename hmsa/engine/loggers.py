@@ -154,7 +154,7 @@ class TensorBoard(Logger):
     """A folder of files, one for each part of a run; a new part tells TensorBoard to purge what lies behind it."""
 
     def __init__(self, start: Start) -> None:
-        writer = import_package("tensorboardX", "TensorBoard's writer", "pip install tensorboardX")
+        writer = import_package("tensorboard", "TensorBoard's writer")
         logging.getLogger("tensorboardX").setLevel(logging.ERROR)
         logging.getLogger("tensorboardX.summary").setLevel(logging.ERROR)  # of blanks in the names of classes
         folder = start.folder / EVENTS_FOLDER
@@ -189,8 +189,7 @@ class MLflow(Logger):
     """
 
     def __init__(self, start: Start) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
-        mlflow = import_package("mlflow", "MLflow", "pip install mlflow-skinny")
+        mlflow = import_package("mlflow", "MLflow")
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         if not uri:
             uri = f"file:{(start.folder / 'mlruns').absolute()}"
@@ -241,38 +240,40 @@ LEFT = {"visualdl": CURVES_FILE, "tensorboard": EVENTS_FOLDER, "mlflow": RUN_FIL
 """What a run leaves of each in its folder."""
 
 
-def check_loggers(names: Sequence[str], what: str = "") -> None:
-    """A UsageError if one of these cannot be imported."""
-    if "visualdl" in names:
-        import_visualdl(what or "loggers: visualdl")
-    if "tensorboard" in names:
-        import_package("tensorboardX", "loggers: tensorboard", "pip install tensorboardX")
-    if "mlflow" in names:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        import_package("mlflow", "loggers: mlflow", "pip install mlflow-skinny")
+_PACKAGES = {
+    "visualdl": ("visualdl.proto.record_pb2", "VisualDL", "visualdl"),
+    "tensorboard": ("tensorboardX", "tensorboardX", "tensorboardX"),
+    "mlflow": ("mlflow", "MLflow", "mlflow-skinny"),
+}
+"""Of each: the module that is imported first, what a person calls it, what pip installs."""
+
+
+def check_loggers(names: Sequence[str], visualdl: str = "") -> None:
+    """A UsageError if one of these cannot be imported; `visualdl` is what asks for that, if it is not the recipe."""
+    for name in names:
+        import_package(name, (name == "visualdl" and visualdl) or f"loggers: {name}")
 
 
 def import_visualdl(what: str = "recording curves") -> ModuleType:
-    """VisualDL, which `what` needs.
+    """VisualDL, see `import_package`."""
+    import_package("visualdl", what)
+    return importlib.import_module("visualdl")
+
+
+def import_package(name: str, what: str) -> ModuleType:
+    """The module of a logger, which `what` needs.
 
     Raises:
         UsageError: it is not installed, or does not fit what it stands on.
     """
-    import_package("visualdl.proto.record_pb2", what, "pip install visualdl")
-    return importlib.import_module("visualdl")
-
-
-_TITLES = {"visualdl": "VisualDL", "mlflow": "MLflow"}
-
-
-def import_package(module: str, what: str, command: str) -> ModuleType:
-    """A package that `what` needs, see `import_visualdl`; `command` installs it."""
-    package = module.partition(".")[0]
+    module, title, wheel = _PACKAGES[name]
+    if name == "mlflow":
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
     try:
         return importlib.import_module(module)
     except Exception as error:  # a NumPy, protobuf or home folder that it does not fit raises anything
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise UsageError(
-            f"{what} needs {_TITLES.get(package, package)}, which cannot be imported ({type(error).__name__}: "
-            f"{reason}): put it right, as with {command} and pip check, or do without"
+            f"{what} needs {title}, which cannot be imported ({type(error).__name__}: {reason}): put it right, as with "
+            f"pip install {wheel} and pip check, or do without"
         ) from error

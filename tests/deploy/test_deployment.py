@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -141,3 +142,28 @@ def test_the_old_form_is_left_again(network, tmp_path):
     assert write_program(layer, tmp_path / "old", old_form=True).name == "old.pdmodel"
     own = "own.pdmodel" if PADDLE_VERSION.startswith("2") else "own.json"
     assert write_program(layer, tmp_path / "own").name == own
+
+
+@pytest.mark.slow
+def test_the_commands_and_the_document_give_the_same_labels(tiny_recipe, photos, tmp_path):
+    from hmsa.builder import build_model
+    from hmsa.config.reading import load_config
+
+    config = load_config(tiny_recipe)
+    model = build_model(config)
+    paddle.save(model.state_dict(), str(tmp_path / "model.pdparams"))
+    common = ["--config", str(tiny_recipe), "--model_path", "model.pdparams"]
+
+    def run(*command):
+        done = subprocess.run([sys.executable, *map(str, command)], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = run(ROOT / "export.py", *common, "--save_dir", "exported")
+    assert said.startswith("written to exported; equal to the network at")
+    run(ROOT / "predict.py", *common, "--image_path", photos, "--save_dir", "predicted")
+    (tmp_path / "program.py").write_text(program_of_the_document())
+    path = photos / "129x75.png"  # of odd sides; the others are held above, without a process for each
+    run("program.py", "exported", path, "labels.png")
+    predicted = np.array(Image.open(tmp_path / "predicted" / "pseudo_color_prediction" / path.name))
+    assert same(np.array(Image.open(tmp_path / "labels.png")), predicted)
