@@ -25,11 +25,15 @@ def records_of(folder: Path) -> list[Record]:
     from hmsa.errors import DataError
     from hmsa.report.records import RECORDS_FILE, read
 
-    records, curves = read(folder / RECORDS_FILE), folder / CURVES_FILE
+    path, curves = folder / RECORDS_FILE, folder / CURVES_FILE
+    records = read(path)
+    left_out = len(path.read_bytes().splitlines()) - len(records) if path.is_file() else 0
+    if left_out:
+        print(f"{path}: {left_out} of {len(records) + left_out} lines are no records, and are left out")
     if not records and curves.is_file():
         records = read_visualdl(curves)
     if not records:
-        raise DataError(f"{folder / RECORDS_FILE}: expected the records of a run, found none; name its --save_dir")
+        raise DataError(f"{path}: expected the records of a run, found none; name its --save_dir")
     return records
 
 
@@ -37,7 +41,7 @@ def names_of(folders: list[Path]) -> list[str]:
     """What the runs are called: by their folders, with as much of the path as tells them apart."""
     for depth in range(1, max(len(folder.absolute().parts) for folder in folders) + 1):
         names = ["/".join(folder.absolute().parts[-depth:]) for folder in folders]
-        if len(set(names)) == len(set(folders)):
+        if len(set(names)) == len(folders):
             break
     return names
 
@@ -50,7 +54,10 @@ def main(args: argparse.Namespace) -> None:
     output = output_file(args.output)
     if output.suffix.lower() not in FORMATS:
         raise UsageError(f"{output}: expected a name that ends in {', '.join(FORMATS)}: choose one")
-    figure = draw([Run(name, records_of(folder)) for name, folder in zip(names_of(args.log_dir), args.log_dir)])
+    folders = list(dict.fromkeys(map(Path.absolute, args.log_dir)))
+    if len(folders) < len(args.log_dir):
+        raise UsageError("expected every run once in --log_dir, found one twice: leave it out")
+    figure = draw([Run(name, records_of(folder)) for name, folder in zip(names_of(folders), folders)])
     earlier = ", in place of an earlier file" if output.exists() else ""
     write_atomically(output, lambda file: figure.savefig(file, format=output.suffix[1:].lower(), dpi=110))
     print(f"written to {output}{earlier}")

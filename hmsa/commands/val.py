@@ -241,8 +241,9 @@ def read_earlier(path: str) -> tuple[str, dict[str, Any]]:
     """An evaluation's JSON, and its name. UsageError if it is none."""
     try:
         result = json.loads(Path(path).read_bytes())
-        if not isinstance(result["iou"], dict):
-            raise KeyError("iou")
+        filled = all(isinstance(result[key], dict) and result[key] for key in ("iou", "config"))
+        if not (filled and 0 <= result["mean_iou"] <= 1):
+            raise ValueError("something is missing")
     except OSError as error:
         raise UsageError(
             f"{path}: expected the JSON of an evaluation to compare with, found no file that can be read "

@@ -161,8 +161,17 @@ def _record(line: bytes) -> Optional[Record]:
         found = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
-    whole = isinstance(found, dict) and type(found.get("iteration")) is int and found.get("kind") in ("train", "eval")
+    if not isinstance(found, dict) or type(found.get("iteration")) is not int:
+        return None
+    whole = found.get("kind") in ("train", "eval") and all(_numbers(found[name]) for name in found if name != "kind")
     return found if whole else None
+
+
+def _numbers(value: Any) -> bool:
+    """Whether this is a number or null, or lists and mappings of them."""
+    if isinstance(value, (dict, list)):
+        return all(map(_numbers, value.values() if isinstance(value, dict) else value))
+    return value is None or type(value) in (int, float)
 
 
 def _finite(value: Any) -> Any:

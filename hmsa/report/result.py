@@ -73,13 +73,13 @@ class Evaluation:
         counts = self.scores.get("confusion_matrix")
         if counts is None:
             return []
-        true, predicted = counts.sum(axis=1) > 0, counts.sum(axis=0) > 0
+        true, nowhere = ~np.isnan(self.scores["recall"]), np.isnan(self.scores["iou"])
         remarks = []
         without = self.scores.get("pixels_without_class", 0)
         if without:
             share = without / (counts.sum() + without)
             remarks.append(f"{without} labelled pixels ({percent(share)} %) were given no class, which counts as wrong")
-        absent = [name for name, there in zip(self.class_names, true | predicted) if not there]
+        absent = [name for name, is_absent in zip(self.class_names, nowhere) if is_absent]
         if absent:
             remarks.append(
                 f"neither in the labels nor predicted: {listed(absent)}; in a mean over all classes this counts as 0"

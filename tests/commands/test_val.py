@@ -92,6 +92,19 @@ def test_flags_that_do_not_go_together(tiny_recipe, words, said):
         run(tiny_recipe, *words)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"iou": []}, {"config": None}, {"config": {}}, {"mean_iou": None}, {"mean_iou": "abc"}, {"mean_iou": 1e308}],
+)
+def test_a_damaged_result_is_not_compared_with(tmp_path, damage):
+    path = tmp_path / "earlier.json"
+    path.write_text(json.dumps({"iou": {"road": 0.5}, "config": {"iters": 3}, "mean_iou": 0.5}))
+    assert val.read_earlier(str(path))[1]["mean_iou"] == 0.5
+    path.write_text(json.dumps({"iou": {"road": 0.5}, "config": {"iters": 3}, "mean_iou": 0.5, **damage}))
+    with pytest.raises(UsageError, match="found something else; give what --output wrote"):
+        val.read_earlier(str(path))
+
+
 def test_processes_on_several_machines_are_told(monkeypatch, tmp_path):
     """Where the folder of the main one is not there."""
     monkeypatch.setattr("hmsa.distributed.ranks.decided_by_main", lambda make: str(tmp_path / "of another machine"))

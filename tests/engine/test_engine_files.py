@@ -162,3 +162,12 @@ def test_categories_by_hand():
     found = category_iou(matrix, ["a", "a", "b", "c"])
     assert found == {"a": 10 / 14, "b": 5 / 6, "c": 0}
     assert np.isnan(category_iou(np.zeros((1, 1)), ["a"])["a"])
+
+
+def test_predictions_without_a_class_say_nothing_of_the_labels(cities, tmp_path):
+    ours = score(cities, random_maps(tmp_path, cities, 77, 78, ""), "train_ids", progress=False)
+    assert ours.scores["classes_present"] > 1
+    assert ours.remarks[0].endswith("(100.00 %) were given no class, which counts as wrong")
+    assert not any("the labels hold" in remark for remark in ours.remarks)
+    absent = [name for name, iou in zip(ours.class_names, ours.scores["iou"]) if np.isnan(iou)]
+    assert len(ours.remarks) == 1 + bool(absent)

@@ -119,3 +119,26 @@ def test_no_curves_is_said(tmp_path):
     assert result.returncode == 1
     assert f"{tmp_path / 'metrics.jsonl'}: expected the records of a run, found none" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"kind": "train", "iteration": 5, "loss": "q"}',
+        '{"kind": "eval", "iteration": 5, "iou": {"road": "b"}, "confusion_matrix": [[1]]}',
+        '{"kind": "train", "iteration": true}',
+        "no JSON",
+    ],
+)
+def test_lines_that_are_no_records_are_left_out_and_told(tmp_path, line):
+    write_run(tmp_path / "a")
+    path = tmp_path / "a" / RECORDS_FILE
+    path.write_text(f"{line}\n{path.read_text()}")
+    made = run("--log_dir", tmp_path / "a", "--output", tmp_path / "sheet.png")
+    assert made.returncode == 0 and f"{path}: 1 of 7 lines are no records, and are left out" in made.stdout
+
+
+def test_a_run_named_twice_is_refused(tmp_path):
+    write_run(tmp_path / "a")
+    made = run("--log_dir", tmp_path / "a", tmp_path / "a", "--output", tmp_path / "sheet.png")
+    assert made.returncode == 2 and "found one twice" in made.stderr and not (tmp_path / "sheet.png").exists()
