@@ -30,7 +30,8 @@ def cityscapes() -> Run:
     from PIL import Image
 
     evaluation.Image = SimpleNamespace(open=lambda opened: opened)
-    evaluation.args.evalInstLevelScore = evaluation.args.evalPixelAccuracy = False
+    for name in ("evalInstLevelScore", "evalPixelAccuracy"):
+        setattr(evaluation.args, name, False)
     prediction, truth = (Image.fromarray(array) for array in pictures())
 
     def run() -> None:

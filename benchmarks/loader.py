@@ -77,7 +77,9 @@ def prepared() -> tuple[tempfile.TemporaryDirectory[str], str, str, Any]:
     objects, picture = street(np.random.default_rng(0), 1024, 2048)
     cv2.imwrite(image, picture[..., ::-1])
     cv2.imwrite(label, label_ids(objects, 1024, 2048) % 19)
-    return folder, image, label, load_config(RECIPE).train_dataset.transforms
+    dataset = load_config(RECIPE).train_dataset
+    assert dataset is not None
+    return folder, image, label, dataset.transforms
 
 
 def main() -> None:

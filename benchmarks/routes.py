@@ -131,13 +131,17 @@ def stand_alone(engine: str, package: str) -> Callable[[Path, list[Path], Path],
 
 
 def cpp(program: Path, engine: str) -> Callable[[Path, list[Path], Path], Labels]:
-    """deploy/cpp, as `make cpp` builds it."""
+    """deploy/cpp, as `make cpp` builds it, with an engine if that is built in."""
 
     def route(export: Path, images: list[Path], output: Path) -> Labels:
         if not program.is_file():
             raise Missing("build/cpp/hmsa_infer: make system-packages cpp")
-        # Where a program holds several engines, each is tried by its name.
-        _run(program, export, *images, "--output", output, "--engine", engine)
+        try:
+            _run(program, export, *images, "--output", output, "--engine", engine)
+        except SystemExit as error:
+            if "built without" not in str(error):
+                raise
+            raise Missing(f"`make cpp CMAKE_OPTIONS=-D{engine.upper()}_DIR=...`") from None
         return read_labels(output / "pseudo_color_prediction")
 
     return route
@@ -211,6 +215,8 @@ def routes(args: argparse.Namespace) -> dict[str, Callable[[Path, list[Path], Pa
         "`deploy/python`, ONNX Runtime": stand_alone("onnxruntime", "onnxruntime"),
         "`deploy/python`, OpenVINO": stand_alone("openvino", "openvino"),
         "`deploy/cpp`, OpenVINO": cpp(args.cpp.resolve(), "openvino"),
+        "`deploy/cpp`, ONNX Runtime": cpp(args.cpp.resolve(), "onnxruntime"),
+        "`deploy/cpp`, Paddle Inference": cpp(args.cpp.resolve(), "paddle"),
         "`deploy/web`, onnxruntime-web in Chromium": browser(args.web.resolve()),
         "`hmsa serve`": server,
     }

@@ -40,6 +40,7 @@ def measure(sides: dict[str, Callable[[], Run]], *, runs: int = RUNS, warm_up: i
     """
     if "--side" in sys.argv:
         _serve(sides[sys.argv[sys.argv.index("--side") + 1]])
+    started: dict[str, tuple[list[str], Optional[dict[str, str]]]]
     started = {name: ([sys.executable, *sys.argv, "--side", name], None) for name in sides}
     return take_turns(started, runs=runs, warm_up=warm_up)
 
@@ -102,7 +103,7 @@ def _answer(process: subprocess.Popen[str]) -> str:
     for line in process.stdout:
         if line.startswith("benchmark: "):
             return line.removeprefix("benchmark: ").strip()
-    sys.exit(f"{' '.join(map(str, process.args))} ended early: see its error above")
+    sys.exit(f"{process.args} ended early: see its error above")
 
 
 def _serve(prepare: Callable[[], Run]) -> None:
