@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
     dataset = builder.build_dataset(config, "val")
     of_ids = official.official_labels([label for _, label in dataset.pairs if label]) if args.official else []
 
-    page, differing = None, []
+    page, kept_page, differing = None, None, []
     with contextlib.ExitStack() as stack:
         scored = score_files(args, dataset) if args.predictions else score_network(args, config, dataset, stack)
         if not ranks.is_main():
@@ -108,7 +108,7 @@ def main(args: argparse.Namespace) -> None:
             tables.append(official.table(theirs))
         if scored.notes is not None:
             result["decided_shares"] = scored.notes.shares()
-            page = write_report(args, config, dataset, scored, result, earlier)
+            page, kept_page = write_report(args, config, dataset, scored, result, earlier)
 
     try:
         print(*tables, sep="\n\n", flush=True)
@@ -119,6 +119,8 @@ def main(args: argparse.Namespace) -> None:
         print(f"warning: {remark}", file=sys.stderr)
     if args.official:
         say_whether_equal(differing)
+    if kept_page is not None:
+        print(printable(f"the earlier report is kept as {kept_page}"))
     if page is not None:
         print(printable(f"report: {page}"))
 
@@ -187,8 +189,8 @@ def write_report(
     scored: Scored,
     result: dict[str, Any],
     earlier: Optional[tuple[str, dict[str, Any]]],
-) -> Path:
-    """Write the page of --report -> its path."""
+) -> tuple[Path, Optional[Path]]:
+    """Write the page of --report -> its path, and that of an earlier one, which is kept."""
     import yaml
 
     from hmsa.inference.averaging import InferenceOptions

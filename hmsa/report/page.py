@@ -68,8 +68,8 @@ class Page:
     images: int = 8
     earlier: Optional[tuple[str, Mapping[str, Any]]] = None
 
-    def write(self, folder: Path) -> Path:
-        """Make the page, which takes the time of a few images, and return its file."""
+    def write(self, folder: Path) -> tuple[Path, Optional[Path]]:
+        """Make the page, which takes the time of a few images -> its file, and that of an earlier one, which is kept."""
         start = time.perf_counter()
         content = {
             "page": self,
@@ -92,8 +92,7 @@ class Page:
         content["seconds"] = time.perf_counter() - start
         text = _environment().get_template("report.html").render(content)
         file = folder / FILE
-        write_atomically(file, text.encode("utf-8", "replace"))
-        return file
+        return file, write_atomically(file, text.encode("utf-8", "replace"), keep_earlier=True)
 
     # --- Numbers ---
 

@@ -36,6 +36,9 @@ def writable_folder(path: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except FileExistsError as error:
+        found = "a link to nowhere" if folder.is_symlink() else "a file"
+        raise DataError(f"{folder}: expected a folder to write to, found {found}: name another") from error
     except OSError as error:
         raise DataError(f"{folder}: cannot write to this folder ({error.strerror}); choose another") from error
     return folder

@@ -56,10 +56,15 @@ def test_a_report_changes_no_score_and_is_told_last(tiny_recipe, weights, tmp_pa
     given = ["--model_path", weights, "--engine", "eager"]
     run(tiny_recipe, *given, "--output", tmp_path / "plain.json")
     page = tmp_path / "page"
+    page.mkdir()
+    (page / "index.html").write_text("earlier")
     more = ["--report", page, "--report_images", 1, "--compare", tmp_path / "plain.json"]
     capsys.readouterr()
     run(tiny_recipe, *given, "--output", tmp_path / "reported.json", *more)
-    assert capsys.readouterr().out.splitlines()[-1] == f"report: {page / 'index.html'}"
+    kept, last = capsys.readouterr().out.splitlines()[-2:]
+    assert kept == f"the earlier report is kept as {page / 'index.1.html'}"
+    assert (page / "index.1.html").read_text() == "earlier"
+    assert last == f"report: {page / 'index.html'}"
     plain, reported = (json.loads((tmp_path / name).read_text()) for name in ("plain.json", "reported.json"))
     shares = reported.pop("decided_shares")
     for key in reported.keys() - {"seconds", "peak_memory_bytes"}:

@@ -66,7 +66,7 @@ def test_a_name_for_a_result_is_checked_before_the_work(tmp_path, monkeypatch):
         output_file("x" * 300)
     with pytest.raises(UsageError, match="expected a file to write, but: File name too long"):
         output_file("x" * 250)  # too long for the file that is written beside it first
-    with pytest.raises(DataError, match="cannot write to this folder"):
+    with pytest.raises(DataError, match="expected a folder to write to, found a file"):
         output_file("file/x.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "pipe"]
     assert output_file("file") == Path("file")
@@ -80,7 +80,7 @@ def test_a_file_in_the_way_of_a_folder(tmp_path):
         write_atomically(tmp_path / "file" / "x", b"")
     with pytest.raises(DataError, match="cannot write to this folder"):
         writable_folder(tmp_path / "file" / "x")
-    with pytest.raises(DataError, match="cannot write to this folder"):
+    with pytest.raises(DataError, match="expected a folder to write to, found a file"):
         writable_folder(tmp_path / "file")
 
 
