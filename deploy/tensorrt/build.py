@@ -7,8 +7,8 @@
 
 TensorRT 11 knows strongly typed networks alone: the precision is that of the file. model_fp16.onnx (export.py
 --precision fp16) has the types of every tensor in it, model_int8.onnx (--precision int8) pairs of QuantizeLinear and
-DequantizeLinear, signed and symmetric. TensorRT 10 builds them too. This program needs the package tensorrt and PyYAML,
-nothing of this project.
+DequantizeLinear, signed and symmetric. TensorRT 10 builds them too. In fp32, TF32 is switched off, which TensorRT takes
+by itself. This program needs the package tensorrt and PyYAML, nothing of this project.
 
 Unrun here: no GPU. Its calls are those of TensorRT 11's documentation. An engine runs on the kind of GPU and with the
 TensorRT that built it.
@@ -30,6 +30,9 @@ FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.on
 Sides = tuple[int, int, int]
 """N, H, W of an input."""
 
+RANGES: dict[str, Sides] = {"min": (1, 256, 512), "opt": (1, 512, 1024), "max": (4, 1024, 2048)}
+"""Of the inputs that an engine takes, where nobody says otherwise."""
+
 
 def main() -> None:
     args = make_parser().parse_args()
@@ -41,10 +44,14 @@ def main() -> None:
             f"{args.precision} writes it"
         )
 
-    channels = deploy["input_shape"][1]
-    ranges = [input_shape(sides, deploy["input_layout"], channels) for sides in (args.min, args.opt, args.max)]
+    options = {
+        "name": deploy["input_name"],
+        "ranges": input_shapes(args, deploy),
+        "workspace": args.workspace,
+        "cache": args.timing_cache,
+        "tf32": args.precision != "fp32",
+    }
     target = args.output or model.with_suffix(".plan")
-    options = {"name": deploy["input_name"], "ranges": ranges, "workspace": args.workspace, "cache": args.timing_cache}
     if args.trtexec:
         print(shlex.join(trtexec_command(model, target, **options)))
         return
@@ -56,10 +63,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="an export with --format onnx")
     parser.add_argument("--precision", choices=list(FILES), default="fp16", help="(default: fp16)")
-    sizes = {"type": sides, "metavar": "NxHxW"}
-    parser.add_argument("--min", **sizes, default=(1, 256, 512), help="the smallest input (default: 1x256x512)")
-    parser.add_argument("--opt", **sizes, default=(1, 512, 1024), help="the usual one (default: 1x512x1024)")
-    parser.add_argument("--max", **sizes, default=(4, 1024, 2048), help="the largest one (default: 4x1024x2048)")
+    for name, which in (("min", "smallest"), ("opt", "usual"), ("max", "largest")):
+        default = "x".join(map(str, RANGES[name]))
+        parser.add_argument(
+            f"--{name}",
+            type=sides,
+            metavar="NxHxW",
+            help=f"the {which} input (default: {default}, or the sides that the export has)",
+        )
     parser.add_argument(
         "--workspace", type=int, default=4096, metavar="MIB", help="memory a layer may take (default: 4096)"
     )
@@ -89,14 +100,33 @@ def read_deployment(folder: Path) -> dict[str, Any]:
         sys.exit(f"error: {folder}: expected a folder that export.py wrote, but: {error!r:.200}")
 
 
-def input_shape(sides: Sides, layout: str, channels: int) -> tuple[int, ...]:
-    """The shape of an input in the layout of `deploy.yaml`, NCHW or NHWC."""
-    N, H, W = sides
-    size = {"N": N, "C": channels, "H": H, "W": W}
-    return tuple(size[axis] for axis in layout)
+def input_shapes(args: argparse.Namespace, deploy: dict[str, Any]) -> list[tuple[int, ...]]:
+    """The smallest, the usual and the largest input, in the layout of `deploy.yaml`, NCHW or NHWC."""
+    fixed = dict(zip(deploy["input_layout"], deploy["input_shape"]))
+    shapes = []
+    for name, usual in RANGES.items():
+        given: Sides | None = getattr(args, name)
+        sizes = dict(zip("NHW", given or usual))
+        for axis, size in sizes.items():
+            if given and fixed[axis] not in (None, size):
+                sys.exit(f"error: --{name}: this export takes {axis} = {fixed[axis]} alone, found {size}: correct it")
+        shapes.append(tuple(fixed[axis] or sizes[axis] for axis in deploy["input_layout"]))
+
+    if not all(low <= usual <= high for low, usual, high in zip(*shapes)):
+        words = ", ".join("x".join(map(str, shape)) for shape in shapes)
+        sys.exit(f"error: expected --min, --opt and --max to grow in each dimension, found {words}: correct them")
+    return shapes
 
 
-def build(model: Path, *, name: str, ranges: Sequence[tuple[int, ...]], workspace: int, cache: Path | None) -> bytes:
+def build(
+    model: Path,
+    *,
+    name: str,
+    ranges: Sequence[tuple[int, ...]],
+    workspace: int,
+    cache: Path | None,
+    tf32: bool,
+) -> bytes:
     """The engine, serialised.
 
     Args:
@@ -104,6 +134,7 @@ def build(model: Path, *, name: str, ranges: Sequence[tuple[int, ...]], workspac
         ranges: its smallest, usual and largest shape.
         workspace: MiB.
         cache: a file of timings, which may not exist yet.
+        tf32: whether float32 may be multiplied with 10 bits behind the point, as TensorRT does unless told not to.
     """
     try:
         import tensorrt as trt
@@ -121,6 +152,8 @@ def build(model: Path, *, name: str, ranges: Sequence[tuple[int, ...]], workspac
 
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
+    if not tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
     profile = builder.create_optimization_profile()
     profile.set_shape(name, *ranges)
     config.add_optimization_profile(profile)
@@ -137,7 +170,14 @@ def build(model: Path, *, name: str, ranges: Sequence[tuple[int, ...]], workspac
 
 
 def trtexec_command(
-    model: Path, target: Path, *, name: str, ranges: Sequence[tuple[int, ...]], workspace: int, cache: Path | None
+    model: Path,
+    target: Path,
+    *,
+    name: str,
+    ranges: Sequence[tuple[int, ...]],
+    workspace: int,
+    cache: Path | None,
+    tf32: bool,
 ) -> list[str]:
     """The words that build the same with TensorRT's own program."""
     shapes = [f"{name}:{'x'.join(map(str, shape))}" for shape in ranges]
@@ -148,6 +188,7 @@ def trtexec_command(
         *(f"--{flag}Shapes={shape}" for flag, shape in zip(("min", "opt", "max"), shapes)),
         f"--memPoolSize=workspace:{workspace}",
         *([f"--timingCacheFile={cache}"] if cache is not None else []),
+        *(["--noTF32"] if not tf32 else []),
         "--stronglyTyped",
         "--skipInference",
     ]

@@ -7,12 +7,86 @@ import importlib.util
 import shlex
 import sys
 from pathlib import Path
-from unittest.mock import MagicMock
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 SCRIPT = Path(__file__).parents[2] / "deploy/tensorrt/build.py"
+WHERE = {"input_name": "x", "input_layout": "NCHW", "input_shape": [None, 3, None, None]}
+
+
+class Cache:
+    def __init__(self, known):
+        self.known = known
+
+    def serialize(self):
+        return self.known + b" and more"
+
+
+class Profile:
+    def set_shape(self, input, min, opt, max):
+        self.shapes = {input: (min, opt, max)}
+
+
+class BuilderConfig:
+    def __init__(self):
+        self.flags, self.profiles, self.cache = {"TF32"}, [], None
+
+    def set_memory_pool_limit(self, pool, pool_size):
+        self.limit = (pool, pool_size)
+
+    def clear_flag(self, flag):
+        self.flags.remove(flag)
+
+    def add_optimization_profile(self, profile):
+        self.profiles.append(profile)
+
+    def create_timing_cache(self, serialized_timing_cache):
+        return Cache(serialized_timing_cache)
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        assert not ignore_mismatch
+        self.cache = cache
+
+    def get_timing_cache(self):
+        return self.cache
+
+
+class Builder:
+    engine = b"engine"
+
+    def __init__(self, logger):
+        Builder.last = self
+
+    def create_network(self, flags=0):
+        self.network_flags = flags
+        return SimpleNamespace()
+
+    def create_builder_config(self):
+        self.config = BuilderConfig()
+        return self.config
+
+    def create_optimization_profile(self):
+        return Profile()
+
+    def build_serialized_network(self, network, config):
+        assert config is self.config
+        return self.engine
+
+
+class OnnxParser:
+    errors = ()
+
+    def __init__(self, network, logger):
+        self.num_errors = len(self.errors)
+
+    def parse_from_file(self, model):
+        Builder.last.model = model
+        return not self.errors
+
+    def get_error(self, index):
+        return self.errors[index]
 
 
 @pytest.fixture
@@ -25,20 +99,35 @@ def build():
 
 @pytest.fixture
 def folder(tmp_path):
-    entry = {"input_name": "x", "input_layout": "NCHW", "input_shape": [None, 3, None, None]}
-    (tmp_path / "deploy.yaml").write_text(yaml.safe_dump({"Deploy": entry}))
-    (tmp_path / "model_fp16.onnx").write_bytes(b"network")
-    return tmp_path
+    return export(tmp_path)
+
+
+def export(folder, **changes):
+    (folder / "deploy.yaml").write_text(yaml.safe_dump({"Deploy": {**WHERE, **changes}}))
+    for name in ("model.onnx", "model_fp16.onnx"):
+        (folder / name).write_bytes(b"network")
+    return folder
 
 
 @pytest.fixture
 def tensorrt(monkeypatch):
-    module = MagicMock(__version__="11.4.0")
-    module.NetworkDefinitionCreationFlag.STRONGLY_TYPED = 1
-    builder = module.Builder.return_value
-    builder.build_serialized_network.return_value = b"engine"
-    config = builder.create_builder_config.return_value
-    config.get_timing_cache.return_value.serialize.return_value = b"timings"
+    """The names that build.py uses, with the methods and the arguments of TensorRT 11.4's bindings and no others."""
+
+    class Logger:
+        WARNING = 2
+
+        def __init__(self, min_severity):
+            assert min_severity == self.WARNING
+
+    module = SimpleNamespace(
+        __version__="11.4.0",
+        Logger=Logger,
+        Builder=type("Builder", (Builder,), {}),
+        OnnxParser=type("OnnxParser", (OnnxParser,), {}),
+        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
+        MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
+        BuilderFlag=SimpleNamespace(TF32="TF32"),
+    )
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     return module
 
@@ -48,41 +137,49 @@ def run(build, monkeypatch, *words):
     build.main()
 
 
+def command(build, monkeypatch, capsys, *words):
+    """What --trtexec prints, as words."""
+    run(build, monkeypatch, *words, "--trtexec")
+    return shlex.split(capsys.readouterr().out)
+
+
 def test_a_typed_network_is_built_for_a_range_of_shapes(build, folder, tensorrt, monkeypatch):
     cache = folder / "timings"
     cache.write_bytes(b"earlier")
     sizes = ("--min", "1x64x96", "--opt", "2x128x192", "--max", "4x256x384")
     run(build, monkeypatch, folder, *sizes, "--workspace", 512, "--timing_cache", cache)
 
-    builder = tensorrt.Builder.return_value
-    config = builder.create_builder_config.return_value
-    builder.create_network.assert_called_once_with(1 << 1)
-    tensorrt.OnnxParser.return_value.parse_from_file.assert_called_once_with(str(folder / "model_fp16.onnx"))
-    config.set_memory_pool_limit.assert_called_once_with(tensorrt.MemoryPoolType.WORKSPACE, 512 * 2**20)
-    profile = builder.create_optimization_profile.return_value
-    profile.set_shape.assert_called_once_with("x", (1, 3, 64, 96), (2, 3, 128, 192), (4, 3, 256, 384))
-    config.add_optimization_profile.assert_called_once_with(profile)
-    config.create_timing_cache.assert_called_once_with(b"earlier")
+    builder = Builder.last
+    (profile,) = builder.config.profiles
+    assert builder.network_flags == 1 << 1
+    assert builder.model == str(folder / "model_fp16.onnx")
+    assert builder.config.limit == ("workspace", 512 * 2**20)
+    assert builder.config.flags == {"TF32"}
+    assert profile.shapes == {"x": ((1, 3, 64, 96), (2, 3, 128, 192), (4, 3, 256, 384))}
     assert (folder / "model_fp16.plan").read_bytes() == b"engine"
-    assert cache.read_bytes() == b"timings"
+    assert cache.read_bytes() == b"earlier and more"
+
+
+def test_fp32_is_not_rounded_to_tf32(build, folder, tensorrt, monkeypatch, capsys):
+    run(build, monkeypatch, folder, "--precision", "fp32")
+    assert Builder.last.config.flags == set()
+    assert "--noTF32" in command(build, monkeypatch, capsys, folder, "--precision", "fp32")
+    assert "--noTF32" not in command(build, monkeypatch, capsys, folder)
 
 
 def test_what_tensorrt_cannot_read_or_build_is_a_sentence(build, folder, tensorrt, monkeypatch):
-    parser = tensorrt.OnnxParser.return_value
-    parser.parse_from_file.return_value, parser.num_errors = False, 1
-    parser.get_error.return_value = "no such operator"
+    tensorrt.OnnxParser.errors = ["no such operator"]
     with pytest.raises(SystemExit, match="cannot read it: no such operator"):
         run(build, monkeypatch, folder)
-    parser.parse_from_file.return_value = True
-    tensorrt.Builder.return_value.build_serialized_network.return_value = None
+    tensorrt.OnnxParser.errors = []
+    tensorrt.Builder.engine = None
     with pytest.raises(SystemExit, match="cannot build it"):
         run(build, monkeypatch, folder)
     assert not (folder / "model_fp16.plan").exists()
 
 
 def test_the_command_of_trtexec_needs_no_tensorrt(build, folder, monkeypatch, capsys):
-    run(build, monkeypatch, folder, "--trtexec", "--max", "1x512x1024", "--output", "engine.plan")
-    words = shlex.split(capsys.readouterr().out)
+    words = command(build, monkeypatch, capsys, folder, "--max", "1x512x1024", "--output", "engine.plan")
     assert words == [
         "trtexec",
         f"--onnx={folder}/model_fp16.onnx",
@@ -96,12 +193,30 @@ def test_the_command_of_trtexec_needs_no_tensorrt(build, folder, monkeypatch, ca
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "shapes"),
+    [
+        ({"input_layout": "NHWC", "input_shape": [None, None, None, 3]}, ("1x256x512x3", "4x1024x2048x3")),
+        ({"input_shape": [1, 3, 128, 256]}, ("1x3x128x256", "1x3x128x256")),
+        ({"input_shape": [None, 4, 320, None]}, ("1x4x320x512", "4x4x320x2048")),
+    ],
+)
+def test_layout_and_fixed_sides_are_those_of_the_export(build, tmp_path, monkeypatch, capsys, changes, shapes):
+    words = command(build, monkeypatch, capsys, export(tmp_path, **changes))
+    assert [f"--minShapes=x:{shapes[0]}", f"--maxShapes=x:{shapes[1]}"] == [words[3], words[5]]
+
+
+def test_ranges_that_cannot_be_are_a_sentence(build, tmp_path, monkeypatch):
+    export(tmp_path, input_shape=[1, 3, 128, 256])
+    with pytest.raises(SystemExit, match=r"--opt: this export takes H = 128 alone, found 64: correct it"):
+        run(build, monkeypatch, tmp_path, "--opt", "1x64x256", "--trtexec")
+    export(tmp_path)
+    with pytest.raises(SystemExit, match="expected --min, --opt and --max to grow in each dimension"):
+        run(build, monkeypatch, tmp_path, "--max", "1x64x64", "--trtexec")
+
+
 def test_a_precision_that_was_not_exported_is_a_sentence(build, folder, monkeypatch):
     with pytest.raises(SystemExit, match=r"model_int8\.onnx: expected the network in ONNX, found none: export\.py"):
         run(build, monkeypatch, folder, "--precision", "int8")
     with pytest.raises(SystemExit, match=r"expected a folder that export\.py wrote"):
         run(build, monkeypatch, folder / "nowhere")
-
-
-def test_images_that_the_network_normalises_have_their_channels_last(build):
-    assert build.input_shape((2, 64, 96), "NHWC", 3) == (2, 64, 96, 3)
