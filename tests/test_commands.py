@@ -176,7 +176,7 @@ def test_export(workplace):
     result = run(ROOT / "export.py", *arguments, "--input_shape", 1, 3, 96, 64, folder=workplace)
     assert result.returncode == 0, result.stderr
     assert "64 wide and 96 high; for landscape images give 1 3 64 96" in result.stderr
-    assert "written to exported; equal to the network at 1x3x96x64: " in result.stdout
+    assert "written to exported, compared with the network on drawn streets of 1x3x96x64:" in result.stdout
     entry = yaml.safe_load((workplace / "exported" / "deploy.yaml").read_text())["Deploy"]
     assert entry["transforms"] == CONFIG["val_dataset"]["transforms"]
     assert entry["class_names"][0] == "road"

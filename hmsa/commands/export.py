@@ -132,7 +132,7 @@ def main(args: argparse.Namespace) -> None:
     formats.check_installed(rows, tflite_python=args.tflite_python)
     shape = tuple(None if side == -1 else side for side in args.input_shape or (-1, config.in_channels, -1, -1))
     H, W = shape[2:]
-    if H and W and H > W:
+    if H and W and H > W and shape[1] == config.in_channels:
         print(
             f"warning: --input_shape is N C H W, so this network takes upright images, {W} wide and {H} high; for "
             f"landscape images give {args.input_shape[0]} {args.input_shape[1]} {W} {H}",
@@ -156,5 +156,5 @@ def main(args: argparse.Namespace) -> None:
     check_target(args.save_dir)
     model = builder.build_model(config)
     load_weights(model, args.model_path)
-    measured = export(model, args.save_dir, options)
-    print(f"written to {args.save_dir}; {measured}")
+    compared = export(model, args.save_dir, options)
+    print(f"written to {args.save_dir}, {compared}")

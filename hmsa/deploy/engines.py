@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from hmsa.errors import DataError, HmsaError, UsageError, suggest
-from hmsa.inference.backends import BACKENDS
+from hmsa.inference.backends import BACKENDS, need
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,19 +29,24 @@ class Engine:
     """A row of the table.
 
     Attributes:
-        formats: that it reads, the best first (`hmsa.deploy.formats`).
+        reads: format -> the precisions of its files that it runs, the best format first (`hmsa.deploy.formats`).
         open: (the first of a format's files, threads or None for as many as this process may use, what `deploy.yaml`
             says of the format, and of all) -> the program.
         packages: that it needs besides Paddle; they are imported by the names they are installed by.
         extra: the one of pyproject.toml that installs them.
         lower: precision of no file -> what opens the files of fp32 to compute in it.
+        not_read: endings of files that it does not know, although it knows the format.
     """
 
-    formats: tuple[str, ...]
+    reads: Mapping[str, tuple[str, ...]]
     open: Opener
     packages: tuple[str, ...] = ()
     extra: str = ""
     lower: Mapping[str, Opener] = field(default_factory=dict)
+    not_read: tuple[str, ...] = ()
+
+    def can_read(self, entry: FileEntry) -> bool:
+        return entry.precision in self.reads.get(entry.format, ()) and not entry.files[0].endswith(self.not_read)
 
 
 class Session:
@@ -86,15 +91,19 @@ def is_installed(engine: str) -> bool:
     return all(map(find_spec, ENGINES[engine].packages))
 
 
-def precisions_of(engine: str, deployment: Deployment) -> dict[str, str]:
-    """Precision -> the format in which an engine reads it, of all that an export has."""
+def readable(engine: str, deployment: Deployment) -> list[FileEntry]:
+    """Of an export's files those that an engine reads, its best format first."""
     row = ENGINES[engine]
+    found = [entry for entry in deployment.formats if row.can_read(entry)]
+    return sorted(found, key=lambda entry: list(row.reads).index(entry.format))
+
+
+def precisions_of(engine: str, deployment: Deployment) -> dict[str, str]:
+    """Precision -> the best format in which an engine reads it, of all that an export has."""
     found: dict[str, str] = {}
-    for name in row.formats:
-        for entry in deployment.formats:
-            if entry.format == name:
-                found.setdefault(entry.precision, name)
-    return {**found, **{precision: found["fp32"] for precision in row.lower if "fp32" in found}}
+    for entry in readable(engine, deployment):
+        found.setdefault(entry.precision, entry.format)
+    return {**found, **{precision: found["fp32"] for precision in ENGINES[engine].lower if "fp32" in found}}
 
 
 def open_export(
@@ -124,27 +133,10 @@ def open_export(
     if engine not in ENGINES:
         raise UsageError(f"expected an engine, found {engine!r}: {suggest(engine, ENGINES)}", settings=["backend"])
     row = ENGINES[engine]
-    for package in row.packages:
-        if find_spec(package) is None:
-            raise UsageError(
-                f"the engine {engine} needs the package {package}, which is not installed: pip install .[{row.extra}]",
-                settings=["backend"],
-            )
+    need(f"the engine {engine}", row.packages, row.extra, settings=["backend"])
 
     deployment = read_deployment(folder)
-    readable = row.formats if format is None else [name for name in row.formats if name == format]
-    known = {(entry.format, entry.precision): entry for entry in deployment.formats}
-    of_files = "fp32" if precision in row.lower else precision
-    entry = next((known[key] for name in readable if (key := (name, of_files)) in known), None)
-    if entry is None:
-        there = ", ".join(map(" ".join, known))
-        wanted = " or ".join(readable) or format
-        raise UsageError(
-            f"{folder}: expected {wanted} in {of_files}, which {engine} reads, found {there}: "
-            "choose another engine or precision, or export again in that format",
-            settings=["backend", "precision"],
-        )
-
+    entry = _chosen(folder, deployment, engine, precision, format)
     files = [checked_file(Path(folder) / name, deployment) for name in entry.files]
     opener = row.lower.get(precision, row.open)
     try:
@@ -157,6 +149,24 @@ def open_export(
             f"{files[0]}: expected a model that {engine} can run, found one that is damaged or of another kind "
             f"({(str(error).strip().splitlines() or [type(error).__name__])[-1]:.200}); export again"
         ) from error
+
+
+def _chosen(
+    folder: str | Path, deployment: Deployment, engine: str, precision: str, format: Optional[str]
+) -> FileEntry:
+    """Of what an engine reads of an export, the best in this precision, and in this format if one is named."""
+    row = ENGINES[engine]
+    of_files = "fp32" if precision in row.lower else precision
+    for entry in readable(engine, deployment):
+        if entry.precision == of_files and format in (None, entry.format):
+            return entry
+    wanted = [name for name, precisions in row.reads.items() if of_files in precisions and format in (None, name)]
+    there = ", ".join(f"{entry.format} {entry.precision} ({entry.files[0]})" for entry in deployment.formats)
+    raise UsageError(
+        f"{folder}: expected {' or '.join(wanted or row.reads)} in {of_files}, which {engine} reads, found {there}: "
+        "choose another engine or precision, or export again in that format",
+        settings=["backend", "precision"],
+    )
 
 
 # --- How each opens a program. ---
@@ -180,15 +190,18 @@ def _tflite(path: Path, threads: Optional[int], entry: FileEntry, deployment: De
 
 
 ENGINES: dict[str, Engine] = {
-    "paddle": Engine(("paddle",), _paddle),
-    "onnxruntime": Engine(("onnx",), _backend("onnxruntime"), ("onnxruntime",), "onnx"),
+    "paddle": Engine({"paddle": ("fp32",)}, _paddle),
+    "onnxruntime": Engine({"onnx": ("fp32", "fp16", "int8")}, _backend("onnxruntime"), ("onnxruntime",), "onnx"),
     "openvino": Engine(
-        ("openvino", "onnx", "paddle"),
+        # fp16 in ONNX is typed as TensorRT wants it; OpenVINO's own files of fp16 are made for it.
+        {"openvino": ("fp32", "fp16", "int8"), "onnx": ("fp32", "int8"), "paddle": ("fp32",)},
         _backend("openvino"),
         ("openvino",),
         "openvino",
-        {"bf16": _backend("openvino", "bf16")},
+        lower={"bf16": _backend("openvino", "bf16")},
+        not_read=(".json",),
     ),
-    "tflite": Engine(("tflite",), _tflite, ("ai_edge_litert",), "tflite"),
+    "tflite": Engine({"tflite": ("fp32",)}, _tflite, ("ai_edge_litert",), "tflite"),
 }
-"""Name -> what it is. A new engine is a row here, and its opener in `hmsa.inference.backends` or a file beside."""
+"""Name -> what it is. A new engine is a row here, and its opener in `hmsa.inference.backends` or a file beside. What
+it reads is what an export is verified by it in, where it is installed."""

@@ -21,7 +21,7 @@ from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.transforms import DIVISORS
-from hmsa.deploy.engines import Session, is_installed, open_export
+from hmsa.deploy.engines import ENGINES, Session, is_installed, open_export
 from hmsa.deploy.formats import FORMATS, FileSet, Work, check_installed
 from hmsa.deploy.network import PLAIN, Answer, ExportedNetwork, smallest_side
 from hmsa.deploy.parity import CHECKED_SHAPES, Agreement, Case, compare, make_cases
@@ -128,9 +128,11 @@ def export(model: paddle.nn.Layer, save_dir: str | Path, options: ExportOptions)
     Files of an earlier export in `save_dir` are replaced; other files are left alone, and so is the model. The two are
     compared on the CPU, in every format and by every engine that reads it and is installed.
 
+    What is being done is told on stderr.
+
     Returns:
-        One line that says where the comparison was made and what Paddle measured, a table of all formats if there is
-        more than one, and a line about replaced files if any were.
+        A line that says where the comparison was made, a table of all formats and engines, and lines about int8 and
+        about files of an earlier export, if there are any.
 
     Raises:
         UsageError: a package that a format needs is missing.
@@ -170,14 +172,14 @@ def export(model: paddle.nn.Layer, save_dir: str | Path, options: ExportOptions)
         for described, row in zip(entry["formats"], options.formats):
             described["engines"] = {engine: str(found) for (of, engine), found in verified.items() if of is row}
         write_description(folder, entry)
-        measured = _measured(verified, shapes)
-        table = _table(verified, entry["formats"], folder) if len(verified) > 1 else []
+        at = ", ".join("x".join(map(str, shape)) for shape in shapes)
+        compared = f"compared with the network on drawn streets of {at}:"
         agreements = [
             f"{described['format']} {described['precision']}, beside fp32: {described['agreement']}"
             for described in entry["formats"]
             if "agreement" in described
         ]
-        return "\n".join([measured, *table, *agreements, *publish(folder, target)])
+        return "\n".join([compared, *_table(verified, entry["formats"], folder), *agreements, *publish(folder, target)])
 
 
 def checked_shapes(options: ExportOptions) -> list[tuple[int, ...]]:
@@ -190,6 +192,7 @@ def checked_shapes(options: ExportOptions) -> list[tuple[int, ...]]:
 def write_formats(work: Work, rows: Sequence[FileSet]) -> None:
     """Write the files of all formats, and `deploy.yaml`."""
     for row in rows:
+        _tell(f"writing {row.format} {row.precision}")
         files, told = list(row.files), {}
         if row.write is None:
             files = [work.entry["model"], work.entry["params"]]
@@ -205,6 +208,8 @@ def verify(
 ) -> dict[tuple[FileSet, str], Agreement]:
     """(row, engine) -> how the engine's answers compare with the network's, of all that are installed.
 
+    Paddle's program stays where another engine cannot open it, which a warning then says.
+
     Args:
         own: Paddle's program, open.
 
@@ -212,18 +217,28 @@ def verify(
         DataError: they are too far from them.
     """
     found = {}
+    entries = {(entry.format, entry.precision): entry for entry in read_deployment(work.folder).formats}
     for row in rows:
-        # TFLite runs where it was written.
-        engines = row.engines if row.format == "tflite" else filter(is_installed, row.engines)
-        for engine in engines:
-            session = _session(work, row, engine, own)
+        entry = entries[row.format, row.precision]
+        for engine in row.engines:
+            # TFLite runs where it was written.
+            if not ENGINES[engine].can_read(entry) or not (engine == "tflite" or is_installed(engine)):
+                continue
+            _tell(f"comparing {row.format} {row.precision} in {engine} with the network")
+            try:
+                session = _session(work, row, engine, own)
+            except DataError as error:
+                if row.write is not None:
+                    raise
+                print(printable(f"warning: {engine} cannot read {entry.files[0]}: {error}"), file=sys.stderr)
+                continue
             reader = f"{engine}{f' {PADDLE_VERSION}' if engine == 'paddle' else ''} ({row.format} {row.precision})"
             found[row, engine] = compare(cases, session, reader=reader, precision=row.precision)
     return found
 
 
 def _session(work: Work, row: FileSet, engine: str, own: Program) -> Session:
-    if row.write is None:
+    if engine == "paddle":
         return Session(read_deployment(work.folder), own)
     if engine == "tflite":
         from hmsa.deploy import tflite
@@ -236,13 +251,8 @@ def _session(work: Work, row: FileSet, engine: str, own: Program) -> Session:
     return open_export(work.folder, engine, row.precision, format=row.format)
 
 
-def _measured(verified: dict[tuple[FileSet, str], Agreement], shapes: Sequence[Sequence[int]]) -> str:
-    paddles = next(iter(verified.values()))
-    at = ", ".join("x".join(map(str, shape)) for shape in shapes)
-    verb = "differ" if paddles.of in ("probabilities", "logits") else "differs"
-    differ = "" if paddles.largest is None else f"{paddles.of} {verb} by {paddles.largest:.2g} at most, "
-    near_ties = f"{paddles.other} of {paddles.pixels} pixels near a tie have another class"
-    return f"equal to the network at {at}: {differ}{near_ties}"
+def _tell(text: str) -> None:
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def _table(
@@ -253,7 +263,7 @@ def _table(
     rows = [("format", "precision", "engine", "labels equal", "largest difference", "MB")]
     for (row, engine), found in verified.items():
         size = sum((folder / file).stat().st_size for file in files[row.format, row.precision]) / 1e6
-        difference = "-" if found.largest is None else f"{found.largest:.1e}"
+        difference = "-" if found.largest is None else f"{found.largest:.1e} ({found.of})"
         rows.append((row.format, row.precision, engine, f"{100 * found.equal:.4f} %", difference, f"{size:.1f}"))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip() for cells in rows]
@@ -342,16 +352,23 @@ def publish(source: Path, target: Path) -> list[str]:
     """Move an export in. Without `deploy.yaml`, which goes first and comes last, a folder is not an export.
 
     Returns:
-        A line that names what was there of an earlier export, if anything was.
+        Lines that name what was there of an earlier export, replaced or removed, if anything was.
     """
     target.mkdir(exist_ok=True)
     earlier = _earlier_export(target)
-    replaced = [f"{file.name} of {datetime.fromtimestamp(file.lstat().st_mtime):%Y-%m-%d %H:%M}" for file in earlier]
+    written = sorted(source.iterdir(), key=lambda path: path.name == DEPLOY_FILE)
+    names = {path.name for path in written}
+    told: dict[str, list[str]] = {"replaced in": [], "removed, being of the earlier export, from": []}
+    replaced, removed = told.values()
+    for file in earlier:
+        of = datetime.fromtimestamp(file.lstat().st_mtime)
+        (replaced if file.name in names else removed).append(f"{file.name} of {of:%Y-%m-%d %H:%M}")
+
     for path in earlier:
         path.unlink()
-    for path in sorted(source.iterdir(), key=lambda path: path.name == DEPLOY_FILE):
+    for path in written:
         path.replace(target / path.name)
-    return [f"replaced in {target}: {', '.join(replaced)}"] if replaced else []
+    return [f"{what} {target}: {', '.join(files)}" for what, files in told.items() if files]
 
 
 def check_target(save_dir: str | Path) -> Path:

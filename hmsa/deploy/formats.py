@@ -18,7 +18,7 @@ from typing import Any, Optional
 
 from hmsa.deploy.engines import ENGINES, is_installed
 from hmsa.errors import DataError, UsageError, suggest
-from hmsa.inference.backends import CONVERTERS
+from hmsa.inference.backends import CONVERTERS, need
 
 OPSET = 17
 """Of ONNX: what TensorRT, OpenVINO, onnx2tf and browsers all read."""
@@ -77,7 +77,6 @@ class FileSet:
 
     Attributes:
         files: that it consists of.
-        engines: that can run it, and by which it is verified where they are installed; one of them has to be.
         write: puts the files into `Work.folder`, and returns what `deploy.yaml` says of them besides. None: they are
             there before all others, being Paddle's own.
         needs_onnx: whether it is made of the network in ONNX, which `CONVERTERS` and Paddle 3 write.
@@ -88,11 +87,15 @@ class FileSet:
     format: str
     precision: str
     files: tuple[str, ...]
-    engines: tuple[str, ...]
     write: Optional[Callable[[Work], dict[str, Any]]] = None
     needs_onnx: bool = False
     packages: tuple[str, ...] = ()
     extra: str = ""
+
+    @property
+    def engines(self) -> list[str]:
+        """Those that read it, by which it is verified where they are installed; the first has to be, or another."""
+        return [name for name, engine in ENGINES.items() if self.precision in engine.reads.get(self.format, ())]
 
 
 # --- Who writes them. ---
@@ -161,14 +164,14 @@ _FP16: dict[str, Any] = {"needs_onnx": True, "packages": ("onnxruntime",), "extr
 _INT8: dict[str, Any] = {"needs_onnx": True, "packages": ("nncf", "onnxruntime"), "extra": "int8"}
 
 FORMATS: list[FileSet] = [
-    FileSet("paddle", "fp32", ("model.pdmodel", "model.pdiparams"), ("paddle",)),
-    FileSet("onnx", "fp32", ("model.onnx",), ("onnxruntime", "openvino"), _onnx, needs_onnx=True, extra="onnx"),
-    FileSet("onnx", "fp16", ("model_fp16.onnx",), ("onnxruntime",), _onnx_fp16, **_FP16),
-    FileSet("onnx", "int8", ("model_int8.onnx",), ("onnxruntime", "openvino"), _onnx_int8, **_INT8),
-    FileSet("openvino", "fp32", ("model.xml", "model.bin"), ("openvino",), _openvino, **_OPENVINO),
-    FileSet("openvino", "fp16", ("model_fp16.xml", "model_fp16.bin"), ("openvino",), _openvino_fp16, **_OPENVINO),
-    FileSet("openvino", "int8", ("model_int8.xml", "model_int8.bin"), ("openvino",), _openvino_int8, **_INT8),
-    FileSet("tflite", "fp32", ("model.tflite",), ("tflite",), _tflite, needs_onnx=True, extra="onnx"),
+    FileSet("paddle", "fp32", ("model.pdmodel", "model.pdiparams")),
+    FileSet("onnx", "fp32", ("model.onnx",), _onnx, needs_onnx=True, extra="onnx"),
+    FileSet("onnx", "fp16", ("model_fp16.onnx",), _onnx_fp16, **_FP16),
+    FileSet("onnx", "int8", ("model_int8.onnx",), _onnx_int8, **_INT8),
+    FileSet("openvino", "fp32", ("model.xml", "model.bin"), _openvino, **_OPENVINO),
+    FileSet("openvino", "fp16", ("model_fp16.xml", "model_fp16.bin"), _openvino_fp16, **_OPENVINO),
+    FileSet("openvino", "int8", ("model_int8.xml", "model_int8.bin"), _openvino_int8, **_INT8),
+    FileSet("tflite", "fp32", ("model.tflite",), _tflite, needs_onnx=True, extra="onnx"),
 ]
 """Every format in every precision, in the order in which they are written. A new one is a row here, and its writer
 above or in a file beside."""
@@ -241,13 +244,7 @@ def check_installed(rows: Sequence[FileSet], *, tflite_python: Optional[Path] = 
         needed = [*row.packages, *(CONVERTERS["onnx"] if row.needs_onnx else ())]
         if row.format != "tflite" and not any(map(is_installed, row.engines)):
             needed += ENGINES[row.engines[0]].packages
-        missing = [package for package in needed if find_spec(package) is None]
-        if missing:
-            raise UsageError(
-                f"the format {row.format} needs the package {missing[0]}, which is not installed: pip install "
-                f".[{row.extra}]",
-                settings=["format"],
-            )
+        need(f"the format {row.format}", needed, row.extra, settings=["format"])
         if row.format == "tflite" and not (tflite_python and tflite_python.is_file()):
             raise UsageError(
                 f"the format tflite needs TensorFlow, in an environment of its own, found none at {tflite_python}: "

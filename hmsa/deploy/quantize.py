@@ -200,8 +200,9 @@ def _inputs(work: Work) -> tuple[list[Path], list[Path]]:
         images = f"{len(calibrated)} image{'s' * (len(calibrated) > 1)}"
         said = f"{work.calibration}: int8 is calibrated on {images}; a hundred like those to come give steadier ranges"
         print(printable(f"warning: {said}"), file=sys.stderr)
-    step = max(1, len(calibrated) // MAX_IMAGES)
-    return calibrated[::step][:MAX_IMAGES], kept_back
+    if len(calibrated) > MAX_IMAGES:  # from the first to the last
+        calibrated = [calibrated[number * len(calibrated) // MAX_IMAGES] for number in range(MAX_IMAGES)]
+    return calibrated, kept_back
 
 
 def _input(path: Path, work: Work) -> np.ndarray:
@@ -218,9 +219,10 @@ def _input(path: Path, work: Work) -> np.ndarray:
     H, W = sides["H"] or height, sides["W"] or width
     if (height, width) != (H, W):
         image = cv2.resize(image, (W, H)).reshape(H, W, -1)
-    elif not (sides["H"] and sides["W"]):
-        top, left = (rng.integers(0, max(1, side - MAX_SIDE + 1)) for side in (H, W))
-        image = image[top : top + MAX_SIDE, left : left + MAX_SIDE]
+    top, left = (
+        0 if sides[axis] else rng.integers(0, max(1, side - MAX_SIDE + 1)) for axis, side in (("H", H), ("W", W))
+    )
+    image = image[top : top + (sides["H"] or MAX_SIDE), left : left + (sides["W"] or MAX_SIDE)]
 
     batch = np.repeat(image[np.newaxis], sides["N"] or 1, axis=0)
     if entry["input_layout"] == "NCHW":

@@ -6,7 +6,7 @@ Reading the table loads neither Paddle nor a backend, as command lines list its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
@@ -67,6 +67,21 @@ def precisions() -> tuple[str, ...]:
     return tuple(dict.fromkeys(chain.from_iterable(known)))
 
 
+def need(what: str, packages: Iterable[str], extra: str, *, settings: Sequence[str] = ()) -> None:
+    """UsageError unless all packages are installed, by the names they are imported by.
+
+    Args:
+        what: needs them.
+        extra: the one of pyproject.toml that installs them.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise UsageError(
+                f"{what} needs the package {package}, which is not installed: pip install .[{extra}]",
+                settings=settings,
+            )
+
+
 def choose(name: str, precision: str = "fp32") -> str:
     """The backend of this name, or the one that "auto" is on this device.
 
@@ -84,14 +99,7 @@ def choose(name: str, precision: str = "fp32") -> str:
             settings=["backend"],
         )
 
-    for package in packages_of(chosen):
-        if find_spec(package) is None:
-            raise UsageError(
-                f"the backend {chosen} needs the package {package}, which is not installed: "
-                f"pip install .[{backend.extra}]",
-                settings=["backend"],
-            )
-
+    need(f"the backend {chosen}", packages_of(chosen), backend.extra, settings=["backend"])
     runs_on = device if device in backend.precisions else "cpu"
     if precision not in backend.precisions[runs_on]:
         able = " or ".join(

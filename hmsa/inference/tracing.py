@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,6 +19,7 @@ import paddle
 from paddle import _C_ops, nn
 from paddle.base.framework import convert_np_dtype_to_dtype_
 from paddle.base.layer_helper import LayerHelper
+from paddle.jit.dy2static.program_translator import ProgramTranslator
 from paddle.nn.functional import conv
 from paddle.version import full_version as PADDLE_VERSION
 
@@ -63,6 +65,7 @@ def write_program(
     Raises:
         Exception: whatever Paddle raises where it cannot trace the network.
     """
+    _forget_failed_traces()
     spec = paddle.static.InputSpec(list(input_shape), dtype, input_name)  # pyright: ignore[reportArgumentType]
     # FLAGS_enable_pir_api may have left Paddle 3 with the old form.
     form = _old_form() if old_form or not writes_json() else paddle.pir_utils.DygraphPirGuard()
@@ -71,6 +74,19 @@ def write_program(
         paddle.jit.save(paddle.jit.to_static(network, input_spec=[spec], full_graph=True), str(path))
     path.with_suffix(".pdiparams.info").unlink(missing_ok=True)
     return program_file(path)
+
+
+def _forget_failed_traces() -> None:
+    """Paddle keeps the tensors of a program that it traces by the program's address. Where that failed they stay, and
+    another program that gets the address would have them as its own."""
+    translator = ProgramTranslator.get_instance()
+    kept = [translator._params_recorder, translator._inplace_map]
+    for folder in ("dy2static", "pir_dy2static"):  # of Paddle 3.3, of those before
+        with contextlib.suppress(ImportError):
+            module = import_module(f"paddle.jit.{folder}.parameter_recorder")
+            kept += [module._global_parameter_recorder, module._global_inplace_map]
+    for recorder in kept:
+        recorder.params_dict.clear()
 
 
 _CONVERTER = """\
