@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Literal, NamedTuple, Optional
 
@@ -20,8 +20,9 @@ import numpy as np
 import paddle
 from paddle.optimizer import lr
 from paddle.version import full_version as PADDLE_VERSION
+from pydantic import TypeAdapter, ValidationError
 
-from hmsa.components import IMAGENET, KINDS, MixedLossSpec, imported
+from hmsa.components import IMAGENET, KINDS, AnyTransform, MixedLossSpec, imported
 from hmsa.config.dialect import folded
 from hmsa.config.fields import Component, arguments
 from hmsa.config.schema import Config, takes_weights
@@ -31,7 +32,7 @@ from hmsa.datasets.histogram import Histogram, balanced_weights, class_histogram
 from hmsa.datasets.transforms import PaddleSegTransform, Transform
 from hmsa.distributed.ranks import decided_by_main, is_main, world_size
 from hmsa.engine.parts import freeze, scale_rates
-from hmsa.errors import DataError, HmsaError, UsageError, dotted, printable, shown, suggest
+from hmsa.errors import DataError, HmsaError, UsageError, dotted, printable, said_of, shown, suggest
 from hmsa.losses.foreign import ForeignLoss
 from hmsa.losses.weighted import WeightedLoss
 from hmsa.models import MscaleOCRNet
@@ -146,6 +147,15 @@ def build_transforms(specs: Sequence[Component], *, where: str = "transforms") -
         transform = _construct(found, arguments(spec), f"{where}.{index}")
         transforms.append(transform if found.ours else PaddleSegTransform(transform))
     return transforms
+
+
+def exported_transforms(entries: Sequence[Mapping[str, Any]], *, where: str) -> list[Transform]:
+    """What prepares an image for an export, as its description lists it. DataError where that is wrong."""
+    try:
+        specs = [TypeAdapter(AnyTransform).validate_python(entry) for entry in entries]
+    except ValidationError as error:
+        raise DataError(f"{where}: expected transforms, but: {said_of(error)}; export again") from None
+    return build_transforms(specs, where=where)
 
 
 def inference_transforms(config: Config) -> list[Any]:

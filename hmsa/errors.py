@@ -83,6 +83,12 @@ _SHORT.maxstring = 80
 _SHORT.maxlevel = 3
 
 
+def said_of(error: Any) -> str:
+    """Of what pydantic's ValidationError found, the first: the key, and what is wrong there."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join(filter(None, (dotted(first["loc"]), first["msg"])))
+
+
 def dotted(parts: Iterable[Any]) -> str:
     """Parts of a key as in an option; what would not be read as a key there is shown as a value."""
     return ".".join(str(part) if re.fullmatch(r"[^\W.]{1,60}", str(part)) else shown(part) for part in parts)

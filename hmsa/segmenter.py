@@ -26,10 +26,9 @@ import hmsa.system.prepared  # noqa: F401
 import numpy as np
 import paddle
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from hmsa import builder
-from hmsa.components import AnyTransform
 from hmsa.config.reading import load_config
 from hmsa.config.schema import InferenceSpec
 from hmsa.datasets.bands import displayed
@@ -462,13 +461,12 @@ def _exported(folder: Path, averaging: dict[str, Any], engine: str, precision: s
         raise UsageError(f"expected scales from 1/16 to 16, found {found}: correct them") from None
 
     export = _Export(open_export(folder, {"auto": "paddle", "inference": "paddle"}.get(engine, engine), precision))
-    specs = [TypeAdapter(AnyTransform).validate_python(entry) for entry in deployment.transforms]
     return _Model(
         answer=export.output(export.names[0]),
         gives=gives,
         inside=export if "attention" in export.names else None,
         confidence=export.output("confidence") if gives == "classes" and "confidence" in export.names else None,
-        transforms=fused(builder.build_transforms(specs, where=f"{folder / DEPLOY_FILE}: transforms")),
+        transforms=fused(builder.exported_transforms(deployment.transforms, where=f"{folder / DEPLOY_FILE}")),
         options=InferenceOptions.from_test_config(spec),
         classes=_classes_of(deployment),
         in_channels=deployment.side("C") or 3,

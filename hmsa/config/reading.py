@@ -19,7 +19,7 @@ from hmsa.components import checked_specs
 from hmsa.config import dialect, recipes
 from hmsa.config.problems import MAX_PROBLEMS, SECTIONS, problems_between_sections, sentence
 from hmsa.config.schema import Config, Origins
-from hmsa.config.text import MAX_CHARACTERS, MAX_LEVELS, _parse
+from hmsa.config.text import MAX_CHARACTERS, MAX_LEVELS, parse
 from hmsa.errors import UsageError, dotted, shown
 
 # --- Reading. ---
@@ -99,7 +99,7 @@ def _read(path: str, room: list[int]) -> dict[str, Any]:
                 f"{path}: expected a recipe of at most {MAX_CHARACTERS} bytes with its bases, found more: check that "
                 "it is one"
             )
-        tree = _parse(data.decode())
+        tree = parse(data.decode())
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: expected YAML in UTF-8, found other bytes: check that it is a text file") from error
     except (FileNotFoundError, ValueError) as error:  # the second: a zero byte in the path
@@ -161,7 +161,7 @@ def _set_option(tree: dict[str, Any], option: str, opts_name: str) -> tuple[str,
             f"{opts_name}: expected key=value such as optimizer.weight_decay=0.001, found {shown(option)}: correct it"
         )
     try:
-        value = _parse(text, level=len(parts))
+        value = parse(text, level=len(parts))
     except yaml.YAMLError as error:
         raise UsageError(
             f"{opts_name}: expected the value of {dotted(parts)} to be YAML, found {shown(text)}: {error}"

@@ -88,7 +88,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def one_line(value: Any) -> str:
-    """A value as YAML on one line, from which `_parse` reads it; tuples become lists."""
+    """A value as YAML on one line, from which `parse` reads it; tuples become lists."""
     text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
     return text.strip()[1:-1]
 
@@ -98,7 +98,7 @@ for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def _parse(text: str, level: int = 0) -> Any:
+def parse(text: str, level: int = 0) -> Any:
     """YAML text -> None, bool, int, float, str, lists and dicts of them; nothing is in two places.
 
     `level` is how many mappings and lists it will stand in.

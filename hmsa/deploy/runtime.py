@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -13,11 +14,11 @@ import numpy as np
 import yaml
 from packaging.version import Version
 from paddle.version import full_version as PADDLE_VERSION
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from hmsa.config.fields import Label
-from hmsa.errors import DataError
-from hmsa.inference.paddle_inference import Program, open_predictor, program_of
+from hmsa.config.fields import Label, Pixels
+from hmsa.config.text import parse
+from hmsa.errors import DataError, said_of
 from hmsa.system.files import sha256
 
 DEPLOY_FILE = "deploy.yaml"
@@ -31,8 +32,9 @@ ANSWERS = {"argmax": ("label", "int32", "NHW"), "softmax": ("probabilities", "fl
 LOGITS = ("logits", "float32", "NCHW")
 
 _MAX_BYTES = 1 << 16
-_NAME = r"^[^/\\]*[^/\\.][^/\\]*$"  # of a file beside it: no folder, and not dots alone
+_NAME = r"^[^/\\\x00]*[^/\\.\x00][^/\\\x00]*$"  # of a file beside it: no folder, and not dots alone
 _FileName = Annotated[str, Field(pattern=_NAME)]
+_Side = Annotated[Optional[Pixels], BeforeValidator(lambda side: None if side == -1 else side)]  # -1 is PaddleSeg's
 
 
 class Output(BaseModel):
@@ -41,8 +43,8 @@ class Output(BaseModel):
     model_config = ConfigDict(strict=True)
 
     name: str
-    dtype: str
-    layout: str
+    dtype: Literal["int32", "float32"]
+    layout: Literal["NHW", "NCHW", "NSHW"]
     scales: list[float] = []  # of an attention [N, S, H, W], in the order of S
 
 
@@ -69,22 +71,23 @@ class Deployment(BaseModel):
     paddle_version: Annotated[Version, BeforeValidator(Version)] = Version("0")  # that wrote it; 0 if not recorded
     sha256: dict[str, str] = {}  # of the files by name; empty if not recorded
     transforms: list[dict[str, Any]]  # {type, **arguments} of what prepares an image
-    input_shape: Annotated[list[Optional[int]], Field(min_length=4, max_length=4)]  # as in the layout; None is any size
+    input_shape: Annotated[list[_Side], Field(min_length=4, max_length=4)]  # as in the layout; None is any size
     input_name: str = "x"
-    input_dtype: str = "float32"  # or uint8
-    input_layout: str = "NCHW"  # or NHWC
-    min_size: Optional[int] = None  # side of the smallest image of which every scale leaves a pixel; if recorded
-    output_op: str  # argmax, softmax or none
+    input_dtype: Literal["float32", "uint8"] = "float32"
+    input_layout: Literal["NCHW", "NHWC"] = "NCHW"
+    channel_order: Literal["RGB", "as stored"] = "RGB"
+    min_size: Optional[Pixels] = None  # side of the smallest image of which every scale leaves a pixel; if recorded
+    output_op: Literal["argmax", "softmax", "none"]
     outputs: list[Output] = []  # in order
     formats: list[FileEntry] = []
-    class_names: list[str] = []  # empty if not recorded, as are the colours: red, green, blue
-    class_colors: list[Annotated[list[Label], Field(min_length=3, max_length=3)]] = []
+    class_names: Annotated[list[str], Field(max_length=256)] = []  # empty if not recorded, as are the colours
+    class_colors: Annotated[list[Annotated[list[Label], Field(min_length=3, max_length=3)]], Field(max_length=256)] = []
     ignore_index: int = 255
 
     def model_post_init(self, context: Any) -> None:
         """What an earlier export, or another program's, leaves out."""
         name, dtype, layout = ANSWERS.get(self.output_op, LOGITS)
-        self.outputs = self.outputs or [Output(name=name, dtype=dtype, layout=layout)]
+        self.outputs = self.outputs or [Output.model_validate({"name": name, "dtype": dtype, "layout": layout})]
         self.formats = self.formats or [FileEntry(format="paddle", precision="fp32", files=[self.model, self.params])]
 
     def side(self, axis: str) -> Optional[int]:
@@ -113,16 +116,20 @@ def read_deployment(folder: str | Path) -> Deployment:
     """Read `deploy.yaml`, whatever became of the files that it names. DataError if it is missing or broken."""
     path = Path(folder) / DEPLOY_FILE
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"it is longer than {_MAX_BYTES} bytes")
-        return Deployment.model_validate(yaml.safe_load(path.read_bytes())["Deploy"])
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _MAX_BYTES:
+            raise yaml.YAMLError(f"it is no file, or one longer than {_MAX_BYTES} bytes")
+        found = parse(path.read_text(encoding="utf-8"))
+        return Deployment.model_validate(found["Deploy"] if isinstance(found, dict) and "Deploy" in found else {})
+    except ValidationError as error:
+        raise DataError(f"{path}: expected what export.py writes, but: {said_of(error)}; export again") from None
     except OSError as error:
         raise DataError(
             f"{path}: expected the description of an exported model, but: {error.strerror}; run export.py, or name "
             "the folder it wrote"
         ) from error
-    except (yaml.YAMLError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: expected what export.py writes, but: {error!r:.200}; export again") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected what export.py writes, but: {error!s:.200}; export again") from None
 
 
 def checked_file(path: Path, deployment: Deployment) -> Path:
@@ -135,6 +142,8 @@ def checked_file(path: Path, deployment: Deployment) -> Path:
             f"{written} or newer, or export again with {PADDLE_VERSION}"
         )
 
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: expected a file, found a folder, a pipe or a device; export again")
     digest = sha256(path)
     if deployment.sha256.get(path.name, digest) != digest:
         raise DataError(f"{path}: expected the file that export.py wrote, found another or a damaged one; export again")
@@ -151,19 +160,7 @@ def load_predictor(folder: str | Path) -> Predictor:
     Raises:
         DataError: the folder is incomplete or damaged, or was written by a newer Paddle than this one can read.
     """
-    deployment = read_deployment(folder)
-    model, params = (checked_file(Path(folder) / name, deployment) for name in (deployment.model, deployment.params))
-    try:
-        run: Program = program_of(open_predictor(model, params))
-    # Paddle raises whatever comes first.
-    except Exception as error:
-        raise DataError(
-            f"{model}: expected a model that Paddle {PADDLE_VERSION} can run, found one that is damaged or of another "
-            "kind; export again"
-        ) from error
+    from hmsa.deploy.engines import open_export
 
-    def predict(images: np.ndarray) -> np.ndarray:
-        deployment.check_images(images.shape)
-        return run(images)[0]
-
-    return predict
+    session = open_export(folder, "paddle")
+    return lambda images: next(iter(session(images).values()))

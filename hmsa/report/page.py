@@ -69,7 +69,7 @@ class Page:
     earlier: Optional[tuple[str, Mapping[str, Any]]] = None
 
     def write(self, folder: Path) -> tuple[Path, Optional[Path]]:
-        """Make the page, which takes the time of a few images -> its file, and that of an earlier one, which is kept."""
+        """Make the page, which takes the time of a few images -> its file, and an earlier page's, which is kept."""
         start = time.perf_counter()
         content = {
             "page": self,
