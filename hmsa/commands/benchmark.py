@@ -47,7 +47,9 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--engines", nargs="+", action="extend", choices=list(ENGINES), help="only these (default: all that read it)"
     )
-    parser.add_argument("--output", metavar="FILE", help="JSON file for the figures and the machine they are of")
+    parser.add_argument(
+        "--output", metavar="FILE", help="JSON file for the figures and the machine they are of; an earlier one is kept"
+    )
     parser.add_argument("--here", help=argparse.SUPPRESS)
     return parser
 
@@ -85,16 +87,20 @@ def main(args: argparse.Namespace) -> None:
 
     results = []
     cases = benchmark.cases(args.folder, sizes, args.batch, args.engines or tuple(ENGINES))
+    if not cases:
+        named = ", ".join(args.engines)
+        raise UsageError(f"{args.folder}: expected a format that {named} reads, found none: choose other --engines")
     for number, case in enumerate(cases, 1):
         print(printable(f"{number}/{len(cases)}: {case}"), file=sys.stderr, flush=True)
         results.append(_in_its_own_process(args, case, threads))
     print(benchmark.table(results, found))
     if output:
         data = {"machine": found, "results": [result.to_json() for result in results]}
-        write_atomically(output, json.dumps(data, indent=1).encode())
-        print(f"written to {output}", file=sys.stderr)
+        kept = write_atomically(output, json.dumps(data, indent=1).encode(), keep_earlier=True)
+        also = f"; the earlier one is kept as {kept}" if kept else ""
+        print(printable(f"written to {output}{also}"), file=sys.stderr)
     if not any(result.measured for result in results):
-        raise HmsaError("nothing could be run: see the reasons in the table")
+        raise HmsaError("nothing could be run: the reasons stand below the table")
 
 
 def _in_its_own_process(args: argparse.Namespace, case: Case, threads: int) -> Result:

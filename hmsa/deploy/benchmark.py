@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Optional
@@ -16,7 +17,7 @@ import hmsa.system.prepared  # noqa: F401
 
 import numpy as np
 
-from hmsa.deploy.engines import ENGINES, open_export, precisions_of
+from hmsa.deploy.engines import ENGINES, open_export, readable
 from hmsa.deploy.runtime import Deployment, read_deployment
 from hmsa.system.environment import cores, processor
 from hmsa.system.memory import peak_memory_bytes, resident_bytes
@@ -56,10 +57,10 @@ class Case:
 class Measured:
     """What was measured of a case."""
 
-    opening: float  # seconds, from nothing to an open session; the engine's library is loaded in them
+    opening: float  # seconds, from the files to an open session
     runs: tuple[float, ...]  # seconds of each
     memory_bytes: int  # the most that the process held
-    memory_before_bytes: int  # that it held before it opened anything, with Paddle and NumPy loaded
+    memory_before_bytes: int  # that it held before it opened anything, with Paddle and the engine's library loaded
 
     @property
     def row(self) -> dict[str, float]:
@@ -112,9 +113,16 @@ def cases(
         Case(engine, form, precision, width, height, batch)
         for width, height in sizes
         for engine in engines
-        for precision, form in precisions_of(engine, deployment).items()
+        for form, precision in _readings(engine, deployment)
         if precision != "bf16" or has_bf16()
     ]
+
+
+def _readings(engine: str, deployment: Deployment) -> list[tuple[str, str]]:
+    """Every format and precision in which an engine runs an export."""
+    found = [(entry.format, entry.precision) for entry in readable(engine, deployment)]
+    lower = [(form, name) for name in ENGINES[engine].lower for form, precision in found if precision == "fp32"]
+    return [*found, *lower[:1]]  # computed with the files of the best format
 
 
 def measure(folder: str | Path, case: Case, *, repeat: int, seconds: float, threads: Optional[int]) -> Measured:
@@ -127,9 +135,11 @@ def measure(folder: str | Path, case: Case, *, repeat: int, seconds: float, thre
     Raises:
         HmsaError: see `open_export` and `Session`.
     """
+    for package in ENGINES[case.engine].packages:
+        import_module(package)
     before = resident_bytes()
     start = time.perf_counter()
-    session = open_export(folder, case.engine, case.precision, threads)
+    session = open_export(folder, case.engine, case.precision, threads, format=case.format)
     opening = time.perf_counter() - start
 
     images = _noise(session.deployment, case)
@@ -183,11 +193,12 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def table(results: Sequence[Result], found: dict[str, Any]) -> str:
-    """Markdown: a row for each result, and a line about the machine."""
+    """Markdown: a row for each result, a line about the machine, and why what was not run was not."""
     head = "engine | format | precision | size | batch | images/s | p50 ms | p99 ms | runs | memory | opening"
     lines = [f"| {head} |", "| --- | --- | --- | --- | ---: " + "| ---: " * 6 + "|"]
     lines += [f"| {' | '.join(_cells(result))} |" for result in results]
-    return "\n".join([*lines, "", written(found)])
+    reasons = [f"{result.case} was not run: {result.reason}" for result in results if result.measured is None]
+    return "\n".join([*lines, "", written(found), *reasons])
 
 
 def written(found: dict[str, Any]) -> str:
@@ -201,7 +212,7 @@ def _cells(result: Result) -> list[str]:
     case = result.case
     cells = [case.engine, case.format, case.precision, f"{case.width}x{case.height}", str(case.batch)]
     if result.measured is None:
-        return [*cells, f"not run: {result.reason.replace('|', '/')}", *5 * ["-"]]
+        return [*cells, "not run", *5 * ["-"]]
     row = result.measured.row
     return [
         *cells,

@@ -101,11 +101,15 @@ class Deployment(BaseModel):
         fixed = {axis: side for axis, side in zip(self.input_layout, self.input_shape) if side is not None}
         if len(shape) != 4 or any(found[axis] != side for axis, side in fixed.items()):
             wanted = " ".join(str(fixed.get(axis, axis)) for axis in self.input_layout)
+            in_order = len(shape) == 4 and found["C"] == fixed.get("C", found["C"])
+            remedy = "resize them, or export for any size" if in_order else "bring the axes into this order"
             raise DataError(
                 f"expected images of the shape {wanted} ({self.input_layout}), found {' '.join(map(str, shape))}: "
-                "resize them, or export for any size"
+                f"{remedy}"
             )
-        if min(shape) < 1 or min(found["H"], found["W"]) < (self.min_size or 1):
+        if found["N"] < 1:
+            raise DataError("expected an image, found none: give at least one")
+        if min(found["H"], found["W"]) < (self.min_size or 1):
             raise DataError(
                 f"expected images of at least {self.min_size or 1} pixels each way, of which every scale leaves a "
                 f"pixel, found {found['W']}x{found['H']}: enlarge or remove them"

@@ -15,6 +15,7 @@ from hmsa.commands.benchmark import size
 from hmsa.deploy import benchmark
 from hmsa.deploy.benchmark import Case, Measured, Result
 from hmsa.deploy.export import ExportOptions, export
+from hmsa.deploy.runtime import FileEntry, read_deployment
 from hmsa.errors import DataError, UsageError
 
 CASE = Case("paddle", "paddle", "fp32", width=40, height=24, batch=2)
@@ -43,6 +44,33 @@ def test_an_export_has_a_case_for_each_size_engine_and_precision(folder):
     assert cases == [CASE, Case("paddle", "paddle", "fp32", width=64, height=32, batch=2)]
 
 
+def test_every_file_that_an_engine_reads_is_a_case(folder, monkeypatch):
+    deployment = read_deployment(folder)
+    for form, name in (("onnx", "model.onnx"), ("openvino", "model.xml"), ("onnx", "model_fp16.onnx")):
+        precision = "fp16" if "fp16" in name else "fp32"
+        deployment.formats.append(FileEntry(format=form, precision=precision, files=[name]))
+    monkeypatch.setattr(benchmark, "read_deployment", lambda folder: deployment)
+    monkeypatch.setattr(benchmark, "has_bf16", lambda: True)
+    cases = benchmark.cases(folder, [(40, 24)], batch=1, engines=["onnxruntime", "openvino"])
+    assert [(case.engine, case.format, case.precision) for case in cases] == [
+        ("onnxruntime", "onnx", "fp32"),
+        ("onnxruntime", "onnx", "fp16"),
+        ("openvino", "openvino", "fp32"),
+        ("openvino", "onnx", "fp32"),
+        ("openvino", "paddle", "fp32"),
+        ("openvino", "openvino", "bf16"),
+    ]
+
+
+def test_an_engine_that_reads_nothing_of_an_export_is_a_sentence(folder):
+    command = [*cli.command("benchmark"), str(folder), "--engines", "tflite"]
+    done = subprocess.run(command, env=cli.environment_of_commands(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].endswith(
+        "expected a format that tflite reads, found none: choose other --engines"
+    )
+
+
 def test_what_is_measured(folder):
     measured = benchmark.measure(folder, CASE, repeat=5, seconds=60, threads=1)
     assert len(measured.runs) == 5
@@ -69,9 +97,10 @@ def test_the_table_and_the_json_say_the_same():
     found = benchmark.machine(threads=2)
     lines = benchmark.table([done, failed], found).splitlines()
     assert lines[2] == "| paddle | paddle | fp32 | 40x24 | 2 | 13.3 | 150.0 | 199.0 | 101 | 200 MB | 1.50 s |"
-    assert lines[3] == "| paddle | paddle | fp32 | 40x24 | 2 | not run: a / b | - | - | - | - | - |"
+    assert lines[3] == "| paddle | paddle | fp32 | 40x24 | 2 | not run | - | - | - | - | - |"
     assert all(line.count("|") == lines[0].count("|") for line in lines[:4])
-    assert "2 threads" in lines[-1]
+    assert "2 threads" in lines[-2]
+    assert lines[-1] == "paddle, paddle fp32, 2 x 40x24 was not run: a | b"
     entry = done.to_json()
     assert entry["images_a_second"] == pytest.approx(2 / 0.15)
     assert (entry["p50_ms"], entry["p99_ms"]) == pytest.approx((150, 199))
@@ -109,7 +138,7 @@ def test_what_cannot_be_run_is_said(folder, tmp_path):
     command = [*cli.command("benchmark"), str(tmp_path), "--sizes", "40x24", "--engines", "paddle"]
     done = subprocess.run(command, env=cli.environment_of_commands(), capture_output=True, text=True)
     assert done.returncode == 1
-    assert "not run: " in done.stdout
+    assert "was not run: " in done.stdout
     assert "expected the file that export.py wrote" in done.stdout
     assert "Traceback" not in done.stderr
     assert sys.executable not in done.stdout
