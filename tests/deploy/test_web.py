@@ -110,8 +110,10 @@ def test_the_page(site, chromium, images, make_tiny_network, tmp_path):
     everything, without_first, nothing = found["legend"]
     assert everything == 97 * 161 and 0 < without_first < everything and nothing == 0
 
+    # The camera is on where the page says so, and nowhere else.
+    assert found["camera"] == {"live": [False, True], "after": [False, False], "afterError": [False, False, False]}
+
     # Wrong turns.
-    assert "Allow it" in found["camera"]
     assert "not an image" in found["wrongFile"]
     assert "There is no model here" in found["noModel"]
     assert "damaged" in found["damaged"]

@@ -156,18 +156,60 @@ async function legend(page) {
   return counts
 }
 
+/** On, off and on again before the browser has allowed it; over an image; through another backend; then where it fails. */
 async function camera(page) {
-  await page.locator('#camera').click()
-  await page.getByText('640 × 480').waitFor({ timeout: 60 * SECONDS })
+  await page.evaluate(() => {
+    const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices)
+    globalThis.streams = []
+    navigator.mediaDevices.getUserMedia = async (wanted) => {
+      await new Promise((resolve) => setTimeout(resolve, 200))
+      streams.push(await ask(wanted))
+      return streams.at(-1)
+    }
+  })
+  const live = () => page.evaluate(() => streams.map((stream) => stream.active))
+  const isOn = () => page.getByText('640 × 480').waitFor({ timeout: 60 * SECONDS })
+  const isIdle = () => page.locator('#busy').waitFor({ state: 'hidden', timeout: 60 * SECONDS })
+  const found = {}
+  await page.evaluate(() => {
+    const canvas = Object.assign(document.createElement('canvas'), { width: 300, height: 200 })
+    canvas.getContext('2d').fillRect(0, 0, 300, 200)
+    canvas.toBlob((blob) => {
+      const clipboardData = new DataTransfer()
+      clipboardData.items.add(new File([blob], 'pasted.png', { type: 'image/png' }))
+      document.dispatchEvent(new ClipboardEvent('paste', { clipboardData }))
+      for (let at = 0; at < 3; at++) document.getElementById('camera').click()
+    })
+  })
+  await isOn()
+  await isIdle()
+  found.live = await live()
+  await page.locator('#backend').evaluate((select) => {
+    select.value = 'wasm'
+    select.dispatchEvent(new Event('change'))
+  })
+  await isIdle()
+  await page.getByText('The camera is on.').waitFor()
   await page.locator('#camera').click()
   await page.getByText('The camera is off.').waitFor()
+  found.after = await live()
+
+  await page.evaluate(() => {
+    HTMLMediaElement.prototype.play = async () => {
+      throw new DOMException('no', 'NotSupportedError')
+    }
+  })
+  await page.locator('#camera').click()
+  await page.locator('#error').waitFor()
+  found.afterError = await live()
   await page.evaluate(() => {
     navigator.mediaDevices.getUserMedia = async () => {
       throw new DOMException('no', 'NotAllowedError')
     }
   })
   await page.locator('#camera').click()
-  return page.locator('#error').innerText()
+  await page.locator('#error').filter({ hasText: 'Allow it' }).waitFor()
+  return found
 }
 
 async function wrongFile(page) {
