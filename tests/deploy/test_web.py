@@ -118,6 +118,7 @@ def test_the_page(site, chromium, images, make_tiny_network, tmp_path):
     assert "There is no model here" in found["noModel"]
     assert "damaged" in found["damaged"]
 
+    assert found["others"] == [["one", "one"], ["two", "two"]]
     assert found["offline"] is True
     assert equal_share(session, images[0], tmp_path / f"offline_{images[0].name}") >= 0.9999
     assert found["narrow"] <= 390

@@ -5,7 +5,7 @@
 //
 // labels: the labels of the images, as OUTPUT/<image>. page: all else, with the first image.
 import { spawn } from 'node:child_process'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { chromium } from 'playwright-core'
@@ -48,6 +48,7 @@ async function page() {
   found.legend = await legend(page)
   found.camera = await camera(page)
   found.wrongFile = await wrongFile(page)
+  found.others = await others(page)
   found.offline = await offline(page, server)
   found.narrow = await narrow(page)
   found.serious.dark = await serious(page)
@@ -221,6 +222,21 @@ async function wrongFile(page) {
   return error.innerText()
 }
 
+/** What the page gets where another program's files have the names that the build's have, and other names. */
+async function others(page) {
+  const names = ['icon.svg', 'other.wasm']
+  const own = readFileSync(join(folder, 'icon.svg'))
+  const found = []
+  for (const text of ['one', 'two']) {
+    for (const name of names) writeFileSync(join(folder, name), text)
+    const get = (names) => Promise.all(names.map((name) => fetch(name, { cache: 'reload' }).then((got) => got.text())))
+    found.push(await page.evaluate(get, names))
+  }
+  writeFileSync(join(folder, 'icon.svg'), own)
+  rmSync(join(folder, 'other.wasm'))
+  return found
+}
+
 /** The page once more, with no server there. */
 async function offline(page, url) {
   await new Promise((resolve) => {
@@ -230,12 +246,13 @@ async function offline(page, url) {
   const gone = await fetch(url).then(() => false, () => true)
   await page.reload()
   await page.getByText('Ready.').waitFor({ timeout: 60 * SECONDS })
+  const icon = await page.evaluate(async () => (await fetch('icon.svg')).text())
   const name = basename(images[0])
   await page.locator('#file').setInputFiles(images[0])
   await page.getByText(`${name}: `).waitFor({ timeout: 60 * SECONDS })
   const [download] = await Promise.all([page.waitForEvent('download'), page.locator('#download').click()])
   await download.saveAs(join(output, `offline_${name}`))
-  return gone
+  return gone && icon === readFileSync(join(folder, 'icon.svg'), 'utf8')
 }
 
 async function narrow(page) {
