@@ -242,7 +242,7 @@ function show(found: Answer, name: string) {
   showLegend()
   showFacts()
   paint()
-  if (marker.hidden) readout.textContent = 'Point at the picture to read its classes.'
+  if (marker.hidden) readout.textContent = 'Point at the image, or touch it, to read its classes.'
   else read()
 }
 
@@ -256,13 +256,13 @@ function paint() {
   if (!answer || !opened) return
   const painted = new ImageData(answer.width, answer.height)
   const { classNames, classColors } = opened.model
-  if (view === 'classes') {
-    const alpha = classNames.map((_, k) =>
-      pointedAt !== undefined && pointedAt !== k ? (hidden.has(k) ? 0 : DIM) : pointedAt === k || !hidden.has(k) ? 255 : 0,
-    )
-    paintClasses(answer.label, classColors, alpha, painted)
-  } else {
-    paintHeat(view === 'confidence' ? answer.confidence! : answer.attention[Number(scale.value)]!, painted)
+  const alpha = classNames.map((_, k) =>
+    pointedAt !== undefined && pointedAt !== k ? (hidden.has(k) ? 0 : DIM) : pointedAt === k || !hidden.has(k) ? 255 : 0,
+  )
+  if (view === 'classes') paintClasses(answer.label, classColors, alpha, painted)
+  else {
+    const map = view === 'confidence' ? answer.confidence! : answer.attention[Number(scale.value)]!
+    paintHeat(map, answer.label, alpha, painted)
   }
   overlay.getContext('2d')!.putImageData(painted, 0, 0)
   overlay.style.opacity = String(Number(opacity.value) / 100)
@@ -374,7 +374,7 @@ function legendRow(k: number) {
   })
   const point = (to?: number) => () => {
     pointedAt = to
-    if (view === 'classes') paint()
+    paint()
   }
   row.addEventListener('pointerenter', (event) => event.pointerType === 'mouse' && point(k)())
   row.addEventListener('pointerleave', point())
@@ -438,7 +438,10 @@ function read() {
   const { classNames, classColors } = opened!.model
   const parts = [classNames[k] ?? `class ${k}`]
   if (confidence) parts.push(`${(100 * confidence[at]!).toFixed(1)} % sure`)
-  if (view === 'attention') parts.push(scales.map((s, index) => `× ${s}: ${attention[index]![at]!.toFixed(2)}`).join(', '))
+  if (view === 'attention') {
+    const shares = scales.map((s, index) => `×\u00a0${s}:\u00a0${attention[index]![at]!.toFixed(2)}`)
+    parts.push(`attention ${shares.join(', ')}`)
+  }
   parts.push(`at ${place.x}, ${place.y}`)
   readout.textContent = parts.join(' · ')
   const color = `rgb(${(classColors[k] ?? [128, 128, 128]).join(' ')})`

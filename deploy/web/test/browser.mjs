@@ -139,7 +139,7 @@ async function keyboard(page) {
   return { order, view, scale, isRepainted: before !== after, readout, moved, live }
 }
 
-/** How many pixels are painted with all classes, without the first, with none. */
+/** How many pixels are painted with all classes, without the first, as confidence, with none. */
 async function legend(page) {
   const painted = () =>
     page.locator('#overlay').evaluate((canvas) => {
@@ -151,15 +151,31 @@ async function legend(page) {
   await page.locator('#present input').first().uncheck()
   await page.mouse.move(2, 2)
   counts.push(await painted())
+  await page.locator('input[value=confidence]').check()
+  counts.push(await painted())
+  await page.locator('input[value=classes]').check()
   await page.locator('#none').click()
   counts.push(await painted())
   await page.locator('#all').click()
   return counts
 }
 
-/** On, off and on again before the browser has allowed it; over an image; through another backend; then where it fails. */
+/** On, off and on again before the browser has allowed it, over two images; through another backend; where it fails. */
 async function camera(page) {
   await page.evaluate(() => {
+    const post = Worker.prototype.postMessage
+    globalThis.running = globalThis.mostRunning = 0
+    Worker.prototype.postMessage = function (message, transfer) {
+      if (message.kind === 'run') {
+        mostRunning = Math.max(mostRunning, ++running)
+        const take = this.onmessage
+        this.onmessage = (event) => {
+          if (event.data.id === message.id) running--
+          take(event)
+        }
+      }
+      post.call(this, message, transfer)
+    }
     const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices)
     globalThis.streams = []
     navigator.mediaDevices.getUserMedia = async (wanted) => {
@@ -178,13 +194,18 @@ async function camera(page) {
     canvas.toBlob((blob) => {
       const clipboardData = new DataTransfer()
       clipboardData.items.add(new File([blob], 'pasted.png', { type: 'image/png' }))
-      document.dispatchEvent(new ClipboardEvent('paste', { clipboardData }))
-      for (let at = 0; at < 3; at++) document.getElementById('camera').click()
+      const paste = () => document.dispatchEvent(new ClipboardEvent('paste', { clipboardData }))
+      paste()
+      setTimeout(() => {
+        paste()
+        for (let at = 0; at < 3; at++) document.getElementById('camera').click()
+      }, 10)
     })
   })
   await isOn()
   await isIdle()
   found.live = await live()
+  found.mostRunning = await page.evaluate(() => mostRunning)
   await page.locator('#backend').evaluate((select) => {
     select.value = 'wasm'
     select.dispatchEvent(new Event('change'))
