@@ -189,17 +189,14 @@ async function camera(page) {
   const isIdle = () => page.locator('#busy').waitFor({ state: 'hidden', timeout: 60 * SECONDS })
   const found = {}
   await page.evaluate(() => {
-    const canvas = Object.assign(document.createElement('canvas'), { width: 300, height: 200 })
-    canvas.getContext('2d').fillRect(0, 0, 300, 200)
+    const canvas = Object.assign(document.createElement('canvas'), { width: 600, height: 400 })
+    canvas.getContext('2d').fillRect(0, 0, 600, 400)
     canvas.toBlob((blob) => {
       const clipboardData = new DataTransfer()
       clipboardData.items.add(new File([blob], 'pasted.png', { type: 'image/png' }))
       const paste = () => document.dispatchEvent(new ClipboardEvent('paste', { clipboardData }))
-      paste()
-      setTimeout(() => {
-        paste()
-        for (let at = 0; at < 3; at++) document.getElementById('camera').click()
-      }, 10)
+      const click = () => document.getElementById('camera').click()
+      ;[paste, paste, click, click, click].forEach((act, at) => setTimeout(act, 5 * at))
     })
   })
   await isOn()
