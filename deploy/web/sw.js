@@ -26,11 +26,12 @@ self.addEventListener('fetch', (event) => {
   const url = new URL(request.url)
   if (request.method !== 'GET' || !url.href.startsWith(scope.href)) return
 
-  // Whatever else its server has is not ours.
+  // Whatever else its server has is not ours; on localhost it may be another program's by now.
   const path = url.pathname.slice(scope.pathname.length)
   if (path.startsWith('model/')) event.respondWith(modelFile(request, url).then(withHeaders))
   else if (request.mode === 'navigate' && (path === '' || path === 'index.html')) event.respondWith(page(request))
-  else if (BUILD.files.includes(path) || path.endsWith('.wasm')) event.respondWith(pageFile(request).then(withHeaders))
+  else if (BUILD.assets.includes(path)) event.respondWith(asset(request).then(withHeaders))
+  else if (BUILD.files.includes(path)) event.respondWith(other(request))
 })
 
 /** The page that the server has now; where that is another program's, as on localhost, it is left as it is. */
@@ -46,14 +47,26 @@ async function page(request) {
   return text.includes('content="hmsa deploy/web"') ? withHeaders(response) : response
 }
 
-/** A file of the build: its name or the version says which one it is. */
-async function pageFile(request) {
+/** A file of the build whose name holds its hash. */
+async function asset(request) {
   const cache = await caches.open(SHELL)
   const kept = await cache.match(request)
   if (kept) return kept
   const response = await fetch(request)
   if (response.ok) await keep(cache, request, response)
   return response
+}
+
+/** A file of the build by a name that other programs give to theirs. */
+async function other(request) {
+  try {
+    return await fetch(request)
+  } catch (error) {
+    const cache = await caches.open(SHELL)
+    const kept = await cache.match(request)
+    if (kept) return kept
+    throw error
+  }
 }
 
 /** A file of the model: by its hash, if the address holds one; else the newest that can be had. */

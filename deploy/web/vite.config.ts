@@ -31,7 +31,8 @@ const offline: Plugin = {
 
     // A browser needs one of the .wasm files, which are large: that is kept when it is first asked for.
     const first = there.filter((file) => !file.endsWith('.wasm') && file !== 'index.html')
-    const build = { version: hash.digest('hex').slice(0, 16), files: ['./', ...first], headers: HEADERS }
+    const assets = there.filter((file) => file.startsWith('assets/')) // whose names hold their hash
+    const build = { version: hash.digest('hex').slice(0, 16), files: ['./', ...first], assets, headers: HEADERS }
     writeFileSync('dist/sw.js', source.replace('/* BUILD */', `const BUILD = ${JSON.stringify(build)}`))
 
     writeFileSync('dist/headers.json', JSON.stringify(HEADERS, null, 2) + '\n')

@@ -107,15 +107,20 @@ def test_the_page(site, chromium, images, make_tiny_network, tmp_path):
     assert found["keyboard"]["live"] == "polite"
     assert "class " in found["keyboard"]["readout"] and found["keyboard"]["readout"] != found["keyboard"]["moved"]
 
-    everything, without_first, nothing = found["legend"]
+    everything, without_first, confidence, nothing = found["legend"]
     assert everything == 97 * 161 and 0 < without_first < everything and nothing == 0
+    assert confidence == without_first
+
+    # The camera is on where the page says so, and nowhere else; the network has one image at a time, as WebGPU needs.
+    assert found["camera"].pop("mostRunning") == 1
+    assert found["camera"] == {"live": [False, True], "after": [False, False], "afterError": [False, False, False]}
 
     # Wrong turns.
-    assert "Allow it" in found["camera"]
     assert "not an image" in found["wrongFile"]
     assert "There is no model here" in found["noModel"]
     assert "damaged" in found["damaged"]
 
+    assert found["others"] == [["one", "one"], ["two", "two"]]
     assert found["offline"] is True
     assert equal_share(session, images[0], tmp_path / f"offline_{images[0].name}") >= 0.9999
     assert found["narrow"] <= 390

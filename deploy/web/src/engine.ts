@@ -8,6 +8,7 @@ type Progress = (loaded: number, total: number) => void
 export class Engine {
   private worker?: Worker
   private opening?: Promise<Opened>
+  private running: Promise<unknown> = Promise.resolve()
   private readonly waiting = new Map<number, Waiting>()
   private next = 0
 
@@ -21,14 +22,23 @@ export class Engine {
     this.stop()
     this.worker = new Worker(new URL('./worker.ts', import.meta.url), { type: 'module' })
     this.worker.onmessage = ({ data }: MessageEvent<Response>) => this.take(data)
-    this.worker.onerror = () => this.fail(new Told('The program that runs the network ended. Load the page again.'))
+    this.worker.onerror = () => {
+      this.fail(new Told('The program that runs the network ended. Load the page again.'))
+      this.stop()
+    }
     this.opening = this.ask<Opened>({ kind: 'open', base: this.base, backend }, [], this.progress)
     return this.opening
   }
 
-  async run(image: Blob | ImageBitmap, name: string, limit: number): Promise<Answer> {
-    await this.opening
-    return this.ask<Answer>({ kind: 'run', image, name, limit }, image instanceof ImageBitmap ? [image] : [])
+  /** What the network says of an image, after the image before it, as a session on WebGPU runs one at a time. */
+  run(image: Blob | ImageBitmap, name: string, limit: number, signal: AbortSignal): Promise<Answer> {
+    const answer = this.running.then(async () => {
+      await this.opening
+      signal.throwIfAborted()
+      return this.ask<Answer>({ kind: 'run', image, name, limit }, image instanceof ImageBitmap ? [image] : [])
+    })
+    this.running = answer.catch(() => {})
+    return answer
   }
 
   /** End whatever it does; `open` starts anew. */

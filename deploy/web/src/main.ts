@@ -26,37 +26,65 @@ const engine = new Engine(new URL('model/', document.baseURI).href, showLoading)
 let opened: Opened | undefined
 let source: Source | undefined
 let answer: Answer | undefined
-let camera: MediaStream | undefined
+let shownName = '' // of the image that the answer is about
+let activity = new AbortController() // what was asked for last: an image, the camera or a backend
+let isCamera = false
 let view: View = 'classes'
 let pointedAt: number | undefined // a class, in the legend
 let place = { x: 0, y: 0 } // of the marker, in pixels of the answer
-let turn = 0 // of the images asked for: what is overtaken is not shown
 const hidden = new Set<number>()
 
+// --- One thing at a time. ---
+
+/** Do what was asked for in the place of what was asked for before, and say what the task returns. */
+async function perform(text: string, task: (signal: AbortSignal) => Promise<string>) {
+  activity.abort()
+  const mine = (activity = new AbortController())
+  hush()
+  say(text)
+  busy(true)
+  try {
+    const result = await task(mine.signal)
+    if (!mine.signal.aborted) end(result)
+  } catch (error) {
+    if (mine.signal.aborted) return
+    end('')
+    tell(error)
+  }
+}
+
+/** End what is being done: what it has begun ends with its signal. */
+function end(text: string) {
+  activity.abort()
+  busy(false)
+  say(text)
+}
+
 // --- The model. ---
+
+let loading: Promise<void> | undefined
 
 async function start() {
   await underServiceWorker()
   $<HTMLSelectElement>('backend').closest('label')!.hidden = !('gpu' in navigator)
-  await open()
+  await perform('Loading the model …', ready)
 }
 
-async function open() {
-  say('Loading the model …')
-  busy(true)
-  try {
-    opened = await engine.open(backend.value as Backend)
-    showFacts()
-    const isStreet = opened.model.classNames.includes('road')
-    $('example').hidden = !isStreet
-    say('Ready. Drop, paste or choose an image.')
-    return true
-  } catch (error) {
-    tell(error)
-    return false
-  } finally {
-    busy(false)
+async function ready() {
+  await load()
+  return 'Ready. Drop, paste or choose an image.'
+}
+
+/** The model, unless it is there or on its way. */
+function load() {
+  if (!engine.isOpen) {
+    loading = engine.open(backend.value as Backend).then((found) => {
+      opened = found
+      showFacts()
+      $('example').hidden = !opened.model.classNames.includes('road')
+    })
   }
+  return loading
 }
 
 function showLoading(loaded: number, total: number) {
@@ -66,33 +94,21 @@ function showLoading(loaded: number, total: number) {
 
 // --- Images. ---
 
-async function take(taken: Source) {
-  stopCamera()
+function take(taken: Source) {
   source = taken
-  await compute(taken.image, taken.name)
+  return perform(`Looking at ${taken.name} …`, (signal) => look(taken, signal))
 }
 
-/** Run the network on an image, and show what it says, unless another image came meanwhile. */
-async function compute(image: Blob | ImageBitmap, name: string) {
-  const mine = ++turn
-  const isVideo = image instanceof ImageBitmap
-  hush()
-  if (!engine.isOpen && !(await open())) return
-  if (!isVideo) {
-    say(`Looking at ${name} …`)
-    busy(true)
-  }
-  try {
-    const found = await engine.run(image, name, Number(limit.value))
-    if (mine !== turn) return
-    show(found)
-    if (!isVideo) say(`${name}: ${largestClasses(found)}, in ${seconds(found.milliseconds)}.`)
-  } catch (error) {
-    if (mine === turn) tell(error)
-    stopCamera()
-  } finally {
-    if (mine === turn && !isVideo) busy(false)
-  }
+/** Run the network on an image, and show what it says. */
+async function look({ image, name }: Source, signal: AbortSignal) {
+  await load()
+  signal.throwIfAborted()
+  say(`Looking at ${name} …`)
+  busy(true)
+  const found = await engine.run(image, name, Number(limit.value), signal)
+  signal.throwIfAborted()
+  show(found, name)
+  return `${name}: ${largestClasses(found)}, in ${seconds(found.milliseconds)}.`
 }
 
 function takeFile(files: FileList | null | undefined, how: string) {
@@ -122,53 +138,79 @@ document.addEventListener('drop', (event) => {
   takeFile(event.dataTransfer?.files, 'dropped')
 })
 
-$('example').addEventListener('click', async () => {
-  const response = await fetch(EXAMPLE)
-  await take({ image: await response.blob(), name: EXAMPLE })
-})
+$('example').addEventListener('click', () =>
+  perform(`Looking at ${EXAMPLE} …`, async (signal) => {
+    const response = await fetch(EXAMPLE).catch(() => undefined)
+    if (!response?.ok) throw new Told('The drawn street could not be loaded. Choose an image.')
+    const image = await response.blob()
+    signal.throwIfAborted()
+    source = { image, name: EXAMPLE }
+    return look(source, signal)
+  }),
+)
 
-limit.addEventListener('change', () => source && !camera && compute(source.image, source.name))
-backend.addEventListener('change', async () => {
-  if ((await open()) && source && !camera) await compute(source.image, source.name)
+limit.addEventListener('change', () => source && !isCamera && take(source))
+backend.addEventListener('change', () => {
+  engine.stop()
+  if (isCamera) busy(true) // Its next image loads the model.
+  else if (source) void take(source)
+  else void perform('Loading the model …', ready)
 })
 
 $('stop').addEventListener('click', () => {
-  turn++
   engine.stop()
-  busy(false)
-  say('Stopped. The model is loaded again with the next image.')
+  end('Stopped. The model is loaded again with the next image.')
 })
 
 // --- The camera. ---
 
-$('camera').addEventListener('click', () => (camera ? stopCamera('The camera is off.') : startCamera()))
+$('camera').addEventListener('click', () => (isCamera ? end('The camera is off.') : perform('Opening the camera …', film)))
+window.addEventListener('pagehide', () => isCamera && end('The camera is off.'))
 
-async function startCamera() {
-  hush()
-  try {
-    if (!navigator.mediaDevices) throw new Told('Browsers give a camera to pages on https and localhost alone.')
-    camera = await navigator.mediaDevices
-      .getUserMedia({ video: { facingMode: 'environment', width: { ideal: 640 }, height: { ideal: 480 } } })
-      .catch((error: DOMException) => {
-        throw new Told(CAMERA_ERRORS[error.name] ?? `The camera could not be opened: ${error.message}.`)
-      })
-  } catch (error) {
-    return tell(error)
-  }
-  source = undefined
-  $('camera').textContent = 'Stop the camera'
-  $('camera').setAttribute('aria-pressed', 'true')
-  say('The camera is on. Its images stay on this device.')
+/** Look at one frame after the other: the next is taken when the answer to the last is there. */
+async function film(signal: AbortSignal): Promise<never> {
+  showCamera(true)
+  busy(true)
+  signal.addEventListener('abort', () => showCamera(false))
+  const stream = await openCamera()
+  const close = () => stream.getTracks().forEach((track) => track.stop())
+  if (signal.aborted) close()
+  signal.throwIfAborted()
+  signal.addEventListener('abort', close)
 
-  const mine = camera
   const video = document.createElement('video')
-  Object.assign(video, { srcObject: mine, muted: true, playsInline: true })
+  Object.assign(video, { srcObject: stream, muted: true, playsInline: true })
   await video.play()
-  // One frame after the other: the next is taken when the answer to the last is there.
-  while (camera === mine) {
-    if (video.videoWidth) await compute(await createImageBitmap(video), 'the camera')
+  while (stream.active) {
+    try {
+      await load()
+      signal.throwIfAborted()
+      say('The camera is on. Its images stay on this device.')
+      const frame = await createImageBitmap(video)
+      const found = await engine.run(frame, 'the camera', Number(limit.value), signal)
+      signal.throwIfAborted()
+      source = undefined
+      show(found, 'camera')
+      busy(false)
+    } catch (error) {
+      if (!(error instanceof Stopped)) throw error // Another backend was chosen.
+    }
     await new Promise(requestAnimationFrame)
   }
+  throw new Told('The camera is gone. Connect it, and try again.')
+}
+
+async function openCamera() {
+  if (!navigator.mediaDevices) throw new Told('Browsers give a camera to pages on https and localhost alone.')
+  const video = { facingMode: 'environment', width: { ideal: 640 }, height: { ideal: 480 } }
+  return navigator.mediaDevices.getUserMedia({ video }).catch((error: DOMException) => {
+    throw new Told(CAMERA_ERRORS[error.name] ?? `The camera could not be opened: ${error.message}.`)
+  })
+}
+
+function showCamera(isOn: boolean) {
+  isCamera = isOn
+  $('camera').textContent = isOn ? 'Stop the camera' : 'Use the camera'
 }
 
 const CAMERA_ERRORS: Record<string, string> = {
@@ -177,22 +219,12 @@ const CAMERA_ERRORS: Record<string, string> = {
   NotReadableError: 'The camera is in use by another program. Close that, and try again.',
 }
 
-function stopCamera(text?: string) {
-  if (!camera) return
-  for (const track of camera.getTracks()) track.stop()
-  camera = undefined
-  $('camera').textContent = 'Use the camera'
-  $('camera').setAttribute('aria-pressed', 'false')
-  if (text) say(text)
-}
-
-window.addEventListener('pagehide', () => stopCamera())
-
 // --- What is shown. ---
 
-function show(found: Answer) {
+function show(found: Answer, name: string) {
   const isNew = !answer || answer.width !== found.width || answer.height !== found.height
   answer = found
+  shownName = name
   document.body.classList.add('answered')
   $('empty').hidden = true
   $('frame').hidden = readout.hidden = $('download').hidden = false
@@ -210,7 +242,7 @@ function show(found: Answer) {
   showLegend()
   showFacts()
   paint()
-  if (marker.hidden) readout.textContent = 'Point at the picture to read its classes.'
+  if (marker.hidden) readout.textContent = 'Point at the image, or touch it, to read its classes.'
   else read()
 }
 
@@ -224,13 +256,13 @@ function paint() {
   if (!answer || !opened) return
   const painted = new ImageData(answer.width, answer.height)
   const { classNames, classColors } = opened.model
-  if (view === 'classes') {
-    const alpha = classNames.map((_, k) =>
-      pointedAt !== undefined && pointedAt !== k ? (hidden.has(k) ? 0 : DIM) : pointedAt === k || !hidden.has(k) ? 255 : 0,
-    )
-    paintClasses(answer.label, classColors, alpha, painted)
-  } else {
-    paintHeat(view === 'confidence' ? answer.confidence! : answer.attention[Number(scale.value)]!, painted)
+  const alpha = classNames.map((_, k) =>
+    pointedAt !== undefined && pointedAt !== k ? (hidden.has(k) ? 0 : DIM) : pointedAt === k || !hidden.has(k) ? 255 : 0,
+  )
+  if (view === 'classes') paintClasses(answer.label, classColors, alpha, painted)
+  else {
+    const map = view === 'confidence' ? answer.confidence! : answer.attention[Number(scale.value)]!
+    paintHeat(map, answer.label, alpha, painted)
   }
   overlay.getContext('2d')!.putImageData(painted, 0, 0)
   overlay.style.opacity = String(Number(opacity.value) / 100)
@@ -299,7 +331,7 @@ function showLegend() {
     classNames.forEach((_, k) => rows.push(legendRow(k)))
   }
   const order = classNames.map((_, k) => k)
-  if (!camera) order.sort((a, b) => share[b]! - share[a]!)
+  if (!isCamera) order.sort((a, b) => share[b]! - share[a]!)
   const present = order.filter((k) => share[k]! > 0)
   const absent = order.filter((k) => share[k] === 0)
   for (const k of order) {
@@ -342,7 +374,7 @@ function legendRow(k: number) {
   })
   const point = (to?: number) => () => {
     pointedAt = to
-    if (view === 'classes') paint()
+    paint()
   }
   row.addEventListener('pointerenter', (event) => event.pointerType === 'mouse' && point(k)())
   row.addEventListener('pointerleave', point())
@@ -406,7 +438,10 @@ function read() {
   const { classNames, classColors } = opened!.model
   const parts = [classNames[k] ?? `class ${k}`]
   if (confidence) parts.push(`${(100 * confidence[at]!).toFixed(1)} % sure`)
-  if (view === 'attention') parts.push(scales.map((s, index) => `× ${s}: ${attention[index]![at]!.toFixed(2)}`).join(', '))
+  if (view === 'attention') {
+    const shares = scales.map((s, index) => `×\u00a0${s}:\u00a0${attention[index]![at]!.toFixed(2)}`)
+    parts.push(`attention ${shares.join(', ')}`)
+  }
   parts.push(`at ${place.x}, ${place.y}`)
   readout.textContent = parts.join(' · ')
   const color = `rgb(${(classColors[k] ?? [128, 128, 128]).join(' ')})`
@@ -447,7 +482,7 @@ function showFacts() {
 $('download').addEventListener('click', async () => {
   const { label, width, height } = answer!
   const png = await labelPng(label, width, height, opened!.model.classColors)
-  const stem = (source?.name ?? 'camera').replace(/\.[^.]*$/, '')
+  const stem = shownName.replace(/\.[^.]*$/, '')
   const link = Object.assign(document.createElement('a'), {
     href: URL.createObjectURL(png),
     download: `${stem}_labels.png`,
@@ -458,11 +493,11 @@ $('download').addEventListener('click', async () => {
 
 function busy(isBusy: boolean) {
   $('busy').hidden = !isBusy
-  $('stop').hidden = !isBusy || !opened
+  $('stop').hidden = !isBusy || !opened || isCamera // which has a button of its own
 }
 
 function say(text: string) {
-  $('status').textContent = text
+  if ($('status').textContent !== text) $('status').textContent = text // so that it is read once
 }
 
 function hush() {

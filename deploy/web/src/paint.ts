@@ -19,10 +19,13 @@ export function paintClasses(label: Uint8Array, colors: number[][], opacity: num
   for (let at = 0; at < out.length; at++) out[at] = table[label[at]!]!
 }
 
-/** Numbers from 0 to 1 as heat. */
-export function paintHeat(map: Float32Array, target: ImageData) {
+/** Numbers from 0 to 1 as heat, with the opacity of each pixel's class, as above. */
+export function paintHeat(map: Float32Array, label: Uint8Array, opacity: number[], target: ImageData) {
+  const table = Uint32Array.from({ length: 256 }, (_, k) => packed(255, 255, 255, opacity[k] ?? 255))
   const out = new Uint32Array(target.data.buffer)
-  for (let at = 0; at < out.length; at++) out[at] = HEAT_TABLE[Math.min(Math.max(Math.round(map[at]! * 255), 0), 255)]!
+  for (let at = 0; at < out.length; at++) {
+    out[at] = HEAT_TABLE[Math.min(Math.max(Math.round(map[at]! * 255), 0), 255)]! & table[label[at]!]!
+  }
 }
 
 function heatTable() {

@@ -127,8 +127,8 @@ const isMemory = (error: unknown) =>
   error instanceof RangeError || /bad_alloc|out of memory|out of bounds|alloc|OOM|abort/i.test(String(error))
 
 function explained(error: unknown, kind: Request['kind']) {
-  // After a failed allocation WebAssembly is in no known state.
-  const isLost = error instanceof OutOfMemory || !(error instanceof Told)
+  // After a failed allocation WebAssembly is in no known state; without a model there is nothing to run.
+  const isLost = kind === 'open' || error instanceof OutOfMemory || !(error instanceof Told)
   if (error instanceof Told) return { message: error.message, isLost }
   if (isMemory(error)) return { message: 'There is not enough memory for this model in this browser.', isLost }
   const what =

@@ -5,7 +5,7 @@
 //
 // labels: the labels of the images, as OUTPUT/<image>. page: all else, with the first image.
 import { spawn } from 'node:child_process'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { chromium } from 'playwright-core'
@@ -48,6 +48,7 @@ async function page() {
   found.legend = await legend(page)
   found.camera = await camera(page)
   found.wrongFile = await wrongFile(page)
+  found.others = await others(page)
   found.offline = await offline(page, server)
   found.narrow = await narrow(page)
   found.serious.dark = await serious(page)
@@ -138,7 +139,7 @@ async function keyboard(page) {
   return { order, view, scale, isRepainted: before !== after, readout, moved, live }
 }
 
-/** How many pixels are painted with all classes, without the first, with none. */
+/** How many pixels are painted with all classes, without the first, as confidence, with none. */
 async function legend(page) {
   const painted = () =>
     page.locator('#overlay').evaluate((canvas) => {
@@ -150,24 +151,84 @@ async function legend(page) {
   await page.locator('#present input').first().uncheck()
   await page.mouse.move(2, 2)
   counts.push(await painted())
+  await page.locator('input[value=confidence]').check()
+  counts.push(await painted())
+  await page.locator('input[value=classes]').check()
   await page.locator('#none').click()
   counts.push(await painted())
   await page.locator('#all').click()
   return counts
 }
 
+/** On, off and on again before the browser has allowed it, over two images; through another backend; where it fails. */
 async function camera(page) {
-  await page.locator('#camera').click()
-  await page.getByText('640 × 480').waitFor({ timeout: 60 * SECONDS })
+  await page.evaluate(() => {
+    const post = Worker.prototype.postMessage
+    globalThis.running = globalThis.mostRunning = 0
+    Worker.prototype.postMessage = function (message, transfer) {
+      if (message.kind === 'run') {
+        mostRunning = Math.max(mostRunning, ++running)
+        const take = this.onmessage
+        this.onmessage = (event) => {
+          if (event.data.id === message.id) running--
+          take(event)
+        }
+      }
+      post.call(this, message, transfer)
+    }
+    const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices)
+    globalThis.streams = []
+    navigator.mediaDevices.getUserMedia = async (wanted) => {
+      await new Promise((resolve) => setTimeout(resolve, 200))
+      streams.push(await ask(wanted))
+      return streams.at(-1)
+    }
+  })
+  const live = () => page.evaluate(() => streams.map((stream) => stream.active))
+  const isOn = () => page.getByText('640 × 480').waitFor({ timeout: 60 * SECONDS })
+  const isIdle = () => page.locator('#busy').waitFor({ state: 'hidden', timeout: 60 * SECONDS })
+  const found = {}
+  await page.evaluate(() => {
+    const canvas = Object.assign(document.createElement('canvas'), { width: 600, height: 400 })
+    canvas.getContext('2d').fillRect(0, 0, 600, 400)
+    canvas.toBlob((blob) => {
+      const clipboardData = new DataTransfer()
+      clipboardData.items.add(new File([blob], 'pasted.png', { type: 'image/png' }))
+      const paste = () => document.dispatchEvent(new ClipboardEvent('paste', { clipboardData }))
+      const click = () => document.getElementById('camera').click()
+      ;[paste, paste, click, click, click].forEach((act, at) => setTimeout(act, 5 * at))
+    })
+  })
+  await isOn()
+  await isIdle()
+  found.live = await live()
+  found.mostRunning = await page.evaluate(() => mostRunning)
+  await page.locator('#backend').evaluate((select) => {
+    select.value = 'wasm'
+    select.dispatchEvent(new Event('change'))
+  })
+  await isIdle()
+  await page.getByText('The camera is on.').waitFor()
   await page.locator('#camera').click()
   await page.getByText('The camera is off.').waitFor()
+  found.after = await live()
+
+  await page.evaluate(() => {
+    HTMLMediaElement.prototype.play = async () => {
+      throw new DOMException('no', 'NotSupportedError')
+    }
+  })
+  await page.locator('#camera').click()
+  await page.locator('#error').waitFor()
+  found.afterError = await live()
   await page.evaluate(() => {
     navigator.mediaDevices.getUserMedia = async () => {
       throw new DOMException('no', 'NotAllowedError')
     }
   })
   await page.locator('#camera').click()
-  return page.locator('#error').innerText()
+  await page.locator('#error').filter({ hasText: 'Allow it' }).waitFor()
+  return found
 }
 
 async function wrongFile(page) {
@@ -179,6 +240,21 @@ async function wrongFile(page) {
   return error.innerText()
 }
 
+/** What the page gets where another program's files have the names that the build's have, and other names. */
+async function others(page) {
+  const names = ['icon.svg', 'other.wasm']
+  const own = readFileSync(join(folder, 'icon.svg'))
+  const found = []
+  for (const text of ['one', 'two']) {
+    for (const name of names) writeFileSync(join(folder, name), text)
+    const get = (names) => Promise.all(names.map((name) => fetch(name, { cache: 'reload' }).then((got) => got.text())))
+    found.push(await page.evaluate(get, names))
+  }
+  writeFileSync(join(folder, 'icon.svg'), own)
+  rmSync(join(folder, 'other.wasm'))
+  return found
+}
+
 /** The page once more, with no server there. */
 async function offline(page, url) {
   await new Promise((resolve) => {
@@ -188,12 +264,13 @@ async function offline(page, url) {
   const gone = await fetch(url).then(() => false, () => true)
   await page.reload()
   await page.getByText('Ready.').waitFor({ timeout: 60 * SECONDS })
+  const icon = await page.evaluate(async () => (await fetch('icon.svg')).text())
   const name = basename(images[0])
   await page.locator('#file').setInputFiles(images[0])
   await page.getByText(`${name}: `).waitFor({ timeout: 60 * SECONDS })
   const [download] = await Promise.all([page.waitForEvent('download'), page.locator('#download').click()])
   await download.saveAs(join(output, `offline_${name}`))
-  return gone
+  return gone && icon === readFileSync(join(folder, 'icon.svg'), 'utf8')
 }
 
 async function narrow(page) {
