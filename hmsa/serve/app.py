@@ -74,7 +74,7 @@ _WHY = {
     413: "too large",
     415: "of a kind that is not taken",
     422: "a wrong parameter",
-    503: "too many requests",
+    503: "too many requests, or the engine has ended",
     504: "it took too long",
 }
 
@@ -140,6 +140,11 @@ class House:
         self.batcher.close()
         self._pool.shutdown()
 
+    def check_running(self) -> None:
+        """Refusal if no request can be answered any more."""
+        if not self.batcher.is_running:
+            raise Refusal(503, "the engine has ended, its log says why: start the server again")
+
     @asynccontextmanager
     async def visit(self) -> AsyncIterator[Visit]:
         """Room for a request as long as it takes. Refusal if there is none."""
@@ -197,6 +202,7 @@ class Visit:
         most = self._house.limits.max_batch
         if len(images) > most:
             raise Refusal(400, f"expected at most {most} images in a request, found {len(images)}: send less at once")
+        self._house.check_running()
         future = self._house.batcher.submit(images)
         try:
             return await self._in_time(asyncio.wrap_future(future), 504, "the answer to be ready")
@@ -231,12 +237,14 @@ def _add_protocol(app: FastAPI, house: House) -> None:
         if version != MODEL_VERSION:
             raise Refusal(404, f"expected version {MODEL_VERSION} of {model.name}, found {version:.100}")
 
-    @app.get("/v2/health/live")
+    @app.get("/v2/health/live", responses=_errors(503))
     async def live() -> dict[str, bool]:
+        house.check_running()
         return {"live": True}
 
-    @app.get("/v2/health/ready")
+    @app.get("/v2/health/ready", responses=_errors(503))
     async def ready() -> dict[str, bool]:
+        house.check_running()
         return {"ready": True}
 
     @app.get("/v2")
@@ -249,6 +257,7 @@ def _add_protocol(app: FastAPI, house: House) -> None:
 
     async def model_ready(name: str, version: str = MODEL_VERSION) -> dict[str, Any]:
         check(name, version)
+        house.check_running()
         return {"name": name, "ready": True}
 
     async def infer(request: Request, name: str, version: str = MODEL_VERSION) -> Response:
@@ -272,7 +281,7 @@ def _add_protocol(app: FastAPI, house: House) -> None:
     answer = {"content": {"application/json": {"schema": {"type": "object"}}, "application/octet-stream": with_bytes}}
     for place in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         app.get(place, responses=_errors(404))(model_metadata)
-        app.get(f"{place}/ready", responses=_errors(404))(model_ready)
+        app.get(f"{place}/ready", responses=_errors(404, 503))(model_ready)
         app.post(
             f"{place}/infer", response_class=Response, openapi_extra=documented,
             responses={200: {**answer, "description": "The outputs"}, **_errors(404), **_WORK},
@@ -361,8 +370,9 @@ def uploaded(body: bytes | bytearray, content_type: str) -> bytes:
 def _add_pages(app: FastAPI, house: House, folder: Optional[Path], web: Optional[Path]) -> None:
     model = house.model
 
-    @app.get("/health")
+    @app.get("/health", responses=_errors(503))
     async def health() -> dict[str, Any]:
+        house.check_running()
         waiting = len(house.batcher)
         return {"status": "ok", "model": model.name, "version": VERSION, "inside": house.inside, "waiting": waiting}
 

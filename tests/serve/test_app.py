@@ -288,6 +288,19 @@ def test_a_failure_of_the_engine_is_told_without_details(capfd):
     assert "secret" in capfd.readouterr().err
 
 
+def test_an_engine_that_has_ended_is_told():
+    def ends(images):
+        if images.max() > 0:
+            raise SystemExit
+        return light(images)
+
+    with serving(ends, timeout=2) as address:
+        refused(post(address), 504, "within 2 s")
+        refused(post(address), 503, "the engine has ended")
+        for path in ("health", "v2/health/live", "v2/health/ready", "v2/models/light/ready"):
+            refused(httpx.get(f"{address}/{path}"), 503, "the engine has ended")
+
+
 # --- Pages and headers. ---
 
 
