@@ -196,7 +196,7 @@ class Protocol(H11Protocol):
         """Close, if a whole interval went by between two requests, or without a byte of the answer being taken."""
         is_waiting = self.cycle is None or self.cycle.response_complete
         unsent = self.transport.get_write_buffer_size()
-        now = (id(self.cycle), is_waiting, unsent)
+        now = (self.cycle, is_waiting, unsent)  # the object is kept: the address of one that is gone comes again
         if now == self._seen and (is_waiting or unsent):
             self.transport.abort()
             return

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -20,7 +21,7 @@ import pytest
 from PIL import Image
 
 from hmsa.errors import UsageError
-from hmsa.serve.server import Service, serve
+from hmsa.serve.server import Protocol, Service, serve
 
 ROOT = Path(__file__).parents[2]
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -103,6 +104,22 @@ def test_an_address_that_is_taken(tmp_path):
             serve(Service(tmp_path), "127.0.0.1", port)
     with pytest.raises(UsageError, match="expected a host"):
         serve(Service(tmp_path), "no such host", 0)
+
+
+def test_a_connection_that_asks_is_not_taken_for_a_silent_one():
+    class Cycle:
+        response_complete = True
+
+    connection = Protocol.__new__(Protocol)
+    connection._seen, connection.loop, connection.transport = None, Mock(), Mock()
+    connection.transport.get_write_buffer_size.return_value = 0
+    for _ in range(20):
+        for _ in range(2):  # the first is gone, and its address free, when the next look comes
+            connection.cycle = Cycle()
+        connection._look()
+    connection.transport.abort.assert_not_called()
+    connection._look()
+    connection.transport.abort.assert_called_once()
 
 
 @pytest.mark.slow
