@@ -8,9 +8,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, TypeVar
+from typing import Annotated, Any, Optional, TypeVar
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -26,7 +26,7 @@ from hmsa.errors import DataError, dotted
 from hmsa.serve import pages, protocol
 from hmsa.serve.batching import Answers, Batcher
 from hmsa.serve.metrics import CONTENT_TYPE, Metrics
-from hmsa.serve.model import ServedModel
+from hmsa.serve.model import Picture, ServedModel
 from hmsa.serve.refusal import Refusal
 from hmsa.system.environment import cores
 from hmsa.system.version import VERSION
@@ -36,8 +36,6 @@ MODEL_VERSION = "1"
 _MAX_PARTS = 16  # of an upload
 _IMAGE_TYPES = ("image/", "application/octet-stream")
 _T = TypeVar("_T")
-
-Picture = Literal["label", "color", "overlay", "confidence"]
 
 
 @dataclass(frozen=True)
@@ -89,25 +87,26 @@ _WORK = _errors(400, 408, 413, 415, 503, 504)
 def make_app(
     model: ServedModel, limits: Limits, *, folder: Optional[Path] = None, web: Optional[Path] = None
 ) -> FastAPI:
-    """A server of one model. When it is done with, call `app.state.house.close()`.
+    """A server of one model. When it is done with, call `app.state.server.close()`.
 
     Args:
         folder: of the export, to give browsers what they need of it; None to keep it.
         web: of a built page, see `pages`; None for a small one.
     """
     if model.deployment.side("N"):
-        limits = Limits(**{**vars(limits), "max_batch": min(limits.max_batch, model.deployment.side("N") or 1)})
-    house = House(model, limits)
+        limits = replace(limits, max_batch=min(limits.max_batch, model.deployment.side("N") or 1))
+    state = ServerState(model, limits)
     app = FastAPI(
         title=model.name, version=VERSION, docs_url=None, redoc_url=None,
         summary="Semantic segmentation by an exported network",
     )  # fmt: skip
-    app.state.house = house
-    app.add_middleware(_Door, metrics=house.metrics)
+    app.state.server = state
+    app.add_middleware(_Middleware, metrics=state.metrics)
     _add_errors(app)
-    _add_protocol(app, house)
-    _add_images(app, house)
-    _add_pages(app, house, folder, web)
+    _add_health(app, state)
+    _add_protocol(app, state)
+    _add_images(app, state)
+    _add_pages(app, state, folder, web)
     _describe(app, model)
     return app
 
@@ -116,7 +115,7 @@ def make_app(
 
 
 @dataclass
-class House:
+class ServerState:
     """A model with its engine, its threads and its numbers."""
 
     model: ServedModel
@@ -146,7 +145,7 @@ class House:
             raise Refusal(503, "the engine has ended, its log says why: start the server again")
 
     @asynccontextmanager
-    async def visit(self) -> AsyncIterator[Visit]:
+    async def admitted(self) -> AsyncIterator[ActiveRequest]:
         """Room for a request as long as it takes. Refusal if there is none."""
         if self.inside >= self.limits.max_queue:
             raise Refusal(
@@ -155,21 +154,21 @@ class House:
             )  # fmt: skip
         self.inside += 1
         try:
-            yield Visit(self)
+            yield ActiveRequest(self)
         finally:
             self.inside -= 1
 
 
-class Visit:
+class ActiveRequest:
     """A request that is being answered, with its time."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
-        self._ends = time.monotonic() + house.limits.timeout
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+        self._ends = time.monotonic() + state.limits.timeout
 
     async def body(self, request: Request) -> bytearray:
         """All of it. Refusal if it is too large or too slow."""
-        most = int(self._house.limits.max_mb * 2**20)
+        most = int(self._state.limits.max_mb * 2**20)
         too_large = Refusal(413, f"expected a body of at most {most} bytes, found more: send less at once")
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise Refusal(415, "expected a body as it is, found a content-encoding: send it without")
@@ -194,16 +193,16 @@ class Visit:
         """What a function returns that takes a while."""
         loop = asyncio.get_running_loop()
         return await self._in_time(
-            loop.run_in_executor(self._house._pool, function, *arguments), 504, "the answer to be ready"
+            loop.run_in_executor(self._state._pool, function, *arguments), 504, "the answer to be ready"
         )
 
     async def answers(self, images: Any) -> Answers:
         """The network's."""
-        most = self._house.limits.max_batch
+        most = self._state.limits.max_batch
         if len(images) > most:
             raise Refusal(400, f"expected at most {most} images in a request, found {len(images)}: send less at once")
-        self._house.check_running()
-        future = self._house.batcher.submit(images)
+        self._state.check_running()
+        future = self._state.batcher.submit(images)
         try:
             return await self._in_time(asyncio.wrap_future(future), 504, "the answer to be ready")
         except DataError as error:
@@ -213,15 +212,39 @@ class Visit:
         try:
             return await asyncio.wait_for(work, max(self._ends - time.monotonic(), 0.001))
         except asyncio.TimeoutError:
-            limit = self._house.limits.timeout
+            limit = self._state.limits.timeout
             raise Refusal(status, f"expected {what} within {limit:g} s, but it took longer: try again") from None
 
 
 # --- Routes. ---
 
 
-def _add_protocol(app: FastAPI, house: House) -> None:
-    model = house.model
+def _add_health(app: FastAPI, state: ServerState) -> None:
+    @app.get("/health", responses=_errors(503))
+    async def health() -> dict[str, Any]:
+        state.check_running()
+        waiting = len(state.batcher)
+        return {
+            "status": "ok", "model": state.model.name, "version": VERSION, "inside": state.inside, "waiting": waiting,
+        }  # fmt: skip
+
+    @app.get("/v2/health/live", responses=_errors(503))
+    async def live() -> dict[str, bool]:
+        state.check_running()
+        return {"live": True}
+
+    @app.get("/v2/health/ready", responses=_errors(503))
+    async def ready() -> dict[str, bool]:
+        state.check_running()
+        return {"ready": True}
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    def metrics() -> Response:
+        return Response(state.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _add_protocol(app: FastAPI, state: ServerState) -> None:
+    model = state.model
     described = {
         "name": model.name,
         "versions": [MODEL_VERSION],
@@ -229,23 +252,12 @@ def _add_protocol(app: FastAPI, house: House) -> None:
         "inputs": [protocol.metadata(model.input)],
         "outputs": [protocol.metadata(output) for output in model.outputs],
     }
-    output_names = [output.name for output in model.outputs]
 
     def check(name: str, version: str = MODEL_VERSION) -> None:
         if name != model.name:
             raise Refusal(404, f"expected the model {model.name}, found {name:.100}: there is no other")
         if version != MODEL_VERSION:
             raise Refusal(404, f"expected version {MODEL_VERSION} of {model.name}, found {version:.100}")
-
-    @app.get("/v2/health/live", responses=_errors(503))
-    async def live() -> dict[str, bool]:
-        house.check_running()
-        return {"live": True}
-
-    @app.get("/v2/health/ready", responses=_errors(503))
-    async def ready() -> dict[str, bool]:
-        house.check_running()
-        return {"ready": True}
 
     @app.get("/v2")
     async def server_metadata() -> dict[str, Any]:
@@ -257,23 +269,12 @@ def _add_protocol(app: FastAPI, house: House) -> None:
 
     async def model_ready(name: str, version: str = MODEL_VERSION) -> dict[str, Any]:
         check(name, version)
-        house.check_running()
+        state.check_running()
         return {"name": name, "ready": True}
 
     async def infer(request: Request, name: str, version: str = MODEL_VERSION) -> Response:
         check(name, version)
-        async with house.visit() as visit:
-            body = await visit.body(request)
-            length = request.headers.get(protocol.LENGTH_HEADER)
-            asked = await visit.in_thread(protocol.understood, body, length, model.input, output_names)
-            del body
-            model.check(asked.images.shape)
-            answers = await visit.answers(asked.images)
-            content, json_length = await visit.in_thread(protocol.told, asked, answers, model.name, MODEL_VERSION)
-        if json_length is None:
-            return Response(content, media_type="application/json")
-        headers = {protocol.LENGTH_HEADER: str(json_length)}
-        return Response(content, media_type="application/octet-stream", headers=headers)
+        return await _inferred(state, request)
 
     body = {"application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}}}
     with_bytes = {"schema": {"type": "string", "format": "binary"}}
@@ -288,8 +289,26 @@ def _add_protocol(app: FastAPI, house: House) -> None:
         )(infer)  # fmt: skip
 
 
-def _add_images(app: FastAPI, house: House) -> None:
-    model = house.model
+async def _inferred(state: ServerState, request: Request) -> Response:
+    """The answer to a request of the protocol: JSON, or JSON with bytes behind it."""
+    model = state.model
+    async with state.admitted() as active:
+        body = await active.body(request)
+        length = request.headers.get(protocol.LENGTH_HEADER)
+        names = [output.name for output in model.outputs]
+        asked = await active.in_thread(protocol.understood, body, length, model.input, names)
+        del body
+        model.check(asked.images.shape)
+        answers = await active.answers(asked.images)
+        content, json_length = await active.in_thread(protocol.told, asked, answers, model.name, MODEL_VERSION)
+    if json_length is None:
+        return Response(content, media_type="application/json")
+    headers = {protocol.LENGTH_HEADER: str(json_length)}
+    return Response(content, media_type="application/octet-stream", headers=headers)
+
+
+def _add_images(app: FastAPI, state: ServerState) -> None:
+    model = state.model
     png = {"content": {"image/png": {}}, "description": "A PNG as large as the image"}
     binary = {"type": "string", "format": "binary"}
     upload = {"type": "object", "properties": {"image": binary}, "required": ["image"]}
@@ -324,14 +343,14 @@ def _add_images(app: FastAPI, house: House) -> None:
                 415, "expected an image as the body (image/... or application/octet-stream) or in a form "
                 f"(multipart/form-data), found {kind:.100}",
             )  # fmt: skip
-        async with house.visit() as visit:
-            data = await visit.body(request)
+        async with state.admitted() as active:
+            data = await active.body(request)
             if is_form:
-                data = await visit.in_thread(uploaded, data, kind)
-            prepared = await visit.in_thread(model.read, data)
+                data = await active.in_thread(uploaded, data, kind)
+            prepared = await active.in_thread(model.read, data)
             del data
-            answers = await visit.answers(prepared.input)
-            content = await visit.in_thread(model.picture, output, prepared, answers)
+            answers = await active.answers(prepared.input)
+            content = await active.in_thread(model.picture, output, prepared, answers)
         return Response(content, media_type="image/png")
 
 
@@ -367,19 +386,8 @@ def uploaded(body: bytes | bytearray, content_type: str) -> bytes:
     return files[0].file_object.read()
 
 
-def _add_pages(app: FastAPI, house: House, folder: Optional[Path], web: Optional[Path]) -> None:
-    model = house.model
-
-    @app.get("/health", responses=_errors(503))
-    async def health() -> dict[str, Any]:
-        house.check_running()
-        waiting = len(house.batcher)
-        return {"status": "ok", "model": model.name, "version": VERSION, "inside": house.inside, "waiting": waiting}
-
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    def metrics() -> Response:
-        return Response(house.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
-
+def _add_pages(app: FastAPI, state: ServerState, folder: Optional[Path], web: Optional[Path]) -> None:
+    model = state.model
     files = pages.files_of(web) if web else {}
     if folder is not None:
         # In place of a model that the page was built with.
@@ -440,7 +448,7 @@ def _add_errors(app: FastAPI) -> None:
         return answer(500, "the server failed: its log says why", pages.HEADERS)
 
 
-class _Door:
+class _Middleware:
     """Around all routes: headers of every answer, and the numbers."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:

@@ -7,7 +7,7 @@ import io
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -29,7 +29,8 @@ from hmsa.serve.refusal import Refusal
 from hmsa.system.device import as_tensor
 from hmsa.visualize import color_palette, overlay, pseudo_color
 
-PICTURES = ("label", "color", "overlay", "confidence")
+Picture = Literal["label", "color", "overlay", "confidence"]
+PICTURES = get_args(Picture)
 """What an image can be answered with."""
 
 _PROBE = 64  # pixels a side, of an image to try a model with
@@ -196,7 +197,7 @@ class ServedModel:
             whole = as_tensor(scores[np.newaxis].astype(np.float32))
             return undo_transforms(whole, prepared.trans_info, prepared.image.shape[:2])[0].numpy()
 
-    def picture(self, kind: str, prepared: Prepared, answers: Answers) -> bytes:
+    def picture(self, kind: Picture, prepared: Prepared, answers: Answers) -> bytes:
         """A PNG of one of `PICTURES`: class numbers in grey, the same with a palette, colours over the image, or
         confidences, of which 255 is 1."""
         if kind == "confidence":

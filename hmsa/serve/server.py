@@ -132,7 +132,7 @@ def _serve_here(service: Service, listener: socket.socket, ready: Callable[[], N
         with StopRequest(DRAINING) as stop:
             make_server(app, service.limits.timeout, stop, ready).run(sockets=[listener])
     finally:
-        app.state.house.close()
+        app.state.server.close()
 
 
 def make_server(app: FastAPI, timeout: float, stop: StopRequest, ready: Callable[[], None]) -> Server:

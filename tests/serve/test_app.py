@@ -250,7 +250,7 @@ def test_a_connection_that_says_nothing_is_closed(monkeypatch):
         assert time.monotonic() - started < 5
 
 
-def test_a_full_house_says_when_to_come_again():
+def test_a_full_server_says_when_to_come_again():
     with busy(max_queue=1) as (address, gate, first):
         answer = post(address)
         refused(answer, 503, "try later")
