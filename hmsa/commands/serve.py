@@ -12,10 +12,10 @@ from pathlib import Path
 from hmsa import cli
 from hmsa.deploy.engines import ENGINES
 from hmsa.deploy.formats import precision_names
-from hmsa.errors import UsageError, suggest
+from hmsa.errors import UsageError
+from hmsa.serve.configs import KINDS
 
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
-_SERVERS = ("triton", "ovms")
 
 
 def make_parser() -> cli.Parser:
@@ -53,7 +53,7 @@ def make_parser() -> cli.Parser:
         "--write_config",
         nargs=2,
         metavar=("SERVER", "DIR"),
-        help=f"instead of serving, write the folder of models of another server ({' or '.join(_SERVERS)})",
+        help=f"instead of serving, write the folder of models of another server ({' or '.join(KINDS)})",
     )
     return parser
 
@@ -112,9 +112,7 @@ def main(args: argparse.Namespace) -> None:
 def _write_config(service, kind: str, target: str) -> None:
     from hmsa.serve.configs import write_config
 
-    if kind not in _SERVERS:
-        raise UsageError(f"expected a server in --write_config, found {kind}: {suggest(kind, _SERVERS)}")
-    written = write_config(
+    done = write_config(
         kind,
         service.folder,
         Path(target),
@@ -122,4 +120,4 @@ def _write_config(service, kind: str, target: str) -> None:
         precision=service.precision,
         limits=service.limits,
     )
-    print(*(f"written {path}" for path in written), sep="\n")
+    print(*(f"{what} {path}" for path, what in done.items()), sep="\n")
