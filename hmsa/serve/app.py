@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hmsa.errors import DataError, dotted
+from hmsa.errors import DataError, dotted, printable
 from hmsa.serve import pages, protocol
 from hmsa.serve.batching import Answers, Batcher
 from hmsa.serve.metrics import CONTENT_TYPE, Metrics
@@ -423,7 +423,7 @@ def _describe(app: FastAPI, model: ServedModel) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     def answer(status: int, sentence: str, headers: Any = None) -> JSONResponse:
-        return JSONResponse({"error": sentence}, status, headers)
+        return JSONResponse({"error": printable(sentence)}, status, headers)
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, refusal: Refusal) -> JSONResponse:
