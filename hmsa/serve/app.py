@@ -43,7 +43,8 @@ class Limits:
     """What is allowed.
 
     Attributes:
-        max_batch: images that the engine is given at once, and that a request may have.
+        max_batch: images that the engine is given at once, and that a request may have; where the network takes a fixed
+            number, it is that.
         max_wait_ms: how long the first of them waits for others.
         max_queue: requests that are read, wait or are computed at a time.
         max_pixels: of a request.
@@ -93,8 +94,7 @@ def make_app(
         folder: of the export, to give browsers what they need of it; None to keep it.
         web: of a built page, see `pages`; None for a small one.
     """
-    if model.deployment.side("N"):
-        limits = replace(limits, max_batch=min(limits.max_batch, model.deployment.side("N") or 1))
+    limits = replace(limits, max_batch=model.deployment.side("N") or limits.max_batch)
     state = ServerState(model, limits)
     app = FastAPI(
         title=model.name, version=VERSION, docs_url=None, redoc_url=None,

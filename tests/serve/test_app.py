@@ -14,7 +14,9 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from serving import DEPLOYMENT, light, serving
+from serving import DEPLOYMENT, light, make_model, serving
+
+from hmsa.errors import UsageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
 LABEL = (PIXELS[..., 0] > 127).astype(np.uint8)
@@ -140,6 +142,32 @@ def test_images_of_one_size_run_together():
     assert 'hmsa_batch_size_bucket{le="4.0"} 1.0' in metrics
     assert "hmsa_queue_length 0.0" in metrics
     assert "hmsa_engine_seconds_count 1.0" in metrics
+
+
+def test_a_network_for_a_fixed_number_of_images_is_given_so_many():
+    sizes = []
+
+    def four(images):
+        sizes.append(len(images))
+        return light(images)
+
+    with serving(four, changes={"input_shape": [4, 3, 40, 50]}, max_batch=2, max_wait_ms=0) as address:
+        assert np.array_equal(shown(post(address)), LABEL)
+        assert httpx.get(f"{address}/v2/models/light").json()["inputs"][0]["shape"] == [-1, 3, 40, 50]
+        for count, status in ((1, 200), (3, 200), (4, 200), (5, 400)):
+            images = np.zeros((count, 3, 40, 50), np.float32)
+            sent = {"name": "x", "shape": images.shape, "datatype": "FP32", "data": images.ravel().tolist()}
+            answer = httpx.post(f"{address}/v2/models/light/infer", json={"inputs": [sent]})
+            assert answer.status_code == status
+            if status == 200:
+                assert answer.json()["outputs"][0]["shape"] == [count, 40, 50]
+        refused(answer, 400, "at most 4 images")
+    assert set(sizes) == {4}
+
+
+def test_an_export_for_larger_images_than_are_allowed_is_told_at_start():
+    with pytest.raises(UsageError, match="at most 1999 pixels, found one for 2000"):
+        make_model(max_pixels=1999, input_shape=[None, 3, 40, 50])
 
 
 def test_answers_come_without_delay(address):
