@@ -27,7 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hmsa.errors import DataError, HmsaError, UsageError
 from hmsa.serve.app import Limits, make_app
-from hmsa.serve.metrics import SHARED_FOLDER
+from hmsa.serve.metrics import SHARED_FOLDER, forget
 from hmsa.system.environment import cores
 from hmsa.system.signals import StopRequest
 
@@ -235,8 +235,8 @@ def _serve_in_processes(service: Service, listener: socket.socket, ready: Callab
         processes.append(process)
 
     folder = os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="hmsa-serve-")
-    try:
-        with StopRequest(DRAINING) as stop:
+    with StopRequest(DRAINING) as stop:
+        try:
             for _ in range(service.workers):
                 start()
             count = 0
@@ -248,18 +248,20 @@ def _serve_in_processes(service: Service, listener: socket.socket, ready: Callab
                         ready()
                 for process in [process for process in processes if not process.is_alive()]:
                     processes.remove(process)
+                    forget(process.pid)
                     if count < service.workers:
                         raise DataError("expected every process to open the export, but one ended: see above")
                     print(f"warning: a process ended with {process.exitcode}; another is started", file=sys.stderr)
                     time.sleep(1)
                     start()
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join()
-        shutil.rmtree(folder, ignore_errors=True)
-        del os.environ[SHARED_FOLDER]
+        finally:
+            listener.close()  # else clients would come, and wait for nobody, while the processes end
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join()
+            shutil.rmtree(folder, ignore_errors=True)
+            del os.environ[SHARED_FOLDER]
 
 
 def _worker(service: Service, listener: socket.socket, opened_ones: Any) -> None:

@@ -122,6 +122,30 @@ def test_a_connection_that_asks_is_not_taken_for_a_silent_one():
     connection.transport.abort.assert_called_once()
 
 
+def test_what_waited_in_a_process_that_ended_is_not_counted(tmp_path):
+    code = """
+import os
+from hmsa.serve.metrics import Metrics, forget
+
+def waiting(count):
+    metrics = Metrics()
+    metrics.watch_queue(lambda: count)
+    return [line for line in metrics.text().decode().splitlines() if line.startswith("hmsa_queue_length")]
+
+pid = os.fork()
+if pid == 0:
+    waiting(7)
+    os._exit(0)
+os.waitpid(pid, 0)
+first = waiting(3)
+forget(pid)
+print(first, waiting(3))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    said = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert said == "['hmsa_queue_length 10.0'] ['hmsa_queue_length 3.0']\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["paddle", "onnxruntime", "openvino"])
 def test_labels_are_those_of_predict(engine, make_tiny_network, tmp_path):
@@ -177,15 +201,20 @@ def test_sigterm_answers_what_was_asked(export):
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_at_once(export):
-    with started(export, "--timeout", "50") as (process, address):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_second_signal_ends_at_once(workers, export):
+    with started(export, "--timeout", "50", "--workers", workers) as (process, address):
         host, port = address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port))) as connection:
+        place = host, int(port)
+        with socket.create_connection(place) as connection, socket.create_connection(place, timeout=10) as silent:
             connection.sendall(b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
             time.sleep(0.5)
             process.send_signal(signal.SIGTERM)
             time.sleep(1)
             assert process.poll() is None  # a request is being read
+            assert silent.recv(1) == b""  # nobody can ask whether it is ready
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(place)
             assert ended(process, signal.SIGINT)[0] == -signal.SIGINT
 
 
