@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +36,10 @@ from hmsa.system.version import VERSION
 MODEL_VERSION = "1"
 
 _MAX_PARTS = 16  # of an upload
+_PARSED_AT_A_TIME = 1 << 16  # bytes of an upload
+_MAX_BODIES = 4  # of the largest size, that all requests together may hold
 _IMAGE_TYPES = ("image/", "application/octet-stream")
+_LATER = {"Retry-After": "1"}
 _T = TypeVar("_T")
 
 
@@ -101,6 +106,7 @@ def make_app(
         summary="Semantic segmentation by an exported network",
     )  # fmt: skip
     app.state.server = state
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings are of what clients send
     app.add_middleware(_Middleware, metrics=state.metrics)
     _add_errors(app)
     _add_health(app, state)
@@ -122,6 +128,7 @@ class ServerState:
     limits: Limits
     metrics: Metrics = field(default_factory=Metrics)
     inside: int = 0  # requests
+    held: int = 0  # bytes of their bodies
 
     def __post_init__(self) -> None:
         limits = self.limits
@@ -149,14 +156,15 @@ class ServerState:
         """Room for a request as long as it takes. Refusal if there is none."""
         if self.inside >= self.limits.max_queue:
             raise Refusal(
-                503, f"{self.inside} requests are being answered, which are all that may be: try later",
-                {"Retry-After": "1"},
-            )  # fmt: skip
+                503, f"{self.inside} requests are being answered, which are all that may be: try later", _LATER
+            )
         self.inside += 1
+        active = ActiveRequest(self)
         try:
-            yield ActiveRequest(self)
+            yield active
         finally:
             self.inside -= 1
+            self.held -= active.held
 
 
 class ActiveRequest:
@@ -164,11 +172,13 @@ class ActiveRequest:
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
+        self.held = 0  # bytes of its body
         self._ends = time.monotonic() + state.limits.timeout
 
-    async def body(self, request: Request) -> bytearray:
-        """All of it. Refusal if it is too large or too slow."""
-        most = int(self._state.limits.max_mb * 2**20)
+    async def body(self, request: Request) -> bytes:
+        """All of it. Refusal if it is too large, too slow, or too much beside those of other requests."""
+        state = self._state
+        most = int(state.limits.max_mb * 2**20)
         too_large = Refusal(413, f"expected a body of at most {most} bytes, found more: send less at once")
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise Refusal(415, "expected a body as it is, found a content-encoding: send it without")
@@ -176,13 +186,17 @@ class ActiveRequest:
         if length.isdecimal() and int(length[:20]) > most:
             raise too_large
 
-        async def read() -> bytearray:
-            content = bytearray()
+        async def read() -> bytes:
+            content = io.BytesIO()
             async for piece in request.stream():
-                content += piece
-                if len(content) > most:
+                content.write(piece)
+                self.held += len(piece)
+                state.held += len(piece)
+                if self.held > most:
                     raise too_large
-            return content
+                if state.held > _MAX_BODIES * most:
+                    raise Refusal(503, "the bodies of all requests are too much at once: try later", _LATER)
+            return content.getvalue()  # which copies nothing
 
         try:
             return await self._in_time(read(), 408, "the body to come")
@@ -354,7 +368,7 @@ def _add_images(app: FastAPI, state: ServerState) -> None:
         return Response(content, media_type="image/png")
 
 
-def uploaded(body: bytes | bytearray, content_type: str) -> bytes:
+def uploaded(body: bytes, content_type: str) -> bytes:
     """The file in a form. Refusal unless there is exactly one."""
     files: list[Any] = []
     parts = 0
@@ -376,14 +390,14 @@ def uploaded(body: bytes | bytearray, content_type: str) -> bytes:
         parser = FormParser(
             "multipart/form-data", count, found, boundary=boundary, config={"MAX_MEMORY_FILE_SIZE": len(body) + 1}
         )
-        parser.write(bytes(body))
+        for start in range(0, len(body), _PARSED_AT_A_TIME):
+            parser.write(body[start : start + _PARSED_AT_A_TIME])
         parser.finalize()
     except (FormParserError, ValueError) as error:
         raise Refusal(400, f"expected a form (multipart/form-data), but: {error!s:.200}") from None
     if len(files) != 1:
         raise Refusal(400, f"expected one file in the form, found {len(files)}: send one image in each request")
-    files[0].file_object.seek(0)
-    return files[0].file_object.read()
+    return files[0].file_object.getvalue()
 
 
 def _add_pages(app: FastAPI, state: ServerState, folder: Optional[Path], web: Optional[Path]) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import numpy as np
@@ -225,6 +225,14 @@ def test_requests_that_are_refused(address, options, status, part):
     refused(post(address, **options), status, part)
 
 
+def test_what_clients_send_is_not_logged(address, caplog):
+    form = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\nContent-Transfer-Encoding: secret\r\n\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    refused(post(address, form + b"\r\n--x--\r\n", headers=headers), 400, "")
+    refused(post(address, b"-secret", headers=headers), 400, "form")
+    assert not caplog.records
+
+
 def test_forms_of_many_files_and_parts(address):
     two = [("image", encoded()), ("image", encoded())]
     refused(httpx.post(f"{address}/segment", files=two), 400, "found 2")
@@ -287,6 +295,24 @@ def test_a_full_server_says_when_to_come_again():
         gate.go.set()
         assert shown(first.result(10))
         assert shown(post(address))
+
+
+def test_bodies_are_too_much_together():
+    with serving(max_mb=0.01) as address, ExitStack() as stack:
+        host, port = address.removeprefix("http://").split(":")
+        for _ in range(4):
+            connection = stack.enter_context(socket.create_connection((host, int(port))))
+            connection.sendall(b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 10001\r\n\r\n" + bytes(10_000))
+        while httpx.get(f"{address}/health").json()["inside"] < 4:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        answer = post(address, bytes(5000))
+        refused(answer, 503, "try later")
+        assert int(answer.headers["retry-after"]) >= 1
+        stack.close()
+        while httpx.get(f"{address}/health").json()["inside"]:
+            time.sleep(0.01)
+        assert shown(post(address, encoded(np.zeros((20, 20, 3), np.uint8))))
 
 
 def test_an_answer_that_takes_too_long():
