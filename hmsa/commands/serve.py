@@ -22,8 +22,23 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="that export.py wrote; its name is the model's")
     parser.add_argument("--engine", choices=list(ENGINES), default="paddle", help="what runs the network")
-    parser.add_argument("--precision", choices=precision_names(), default="fp32", help="of the exported files")
+    computed = [precision for engine in ENGINES.values() for precision in engine.lower]
+    parser.add_argument(
+        "--precision",
+        choices=list(dict.fromkeys([*precision_names(), *computed])),
+        default="fp32",
+        help=f"of the exported files; {' or '.join(computed)} is computed with those of fp32, by "
+        f"{' or '.join(name for name, engine in ENGINES.items() if engine.lower)}",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all of this machine's")
+    parser.add_argument(
+        "--allowed_hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="by which clients may ask for the server, besides localhost (default: none where it listens on this "
+        "machine's own address, else any)",
+    )
     parser.add_argument(
         "--port", type=partial(cli.count, least=0), default=8000, help="0 for any that is free (default: %(default)s)"
     )
@@ -100,6 +115,7 @@ def main(args: argparse.Namespace) -> None:
         threads=args.threads,
         workers=args.workers,
         web=args.web,
+        allowed_hosts=tuple(args.allowed_hosts),
         limits=limits,
     )
     if args.write_config:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import FormParser, parse_options_header
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,6 +41,7 @@ _MAX_PARTS = 16  # of an upload
 _PARSED_AT_A_TIME = 1 << 16  # bytes of an upload
 _MAX_BODIES = 4  # of the largest size, that all requests together may hold
 _IMAGE_TYPES = ("image/", "application/octet-stream")
+_PORT = re.compile(r":\d*$")
 _LATER = {"Retry-After": "1"}
 _T = TypeVar("_T")
 
@@ -91,13 +94,19 @@ _WORK = _errors(400, 408, 413, 415, 503, 504)
 
 
 def make_app(
-    model: ServedModel, limits: Limits, *, folder: Optional[Path] = None, web: Optional[Path] = None
+    model: ServedModel,
+    limits: Limits,
+    *,
+    folder: Optional[Path] = None,
+    web: Optional[Path] = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> FastAPI:
     """A server of one model. When it is done with, call `app.state.server.close()`.
 
     Args:
         folder: of the export, to give browsers what they need of it; None to keep it.
         web: of a built page, see `pages`; None for a small one.
+        allowed_hosts: names by which clients may ask for the server, without ports; none for any.
     """
     limits = replace(limits, max_batch=model.deployment.side("N") or limits.max_batch)
     state = ServerState(model, limits)
@@ -107,7 +116,7 @@ def make_app(
     )  # fmt: skip
     app.state.server = state
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings are of what clients send
-    app.add_middleware(_Middleware, metrics=state.metrics)
+    app.add_middleware(_Middleware, metrics=state.metrics, allowed_hosts=allowed_hosts)
     _add_errors(app)
     _add_health(app, state)
     _add_protocol(app, state)
@@ -403,20 +412,21 @@ def uploaded(body: bytes, content_type: str) -> bytes:
 def _add_pages(app: FastAPI, state: ServerState, folder: Optional[Path], web: Optional[Path]) -> None:
     model = state.model
     files = pages.files_of(web) if web else {}
+    headers = {"Cache-Control": "no-cache", **(pages.headers_of(web) if web else {})}
     if folder is not None:
         # In place of a model that the page was built with.
         files = {place: file for place, file in files.items() if not place.startswith("/model/")}
         files.update(pages.model_files(folder, model.deployment))
     for place, (path, media_type) in files.items():
-        app.get(place, include_in_schema=False, response_class=FileResponse)(_sender(path, media_type))
+        app.get(place, include_in_schema=False, response_class=FileResponse)(_sender(path, media_type, headers))
     if not web:
         page = pages.small_page(model)
         app.get("/", include_in_schema=False, response_class=HTMLResponse)(lambda: page)
 
 
-def _sender(path: Path, media_type: str) -> Callable[[], FileResponse]:
+def _sender(path: Path, media_type: str, headers: dict[str, str]) -> Callable[[], FileResponse]:
     def send() -> FileResponse:
-        return FileResponse(path, media_type=media_type, headers={"Cache-Control": "no-cache"})
+        return FileResponse(path, media_type=media_type, headers=headers)
 
     return send
 
@@ -435,13 +445,14 @@ def _describe(app: FastAPI, model: ServedModel) -> None:
 # --- Errors, headers and numbers of all routes. ---
 
 
-def _add_errors(app: FastAPI) -> None:
-    def answer(status: int, sentence: str, headers: Any = None) -> JSONResponse:
-        return JSONResponse({"error": printable(sentence)}, status, headers)
+def _error(status: int, sentence: str, headers: Optional[Mapping[str, str]] = None) -> JSONResponse:
+    return JSONResponse({"error": printable(sentence)}, status, headers)
 
+
+def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Refusal)
     async def refused(request: Request, refusal: Refusal) -> JSONResponse:
-        return answer(refusal.status, str(refusal), refusal.headers)
+        return _error(refusal.status, str(refusal), refusal.headers)
 
     @app.exception_handler(HTTPException)
     async def not_routed(request: Request, error: HTTPException) -> JSONResponse:
@@ -450,23 +461,23 @@ def _add_errors(app: FastAPI) -> None:
             404: f"expected a path of this server, found {path!r}: /openapi.json lists them",
             405: f"expected another method for {path}, found {request.method[:20]}: /openapi.json lists them",
         }
-        return answer(error.status_code, sentences.get(error.status_code, str(error.detail)), error.headers)
+        return _error(error.status_code, sentences.get(error.status_code, str(error.detail)), error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        return answer(422, f"a wrong parameter, {dotted(first['loc'][1:])}: {first['msg']}")
+        return _error(422, f"a wrong parameter, {dotted(first['loc'][1:])}: {first['msg']}")
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return answer(500, "the server failed: its log says why", pages.HEADERS)
+        return _error(500, "the server failed: its log says why", pages.HEADERS)
 
 
 class _Middleware:
-    """Around all routes: headers of every answer, and the numbers."""
+    """Around all routes: for whom they are, headers of every answer, and the numbers."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, allowed_hosts: Sequence[str]) -> None:
+        self._app, self._metrics, self._allowed_hosts = app, metrics, allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -478,14 +489,24 @@ class _Middleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                more = [(name.lower().encode(), value.encode()) for name, value in pages.HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *more]}
+                headers = MutableHeaders(scope=message)
+                for name, value in pages.HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         try:
-            await self._app(scope, receive, with_headers)
+            await self._app_for(scope)(scope, receive, with_headers)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(time.monotonic() - started)
         return None
+
+    def _app_for(self, scope: Scope) -> ASGIApp:
+        """The routes, or what refuses a request that asked for another host: a page of anyone's whose name was made to
+        lead here, else read what this server says."""
+        host = _PORT.sub("", Headers(scope=scope).get("host", "")).lower()
+        if not host or not self._allowed_hosts or host in self._allowed_hosts:
+            return self._app
+        known = " or ".join(self._allowed_hosts)
+        return _error(421, f"expected a request for {known}, found {host:.100}: add it to the server's allowed_hosts")

@@ -16,7 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Optional
@@ -33,6 +34,7 @@ from hmsa.system.signals import StopRequest
 
 DRAINING = "answering what has been asked; again to quit at once"
 
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _BACKLOG = 128  # connections that wait to be accepted
 _IDLE_SECONDS = 10  # after which a connection that sends no request, or takes no answer, is closed
 
@@ -48,6 +50,8 @@ class Service:
         workers: processes, each with the model.
         web: of a built page; None for that of the sources, if it was built and the export has the ONNX file that it
             runs, else for a small page.
+        allowed_hosts: names by which clients may ask for the server; with any, and where the server listens for this
+            machine alone, also those of this machine; else all.
     """
 
     folder: Path
@@ -56,6 +60,7 @@ class Service:
     threads: Optional[int] = None
     workers: int = 1
     web: Optional[Path] = None
+    allowed_hosts: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -76,6 +81,9 @@ def serve(service: Service, host: str, port: int, say: Callable[[str], None] = p
     """
     with bound(host, port) as listener:
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        if service.allowed_hosts or ip_address(listener.getsockname()[0]).is_loopback:
+            names = dict.fromkeys(name.lower() for name in (*service.allowed_hosts, host, *_LOCAL_HOSTS))
+            service = replace(service, allowed_hosts=tuple(names))
         told = f"serving {service.name} ({service.engine}, {service.precision}) on {address}"
         if service.workers == 1:
             _serve_here(service, listener, lambda: say(told))
@@ -100,7 +108,7 @@ def opened(service: Service) -> FastAPI:
     )
     has_onnx = any(entry.format == "onnx" for entry in session.deployment.formats)
     web = service.web or (pages.built_page() if has_onnx else None)
-    return make_app(model, service.limits, folder=service.folder, web=web)
+    return make_app(model, service.limits, folder=service.folder, web=web, allowed_hosts=service.allowed_hosts)
 
 
 @contextmanager

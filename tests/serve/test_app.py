@@ -13,10 +13,12 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 from serving import DEPLOYMENT, light, make_model, serving
 
 from hmsa.errors import UsageError
+from hmsa.serve.app import Limits, make_app
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
 LABEL = (PIXELS[..., 0] > 127).astype(np.uint8)
@@ -358,6 +360,32 @@ def test_an_engine_that_has_ended_is_told():
 # --- Pages and headers. ---
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:99", 200), ("LOCALHOST", 200), ("[::1]:8000", 200), ("street.example", 200), ("", 200),
+        ("evil.example", 421), ("evil.example:8000", 421), ("127.0.0.1.evil.example", 421), ("[::2]", 421),
+        ("localhost:80:80", 421), ("\xe9", 421),
+    ],
+)  # fmt: skip
+def test_a_host_that_is_not_this_server(host, status):
+    app = make_app(make_model(), Limits(), allowed_hosts=("street.example", "localhost", "127.0.0.1", "[::1]"))
+    answer = TestClient(app).get("/health", headers={"host": host.encode("latin-1")})
+    app.state.server.close()
+    assert answer.status_code == status
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    if status == 421:
+        refused(answer, 421, "expected a request for street.example or localhost")
+
+
+@pytest.mark.parametrize(("name", "text"), [("headers.json", "[]"), ("headers.json", "{"), ("other", "")])
+def test_a_page_that_was_not_built(name, text, tmp_path):
+    (tmp_path / "index.html").write_text("page")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=r"headers\.json"):
+        make_app(make_model(), Limits(), web=tmp_path)
+
+
 def test_a_small_page_and_headers_of_every_answer(address):
     page = httpx.get(f"{address}/")
     assert "light" in page.text
@@ -374,6 +402,7 @@ def test_a_built_page_and_what_it_needs_of_the_model(tmp_path):
     (web / "assets").mkdir(parents=True)
     folder.mkdir()
     (web / "index.html").write_text("built")
+    (web / "headers.json").write_text('{"Content-Security-Policy": "of the page", "X-Own": "1"}')
     (web / "assets/ort.wasm").write_bytes(b"\0asm")
     (web / "model").mkdir()
     (web / "model/other.onnx").write_text("that the page was built with")
@@ -386,7 +415,11 @@ def test_a_built_page_and_what_it_needs_of_the_model(tmp_path):
         {"format": "onnx", "precision": "fp32", "files": ["model.onnx"]},
     ]
     with serving(folder=folder, web=web, changes={"formats": formats}) as address:
-        assert httpx.get(f"{address}/").text == "built"
+        page = httpx.get(f"{address}/")
+        assert page.text == "built"
+        assert (page.headers["content-security-policy"], page.headers["x-own"]) == ("of the page", "1")
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in httpx.get(f"{address}/health").headers["content-security-policy"]
         assert httpx.get(f"{address}/assets/ort.wasm").headers["content-type"] == "application/wasm"
         assert httpx.get(f"{address}/model/model.onnx").text == "model.onnx"
         assert httpx.get(f"{address}/model/deploy.yaml").text == "deploy.yaml"

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hmsa.commands.serve import make_parser
 from hmsa.errors import UsageError
 from hmsa.serve.server import Protocol, Service, serve
 
@@ -104,6 +105,27 @@ def test_an_address_that_is_taken(tmp_path):
             serve(Service(tmp_path), "127.0.0.1", port)
     with pytest.raises(UsageError, match="expected a host"):
         serve(Service(tmp_path), "no such host", 0)
+
+
+def test_precisions_of_files_and_of_engines():
+    for words in (["--precision", "fp16"], ["--engine", "openvino", "--precision", "bf16"]):
+        assert make_parser().parse_args(["export", *words]).precision == words[-1]
+
+
+@pytest.mark.parametrize(
+    ("host", "named", "expected"),
+    [
+        ("127.0.0.1", (), {"localhost", "127.0.0.1", "[::1]"}),
+        ("127.0.0.1", ("Street.example",), {"street.example", "localhost", "127.0.0.1", "[::1]"}),
+        ("0.0.0.0", (), set()),
+        ("0.0.0.0", ("a",), {"a", "0.0.0.0", "localhost", "127.0.0.1", "[::1]"}),
+    ],
+)
+def test_hosts_are_checked_where_one_machine_is_served_or_some_are_named(host, named, expected, monkeypatch, tmp_path):
+    served = []
+    monkeypatch.setattr("hmsa.serve.server._serve_here", lambda service, listener, ready: served.append(service))
+    serve(Service(tmp_path, allowed_hosts=named), host, 0)
+    assert set(served[0].allowed_hosts) == expected
 
 
 def test_a_connection_that_asks_is_not_taken_for_a_silent_one():
@@ -207,7 +229,7 @@ def test_a_second_signal_ends_at_once(workers, export):
         host, port = address.removeprefix("http://").split(":")
         place = host, int(port)
         with socket.create_connection(place) as connection, socket.create_connection(place, timeout=10) as silent:
-            connection.sendall(b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+            connection.sendall(b"POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc")
             time.sleep(0.5)
             process.send_signal(signal.SIGTERM)
             time.sleep(1)
