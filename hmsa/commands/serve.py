@@ -12,18 +12,33 @@ from pathlib import Path
 from hmsa import cli
 from hmsa.deploy.engines import ENGINES
 from hmsa.deploy.formats import precision_names
-from hmsa.errors import UsageError, suggest
+from hmsa.errors import UsageError
+from hmsa.serve.configs import KINDS
 
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
-_SERVERS = ("triton", "ovms")
 
 
 def make_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="that export.py wrote; its name is the model's")
     parser.add_argument("--engine", choices=list(ENGINES), default="paddle", help="what runs the network")
-    parser.add_argument("--precision", choices=precision_names(), default="fp32", help="of the exported files")
+    computed = [precision for engine in ENGINES.values() for precision in engine.lower]
+    parser.add_argument(
+        "--precision",
+        choices=list(dict.fromkeys([*precision_names(), *computed])),
+        default="fp32",
+        help=f"of the exported files; {' or '.join(computed)} is computed with those of fp32, by "
+        f"{' or '.join(name for name, engine in ENGINES.items() if engine.lower)}",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all of this machine's")
+    parser.add_argument(
+        "--allowed_hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="by which clients may ask for the server, besides localhost (default: none where it listens on this "
+        "machine's own address, else any)",
+    )
     parser.add_argument(
         "--port", type=partial(cli.count, least=0), default=8000, help="0 for any that is free (default: %(default)s)"
     )
@@ -53,7 +68,7 @@ def make_parser() -> cli.Parser:
         "--write_config",
         nargs=2,
         metavar=("SERVER", "DIR"),
-        help=f"instead of serving, write the folder of models of another server ({' or '.join(_SERVERS)})",
+        help=f"instead of serving, write the folder of models of another server ({' or '.join(KINDS)})",
     )
     return parser
 
@@ -100,6 +115,7 @@ def main(args: argparse.Namespace) -> None:
         threads=args.threads,
         workers=args.workers,
         web=args.web,
+        allowed_hosts=tuple(args.allowed_hosts),
         limits=limits,
     )
     if args.write_config:
@@ -112,9 +128,7 @@ def main(args: argparse.Namespace) -> None:
 def _write_config(service, kind: str, target: str) -> None:
     from hmsa.serve.configs import write_config
 
-    if kind not in _SERVERS:
-        raise UsageError(f"expected a server in --write_config, found {kind}: {suggest(kind, _SERVERS)}")
-    written = write_config(
+    done = write_config(
         kind,
         service.folder,
         Path(target),
@@ -122,4 +136,4 @@ def _write_config(service, kind: str, target: str) -> None:
         precision=service.precision,
         limits=service.limits,
     )
-    print(*(f"written {path}" for path in written), sep="\n")
+    print(*(f"{what} {path}" for path, what in done.items()), sep="\n")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -37,7 +38,7 @@ class Batcher:
     Args:
         run: images [N, ...] -> answers; called from one thread.
         max_wait: seconds.
-        ran: told after each run of how many images it was, and of its seconds.
+        ran: told after each run of how many images it was, and of its seconds; its failures are logged.
     """
 
     def __init__(
@@ -64,6 +65,11 @@ class Batcher:
             self._waiting.append(work)
             self._changed.notify_all()
         return work.answers
+
+    @property
+    def is_running(self) -> bool:
+        """Whether what is submitted will be run."""
+        return self._thread.is_alive() and not self._is_closed
 
     def __len__(self) -> int:
         """Works that wait."""
@@ -120,9 +126,9 @@ class Batcher:
         return taken
 
     def _answer(self, works: list[_Work]) -> None:
-        images = works[0].images if len(works) == 1 else np.concatenate([work.images for work in works])
-        started = time.monotonic()
         try:
+            images = works[0].images if len(works) == 1 else np.concatenate([work.images for work in works])
+            started = time.monotonic()
             answers = self._run(images)
         except Exception as error:
             if len(works) > 1:  # whose fault it is shows alone
@@ -131,7 +137,10 @@ class Batcher:
             else:
                 works[0].answers.set_exception(error)
             return
-        self._ran(len(images), time.monotonic() - started)
+        try:
+            self._ran(len(images), time.monotonic() - started)
+        except Exception:
+            logging.getLogger(__name__).exception("a run of the engine could not be counted")
 
         start = 0
         for work in works:

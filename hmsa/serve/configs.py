@@ -5,20 +5,24 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hmsa.deploy.runtime import Deployment, FileEntry, checked_file, read_deployment
-from hmsa.errors import UsageError
-from hmsa.serve.app import Limits
-from hmsa.system.files import write_atomically
+from hmsa.errors import DataError, UsageError, suggest
+from hmsa.system.files import disk_errors, write_atomically
 
-_TRITON_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int32": "TYPE_INT32"}
+if TYPE_CHECKING:
+    from hmsa.deploy.runtime import Deployment
+    from hmsa.serve.app import Limits
+
+    Writer = Callable[[Path, str, Deployment, Limits], tuple[Path, str]]
 
 
 def write_config(
     kind: str, folder: Path, target: Path, *, name: str, precision: str = "fp32", limits: Limits
-) -> list[Path]:
+) -> dict[Path, str]:
     """Write a repository of models for another server, with this one in it.
 
     Args:
@@ -27,13 +31,19 @@ def write_config(
         target: of the repository, which may hold other models.
 
     Returns:
-        The files that were written.
+        The files of the model and the configuration -> "written", "replaced", or "removed": those of an earlier export
+        in another format, beside which the server could not tell which to take.
 
     Raises:
-        UsageError: the export has no files that this server reads, in this precision.
+        UsageError: an unknown server, or the export has no files that it reads, in this precision.
+        DataError: what stands there cannot be added to, or the files cannot be copied.
     """
+    from hmsa.deploy.runtime import checked_file, read_deployment
+
+    if kind not in KINDS:
+        raise UsageError(f"expected a server, found {kind}: {suggest(kind, KINDS)}")
     deployment = read_deployment(folder)
-    formats, write = KINDS[kind]
+    formats, configured = KINDS[kind]
     known = {(entry.format, entry.precision): entry for entry in deployment.formats}
     entry = next((known[name, precision] for name in formats if (name, precision) in known), None)
     if entry is None:
@@ -43,54 +53,72 @@ def write_config(
             settings=["precision"],
         )
 
-    version = target / name / "1"
+    sources = [checked_file(folder / file, deployment) for file in entry.files]
+    config, text = configured(target, name, deployment, limits)
+    there = config.exists()
+    with disk_errors(target):
+        done = _copied(sources, target / name / "1")
+        write_atomically(config, text.encode())
+    return {**done, config: "replaced" if there else "written"}
+
+
+def _copied(sources: list[Path], version: Path) -> dict[Path, str]:
+    """Put the files of a model into the folder of its version, in place of all that were there."""
     version.mkdir(parents=True, exist_ok=True)
-    written = []
-    for file in entry.files:
-        source = checked_file(folder / file, deployment)
-        written.append(version / f"model{source.suffix}")
-        shutil.copyfile(source, written[-1])
-    return [*written, write(target, name, deployment, entry, limits)]
+    done = dict.fromkeys(sorted(version.glob("model.*")), "removed")
+    with tempfile.TemporaryDirectory(dir=version, prefix=".writing-") as partial:
+        copies = [Path(shutil.copyfile(source, f"{partial}/model{source.suffix}")) for source in sources]
+        for path in done:
+            path.unlink()
+        for copy in copies:
+            path = version / copy.name
+            done[path] = "replaced" if path in done else "written"
+            copy.replace(path)
+    return done
 
 
-def _triton(target: Path, name: str, deployment: Deployment, entry: FileEntry, limits: Limits) -> Path:
-    """`config.pbtxt`, beside the folder of the version. Its shapes leave the batch out, as Triton adds that itself."""
-    dims = [-1 if side is None else side for side in deployment.input_shape[1:]]
+def _triton(target: Path, name: str, deployment: Deployment, limits: Limits) -> tuple[Path, str]:
+    """`config.pbtxt`, beside the folder of the version.
+
+    Triton makes batches of models alone that take any number of images, and adds that axis to their shapes itself.
+    """
+    fixed = deployment.side("N")
+    start = 0 if fixed else 1
+    known = {axis: deployment.side(axis) or -1 for axis in "NHW"}
+    known["C"] = len(deployment.class_names) or -1
+    dims = [side or -1 for side in deployment.input_shape[start:]]
     lines = [
         f'name: "{name}"',
         'backend: "onnxruntime"',
-        f"max_batch_size: {deployment.side('N') or limits.max_batch}",
+        f"max_batch_size: {0 if fixed else limits.max_batch}",
         _triton_tensor("input", deployment.input_name, deployment.input_dtype, dims),
     ]
-    known = {axis: deployment.side(axis) or -1 for axis in "HW"}
-    known["C"] = len(deployment.class_names) or -1
     for output in deployment.outputs:
-        dims = [len(output.scales) if axis == "S" else known[axis] for axis in output.layout[1:]]
+        dims = [len(output.scales) if axis == "S" else known[axis] for axis in output.layout[start:]]
         lines.append(_triton_tensor("output", output.name, output.dtype, dims))
-    lines += [
-        "dynamic_batching {",
-        f"  max_queue_delay_microseconds: {round(1000 * limits.max_wait_ms)}",
-        "  default_queue_policy {",
-        "    timeout_action: REJECT",
-        f"    default_timeout_microseconds: {round(1e6 * limits.timeout)}",
-        f"    max_queue_size: {limits.max_queue}",
-        "  }",
-        "}",
-        "",
-    ]
-    path = target / name / "config.pbtxt"
-    write_atomically(path, "\n".join(lines).encode())
-    return path
+    if not fixed:
+        lines += [
+            "dynamic_batching {",
+            f"  max_queue_delay_microseconds: {round(1000 * limits.max_wait_ms)}",
+            "  default_queue_policy {",
+            "    timeout_action: REJECT",
+            f"    default_timeout_microseconds: {round(1e6 * limits.timeout)}",
+            f"    max_queue_size: {limits.max_queue}",
+            "  }",
+            "}",
+        ]
+    return target / name / "config.pbtxt", "\n".join([*lines, ""])
 
 
 def _triton_tensor(kind: str, name: str, dtype: str, dims: list[int]) -> str:
-    return f'{kind} [ {{ name: "{name}" data_type: {_TRITON_TYPES[dtype]} dims: {dims} }} ]'
+    from hmsa.serve.protocol import DATATYPES
+
+    return f'{kind} [ {{ name: "{name}" data_type: TYPE_{DATATYPES[dtype]} dims: {dims} }} ]'
 
 
-def _ovms(target: Path, name: str, deployment: Deployment, entry: FileEntry, limits: Limits) -> Path:
+def _ovms(target: Path, name: str, deployment: Deployment, limits: Limits) -> tuple[Path, str]:
     """`config.json` of the repository, which keeps what it says of other models."""
     path = target / "config.json"
-    others = json.loads(path.read_bytes())["model_config_list"] if path.exists() else []
     config = {
         "name": name,
         "base_path": f"/models/{name}",
@@ -98,14 +126,19 @@ def _ovms(target: Path, name: str, deployment: Deployment, entry: FileEntry, lim
         # Else processors with bf16 would compute in it.
         "plugin_config": {"INFERENCE_PRECISION_HINT": "f32"},
     }
-    kept = [other for other in others if other["config"]["name"] != name]
-    text = json.dumps({"model_config_list": [*kept, {"config": config}]}, indent=2) + "\n"
-    write_atomically(path, text.encode())
-    return path
+    try:
+        whole = json.loads(path.read_bytes()) if path.exists() else {}
+        kept = [other for other in whole.get("model_config_list", []) if other["config"]["name"] != name]
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        raise DataError(
+            f"{path}: expected a configuration of OpenVINO Model Server, found something else: correct it, or name "
+            "another folder"
+        ) from None
+    return path, json.dumps({**whole, "model_config_list": [*kept, {"config": config}]}, indent=2) + "\n"
 
 
-KINDS: dict[str, tuple[tuple[str, ...], Callable[[Path, str, Deployment, FileEntry, Limits], Path]]] = {
+KINDS: dict[str, tuple[tuple[str, ...], Writer]] = {
     "triton": (("onnx",), _triton),
     "ovms": (("openvino", "onnx", "paddle"), _ovms),
 }
-"""Server -> the formats that it reads, the best first, and what writes its configuration."""
+"""Server -> the formats that it reads, the best first, and what says where its configuration lies, and its text."""

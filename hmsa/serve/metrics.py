@@ -75,3 +75,8 @@ class Metrics:
         shared = CollectorRegistry()
         multiprocess.MultiProcessCollector(shared)
         return generate_latest(shared)
+
+
+def forget(pid: int) -> None:
+    """Count no more what waited in a process that has ended, of those that share `SHARED_FOLDER`."""
+    multiprocess.mark_process_dead(pid)

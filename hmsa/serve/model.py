@@ -7,7 +7,7 @@ import io
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -29,7 +29,8 @@ from hmsa.serve.refusal import Refusal
 from hmsa.system.device import as_tensor
 from hmsa.visualize import color_palette, overlay, pseudo_color
 
-PICTURES = ("label", "color", "overlay", "confidence")
+Picture = Literal["label", "color", "overlay", "confidence"]
+PICTURES = get_args(Picture)
 """What an image can be answered with."""
 
 _PROBE = 64  # pixels a side, of an image to try a model with
@@ -69,7 +70,8 @@ class ServedModel:
         max_pixels: of a request, in all its images.
 
     Raises:
-        UsageError: an export that cannot be asked for pictures, as its images are resized and its answers cannot be.
+        UsageError: an export that cannot be asked for pictures, as its images are resized and its answers cannot be;
+            or whose images have more pixels than a request may.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class ServedModel:
         platform: str = "hmsa",
         max_pixels: int = 1 << 22,
     ) -> None:
-        self.run, self.deployment = run, deployment
+        self._run, self.deployment = run, deployment
         self.name, self.platform, self.max_pixels = name, platform, max_pixels
         self.in_channels = deployment.side("C") or 3
         specs = [TypeAdapter(AnyTransform).validate_python(entry) for entry in deployment.transforms]
@@ -99,21 +101,35 @@ class ServedModel:
                 "expected an export whose answers can be resized, as its transforms resize images, found one of class "
                 "numbers: export with output_op softmax"
             )
-        if self.deployment.side("N") in (None, 1):
-            self.label(prepared, self.run(prepared.input))
+        pixels = (self.deployment.side("H") or 0) * (self.deployment.side("W") or 0)
+        if pixels > self.max_pixels:
+            raise UsageError(
+                f"expected an export for images of at most {self.max_pixels} pixels, found one for {pixels}: set "
+                "max_pixels higher"
+            )
+        self.label(prepared, self.run(prepared.input))
 
-    # --- Tensors. ---
+    def run(self, images: np.ndarray) -> Answers:
+        """Answers to images as the network takes them; where it takes a fixed number, the last stands for those that
+        lack."""
+        count, fixed = len(images), self.deployment.side("N")
+        if fixed is None or count == fixed:
+            return self._run(images)
+        whole = np.concatenate([images, np.repeat(images[-1:], fixed - count, axis=0)])
+        return {name: answer[:count] for name, answer in self._run(whole).items()}
+
+    # --- Tensors: of any number of images, whatever the network takes. ---
 
     @property
     def input(self) -> Tensor:
         deployment = self.deployment
-        shape = tuple(-1 if side is None else side for side in deployment.input_shape)
-        return Tensor(deployment.input_name, deployment.input_dtype, shape)
+        shape = tuple(-1 if side is None else side for side in deployment.input_shape[1:])
+        return Tensor(deployment.input_name, deployment.input_dtype, (-1, *shape))
 
     @property
     def outputs(self) -> list[Tensor]:
         deployment = self.deployment
-        known = {axis: deployment.side(axis) or -1 for axis in "NHW"}
+        known = {"N": -1, **{axis: deployment.side(axis) or -1 for axis in "HW"}}
         known["C"] = len(deployment.class_names) or -1
         return [
             Tensor(
@@ -127,7 +143,7 @@ class ServedModel:
     def check(self, shape: tuple[int, ...]) -> None:
         """Refusal unless the network takes images of this shape, and they are not too many pixels."""
         try:
-            self.deployment.check_images(shape)
+            self.deployment.check_images((self.deployment.side("N") or shape[0], *shape[1:]))
         except DataError as error:
             raise Refusal(400, str(error)) from None
         sides = dict(zip(self.deployment.input_layout, shape))
@@ -196,7 +212,7 @@ class ServedModel:
             whole = as_tensor(scores[np.newaxis].astype(np.float32))
             return undo_transforms(whole, prepared.trans_info, prepared.image.shape[:2])[0].numpy()
 
-    def picture(self, kind: str, prepared: Prepared, answers: Answers) -> bytes:
+    def picture(self, kind: Picture, prepared: Prepared, answers: Answers) -> bytes:
         """A PNG of one of `PICTURES`: class numbers in grey, the same with a palette, colours over the image, or
         confidences, of which 255 is 1."""
         if kind == "confidence":

@@ -8,6 +8,8 @@ import hashlib
 from html import escape
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from hmsa.deploy.runtime import DEPLOY_FILE, Deployment
 from hmsa.errors import UsageError
 from hmsa.serve.model import PICTURES, ServedModel
@@ -26,43 +28,56 @@ _STYLE = (
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
 HEADERS = {
-    # Threads of WebAssembly need the first two.
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; connect-src 'self' blob:; "
-        f"img-src 'self' blob: data:; media-src 'self' blob:; style-src 'self' 'sha256-{_STYLE_HASH}'; "
-        "manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        f"default-src 'none'; img-src 'self'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
     ),
-    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""Of every answer."""
+"""Of every answer, but those of a built page, which has its own."""
+
+_FILES = ("index.html", "headers.json")  # of every built page
 
 
 def built_page() -> Path | None:
     """Where the demonstration lies in a clone of the sources, if it was built."""
     folder = Path(__file__).parents[2] / "deploy/web/dist"
-    return folder if (folder / "index.html").is_file() else None
+    return folder if all((folder / name).is_file() for name in _FILES) else None
 
 
 def files_of(folder: Path) -> dict[str, tuple[Path, str]]:
     """Every file of a built page: the path under which it is asked for -> (file, media type).
 
     Raises:
-        UsageError: there is no index.html in the folder.
+        UsageError: there is no built page in the folder.
     """
     root = folder.resolve()
-    if not (root / "index.html").is_file():
-        raise UsageError(
-            f"{folder}: expected the folder of a built page, found no index.html in it: build it in deploy/web",
-            settings=["web"],
-        )
+    for name in _FILES:
+        if not (root / name).is_file():
+            raise UsageError(
+                f"{folder}: expected the folder of a built page, found no {name} in it: build it in deploy/web",
+                settings=["web"],
+            )
     found = [path for path in sorted(root.rglob("*")) if path.is_file() and path.resolve().is_relative_to(root)]
     files = {f"/{path.relative_to(root).as_posix()}": (path, _type_of(path)) for path in found}
     return {"/": files["/index.html"], **files}
+
+
+def headers_of(folder: Path) -> dict[str, str]:
+    """Headers that a built page needs, of each of its files. UsageError if they cannot be read."""
+    try:
+        return TypeAdapter(dict[str, str]).validate_json((folder / "headers.json").read_bytes())
+    except (OSError, ValueError):
+        raise UsageError(
+            f"{folder}: expected headers and their values in headers.json, found something else: build it anew in "
+            "deploy/web",
+            settings=["web"],
+        ) from None
 
 
 def model_files(folder: Path, deployment: Deployment) -> dict[str, tuple[Path, str]]:

@@ -39,7 +39,7 @@ class RequestInput(BaseModel):
     """A tensor that is sent."""
 
     name: str
-    shape: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=8)]
+    shape: Annotated[list[Annotated[int, Field(ge=1, lt=1 << 31)]], Field(min_length=1, max_length=8)]
     datatype: str
     parameters: _Parameters = {}
     data: Any = None
@@ -76,7 +76,7 @@ class Asked:
     id: Optional[str]
 
 
-def understood(body: bytes | bytearray, json_length: Optional[str], tensor: Tensor, outputs: Sequence[str]) -> Asked:
+def understood(body: bytes, json_length: Optional[str], tensor: Tensor, outputs: Sequence[str]) -> Asked:
     """Read a request.
 
     Args:
@@ -89,7 +89,8 @@ def understood(body: bytes | bytearray, json_length: Optional[str], tensor: Tens
     """
     length = len(body)
     if json_length is not None:
-        if not (json_length.isascii() and json_length.isdecimal()) or int(json_length[:20]) > len(body):
+        is_number = json_length.isascii() and json_length.isdecimal() and len(json_length) <= 20
+        if not is_number or int(json_length) > len(body):
             raise Refusal(
                 400, f"expected {LENGTH_HEADER} to be at most the body's {len(body)} bytes, found {json_length:.40}"
             )
@@ -109,7 +110,7 @@ def understood(body: bytes | bytearray, json_length: Optional[str], tensor: Tens
     return Asked(images, _wanted(request, outputs), request.id)
 
 
-def _parsed(text: bytes | bytearray) -> InferenceRequest:
+def _parsed(text: bytes) -> InferenceRequest:
     try:
         return InferenceRequest.model_validate(json.loads(text))
     except ValidationError as error:
@@ -148,7 +149,7 @@ def _array(given: RequestInput, behind: memoryview, tensor: Tensor) -> np.ndarra
         raise Refusal(
             400,
             f"expected {count * dtype.itemsize} bytes of {tensor.name} for the shape {given.shape}, found "
-            f"binary_data_size {size!s:.40} and {len(behind)} bytes",
+            f"binary_data_size {size if isinstance(size, int) else type(size).__name__!s:.40} and {len(behind)} bytes",
         )
     return np.frombuffer(behind, dtype.newbyteorder("<"), count).astype(dtype, copy=False).reshape(given.shape)
 
@@ -192,7 +193,7 @@ def told(asked: Asked, answers: Answers, model: str, version: str) -> tuple[byte
     """The body of an answer, and how long its JSON is; None where that is all.
 
     Raises:
-        Refusal: more numbers than are written as JSON.
+        Refusal: numbers that JSON has no words for, or more than are written as JSON.
     """
     as_json = sum(answers[name].size for name, binary in asked.outputs.items() if not binary)
     if as_json > _MAX_JSON_NUMBERS:
@@ -209,10 +210,14 @@ def told(asked: Asked, answers: Answers, model: str, version: str) -> tuple[byte
         array = np.ascontiguousarray(answers[name])
         described = {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": list(array.shape)}
         if binary:
-            behind.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-            described["parameters"] = {"binary_data_size": len(behind[-1])}
+            behind.append(array.astype(array.dtype.newbyteorder("<"), copy=False))
+            described["parameters"] = {"binary_data_size": array.nbytes}
             outputs.append(json.dumps(described))
         else:
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise Refusal(
+                    400, f"expected finite numbers in {name}, found others: ask for it as bytes (binary_data)"
+                )
             outputs.append(f'{json.dumps(described)[:-1]}, "data": [{",".join(_written(array))}]}}')
     text = f'{json.dumps(head)[:-1]}, "outputs": [{", ".join(outputs)}]}}'.encode()
     return b"".join([text, *behind]), len(text) if behind else None

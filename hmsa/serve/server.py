@@ -16,7 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Optional
@@ -27,12 +28,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hmsa.errors import DataError, HmsaError, UsageError
 from hmsa.serve.app import Limits, make_app
-from hmsa.serve.metrics import SHARED_FOLDER
+from hmsa.serve.metrics import SHARED_FOLDER, forget
 from hmsa.system.environment import cores
 from hmsa.system.signals import StopRequest
 
 DRAINING = "answering what has been asked; again to quit at once"
 
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _BACKLOG = 128  # connections that wait to be accepted
 _IDLE_SECONDS = 10  # after which a connection that sends no request, or takes no answer, is closed
 
@@ -48,6 +50,8 @@ class Service:
         workers: processes, each with the model.
         web: of a built page; None for that of the sources, if it was built and the export has the ONNX file that it
             runs, else for a small page.
+        allowed_hosts: names by which clients may ask for the server; with any, and where the server listens for this
+            machine alone, also those of this machine; else all.
     """
 
     folder: Path
@@ -56,6 +60,7 @@ class Service:
     threads: Optional[int] = None
     workers: int = 1
     web: Optional[Path] = None
+    allowed_hosts: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -76,6 +81,9 @@ def serve(service: Service, host: str, port: int, say: Callable[[str], None] = p
     """
     with bound(host, port) as listener:
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        if service.allowed_hosts or ip_address(listener.getsockname()[0]).is_loopback:
+            names = dict.fromkeys(name.lower() for name in (*service.allowed_hosts, host, *_LOCAL_HOSTS))
+            service = replace(service, allowed_hosts=tuple(names))
         told = f"serving {service.name} ({service.engine}, {service.precision}) on {address}"
         if service.workers == 1:
             _serve_here(service, listener, lambda: say(told))
@@ -100,7 +108,7 @@ def opened(service: Service) -> FastAPI:
     )
     has_onnx = any(entry.format == "onnx" for entry in session.deployment.formats)
     web = service.web or (pages.built_page() if has_onnx else None)
-    return make_app(model, service.limits, folder=service.folder, web=web)
+    return make_app(model, service.limits, folder=service.folder, web=web, allowed_hosts=service.allowed_hosts)
 
 
 @contextmanager
@@ -132,7 +140,7 @@ def _serve_here(service: Service, listener: socket.socket, ready: Callable[[], N
         with StopRequest(DRAINING) as stop:
             make_server(app, service.limits.timeout, stop, ready).run(sockets=[listener])
     finally:
-        app.state.house.close()
+        app.state.server.close()
 
 
 def make_server(app: FastAPI, timeout: float, stop: StopRequest, ready: Callable[[], None]) -> Server:
@@ -196,7 +204,7 @@ class Protocol(H11Protocol):
         """Close, if a whole interval went by between two requests, or without a byte of the answer being taken."""
         is_waiting = self.cycle is None or self.cycle.response_complete
         unsent = self.transport.get_write_buffer_size()
-        now = (id(self.cycle), is_waiting, unsent)
+        now = (self.cycle, is_waiting, unsent)  # the object is kept: the address of one that is gone comes again
         if now == self._seen and (is_waiting or unsent):
             self.transport.abort()
             return
@@ -235,8 +243,8 @@ def _serve_in_processes(service: Service, listener: socket.socket, ready: Callab
         processes.append(process)
 
     folder = os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="hmsa-serve-")
-    try:
-        with StopRequest(DRAINING) as stop:
+    with StopRequest(DRAINING) as stop:
+        try:
             for _ in range(service.workers):
                 start()
             count = 0
@@ -248,18 +256,20 @@ def _serve_in_processes(service: Service, listener: socket.socket, ready: Callab
                         ready()
                 for process in [process for process in processes if not process.is_alive()]:
                     processes.remove(process)
+                    forget(process.pid)
                     if count < service.workers:
                         raise DataError("expected every process to open the export, but one ended: see above")
                     print(f"warning: a process ended with {process.exitcode}; another is started", file=sys.stderr)
                     time.sleep(1)
                     start()
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join()
-        shutil.rmtree(folder, ignore_errors=True)
-        del os.environ[SHARED_FOLDER]
+        finally:
+            listener.close()  # else clients would come, and wait for nobody, while the processes end
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join()
+            shutil.rmtree(folder, ignore_errors=True)
+            del os.environ[SHARED_FOLDER]
 
 
 def _worker(service: Service, listener: socket.socket, opened_ones: Any) -> None:

@@ -57,4 +57,4 @@ def serving(run=light, *, folder=None, web=None, changes=(), **limits):
         finally:
             stop.number = 15
             thread.join()
-            app.state.house.close()
+            app.state.server.close()

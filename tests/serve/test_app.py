@@ -8,13 +8,17 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
-from serving import DEPLOYMENT, light, serving
+from serving import DEPLOYMENT, light, make_model, serving
+
+from hmsa.errors import UsageError
+from hmsa.serve.app import Limits, make_app
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
 LABEL = (PIXELS[..., 0] > 127).astype(np.uint8)
@@ -142,6 +146,32 @@ def test_images_of_one_size_run_together():
     assert "hmsa_engine_seconds_count 1.0" in metrics
 
 
+def test_a_network_for_a_fixed_number_of_images_is_given_so_many():
+    sizes = []
+
+    def four(images):
+        sizes.append(len(images))
+        return light(images)
+
+    with serving(four, changes={"input_shape": [4, 3, 40, 50]}, max_batch=2, max_wait_ms=0) as address:
+        assert np.array_equal(shown(post(address)), LABEL)
+        assert httpx.get(f"{address}/v2/models/light").json()["inputs"][0]["shape"] == [-1, 3, 40, 50]
+        for count, status in ((1, 200), (3, 200), (4, 200), (5, 400)):
+            images = np.zeros((count, 3, 40, 50), np.float32)
+            sent = {"name": "x", "shape": images.shape, "datatype": "FP32", "data": images.ravel().tolist()}
+            answer = httpx.post(f"{address}/v2/models/light/infer", json={"inputs": [sent]})
+            assert answer.status_code == status
+            if status == 200:
+                assert answer.json()["outputs"][0]["shape"] == [count, 40, 50]
+        refused(answer, 400, "at most 4 images")
+    assert set(sizes) == {4}
+
+
+def test_an_export_for_larger_images_than_are_allowed_is_told_at_start():
+    with pytest.raises(UsageError, match="at most 1999 pixels, found one for 2000"):
+        make_model(max_pixels=1999, input_shape=[None, 3, 40, 50])
+
+
 def test_answers_come_without_delay(address):
     with httpx.Client() as client:
         seconds = []
@@ -197,6 +227,14 @@ def test_requests_that_are_refused(address, options, status, part):
     refused(post(address, **options), status, part)
 
 
+def test_what_clients_send_is_not_logged(address, caplog):
+    form = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\nContent-Transfer-Encoding: secret\r\n\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    refused(post(address, form + b"\r\n--x--\r\n", headers=headers), 400, "")
+    refused(post(address, b"-secret", headers=headers), 400, "form")
+    assert not caplog.records
+
+
 def test_forms_of_many_files_and_parts(address):
     two = [("image", encoded()), ("image", encoded())]
     refused(httpx.post(f"{address}/segment", files=two), 400, "found 2")
@@ -250,7 +288,7 @@ def test_a_connection_that_says_nothing_is_closed(monkeypatch):
         assert time.monotonic() - started < 5
 
 
-def test_a_full_house_says_when_to_come_again():
+def test_a_full_server_says_when_to_come_again():
     with busy(max_queue=1) as (address, gate, first):
         answer = post(address)
         refused(answer, 503, "try later")
@@ -259,6 +297,24 @@ def test_a_full_house_says_when_to_come_again():
         gate.go.set()
         assert shown(first.result(10))
         assert shown(post(address))
+
+
+def test_bodies_are_too_much_together():
+    with serving(max_mb=0.01) as address, ExitStack() as stack:
+        host, port = address.removeprefix("http://").split(":")
+        for _ in range(4):
+            connection = stack.enter_context(socket.create_connection((host, int(port))))
+            connection.sendall(b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 10001\r\n\r\n" + bytes(10_000))
+        while httpx.get(f"{address}/health").json()["inside"] < 4:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        answer = post(address, bytes(5000))
+        refused(answer, 503, "try later")
+        assert int(answer.headers["retry-after"]) >= 1
+        stack.close()
+        while httpx.get(f"{address}/health").json()["inside"]:
+            time.sleep(0.01)
+        assert shown(post(address, encoded(np.zeros((20, 20, 3), np.uint8))))
 
 
 def test_an_answer_that_takes_too_long():
@@ -288,7 +344,46 @@ def test_a_failure_of_the_engine_is_told_without_details(capfd):
     assert "secret" in capfd.readouterr().err
 
 
+def test_an_engine_that_has_ended_is_told():
+    def ends(images):
+        if images.max() > 0:
+            raise SystemExit
+        return light(images)
+
+    with serving(ends, timeout=2) as address:
+        refused(post(address), 504, "within 2 s")
+        refused(post(address), 503, "the engine has ended")
+        for path in ("health", "v2/health/live", "v2/health/ready", "v2/models/light/ready"):
+            refused(httpx.get(f"{address}/{path}"), 503, "the engine has ended")
+
+
 # --- Pages and headers. ---
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:99", 200), ("LOCALHOST", 200), ("[::1]:8000", 200), ("street.example", 200), ("", 200),
+        ("evil.example", 421), ("evil.example:8000", 421), ("127.0.0.1.evil.example", 421), ("[::2]", 421),
+        ("localhost:80:80", 421), ("\xe9", 421),
+    ],
+)  # fmt: skip
+def test_a_host_that_is_not_this_server(host, status):
+    app = make_app(make_model(), Limits(), allowed_hosts=("street.example", "localhost", "127.0.0.1", "[::1]"))
+    answer = TestClient(app).get("/health", headers={"host": host.encode("latin-1")})
+    app.state.server.close()
+    assert answer.status_code == status
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    if status == 421:
+        refused(answer, 421, "expected a request for street.example or localhost")
+
+
+@pytest.mark.parametrize(("name", "text"), [("headers.json", "[]"), ("headers.json", "{"), ("other", "")])
+def test_a_page_that_was_not_built(name, text, tmp_path):
+    (tmp_path / "index.html").write_text("page")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=r"headers\.json"):
+        make_app(make_model(), Limits(), web=tmp_path)
 
 
 def test_a_small_page_and_headers_of_every_answer(address):
@@ -307,6 +402,7 @@ def test_a_built_page_and_what_it_needs_of_the_model(tmp_path):
     (web / "assets").mkdir(parents=True)
     folder.mkdir()
     (web / "index.html").write_text("built")
+    (web / "headers.json").write_text('{"Content-Security-Policy": "of the page", "X-Own": "1"}')
     (web / "assets/ort.wasm").write_bytes(b"\0asm")
     (web / "model").mkdir()
     (web / "model/other.onnx").write_text("that the page was built with")
@@ -319,7 +415,11 @@ def test_a_built_page_and_what_it_needs_of_the_model(tmp_path):
         {"format": "onnx", "precision": "fp32", "files": ["model.onnx"]},
     ]
     with serving(folder=folder, web=web, changes={"formats": formats}) as address:
-        assert httpx.get(f"{address}/").text == "built"
+        page = httpx.get(f"{address}/")
+        assert page.text == "built"
+        assert (page.headers["content-security-policy"], page.headers["x-own"]) == ("of the page", "1")
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in httpx.get(f"{address}/health").headers["content-security-policy"]
         assert httpx.get(f"{address}/assets/ort.wasm").headers["content-type"] == "application/wasm"
         assert httpx.get(f"{address}/model/model.onnx").text == "model.onnx"
         assert httpx.get(f"{address}/model/deploy.yaml").text == "deploy.yaml"

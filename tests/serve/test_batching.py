@@ -93,3 +93,20 @@ def test_runs_are_counted():
     batcher.submit(np.ones((2, 2))).result(10)
     batcher.close()
     assert [images for images, seconds in ran] == [2]
+
+
+def test_failures_around_a_run_end_neither_the_thread_nor_other_works(monkeypatch, caplog):
+    def full_disk(images, seconds):
+        raise OSError("no space left")
+
+    def no_memory(arrays):
+        raise MemoryError("no memory")
+
+    batcher = Batcher(lambda images: {"more": images + 1}, max_batch=2, max_wait=30, ran=full_disk)
+    monkeypatch.setattr(np, "concatenate", no_memory)
+    futures = [batcher.submit(np.ones((1, 2))) for _ in range(2)]
+    assert all((future.result(10)["more"] == 2).all() for future in futures)
+    assert batcher.is_running
+    batcher.close()
+    assert not batcher.is_running
+    assert "no space left" in caplog.text

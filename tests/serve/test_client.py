@@ -69,7 +69,7 @@ def test_requests_at_once(client):
         ("light", "", sent(IMAGES[:, :2]), "400", "of the shape N 3 H W"),
         ("light", "", sent(IMAGES[0]), "400", "of the shape N 3 H W"),
         ("light", "", sent(IMAGES[:, :, :4]), "400", "at least 16 pixels"),
-        ("light", "", sent(IMAGES[:0]), "400", "at least"),
+        ("light", "", sent(IMAGES[:0]), "400", "greater than or equal to 1"),
         ("light", "", sent(IMAGES * np.float32(np.nan)), "400", "finite"),
         ("light", "", sent(np.zeros((9, 3, 16, 16), np.float32)), "400", "at most 8 images"),
         ("light", "", sent(np.zeros((2, 3, 2048, 1025), np.float32)), "413", "pixels in all"),

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from serving import DEPLOYMENT
 
-from hmsa.errors import UsageError
+from hmsa.errors import DataError, UsageError
 from hmsa.serve.app import Limits
 from hmsa.serve.configs import write_config
 
@@ -32,6 +32,13 @@ def export(tmp_path):
     return folder
 
 
+def change(export, **changes):
+    """Say something else in deploy.yaml."""
+    described = yaml.safe_load((export / "deploy.yaml").read_text())
+    described["Deploy"].update(changes)
+    (export / "deploy.yaml").write_text(yaml.safe_dump(described))
+
+
 def model_config():
     """Triton's own description of its files; by its path, as its package wants gRPC."""
     pytest.importorskip("google.protobuf", reason="pip install protobuf reads Triton's configuration")
@@ -52,7 +59,7 @@ def test_triton(export, tmp_path):
     limits = Limits(max_batch=4, max_wait_ms=3, max_queue=7, timeout=2)
     written = write_config("triton", export, tmp_path / "models", name="street", limits=limits)
     assert (tmp_path / "models/street/1/model.onnx").read_text() == "model.onnx"
-    config = text_format.Parse(written[-1].read_text(), described.ModelConfig())
+    config = text_format.Parse(list(written)[-1].read_text(), described.ModelConfig())
     assert (config.name, config.backend, config.max_batch_size) == ("street", "onnxruntime", 4)
     (given,) = config.input
     assert (given.name, given.data_type, list(given.dims)) == ("x", described.TYPE_FP32, [3, -1, -1])
@@ -67,20 +74,70 @@ def test_triton(export, tmp_path):
     assert batching.default_queue_policy.default_timeout_microseconds == 2_000_000
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_triton_makes_no_batches_of_a_fixed_number_of_images(count, export, tmp_path):
+    described = model_config()
+    from google.protobuf import text_format
+
+    change(export, input_shape=[count, 3, None, 96])
+    written = write_config("triton", export, tmp_path / "models", name="street", limits=Limits())
+    config = text_format.Parse(list(written)[-1].read_text(), described.ModelConfig())
+    assert config.max_batch_size == 0
+    assert not config.HasField("dynamic_batching")
+    assert list(config.input[0].dims) == [count, 3, -1, 96]
+    assert [list(output.dims) for output in config.output] == [
+        [count, -1, 96],
+        [count, -1, 96],
+        [count, 2, -1, 96],
+    ]
+
+
 def test_openvino_model_server_keeps_other_models(export, tmp_path):
     models = tmp_path / "models"
     write_config("ovms", export, models, name="one", precision="fp16", limits=Limits())
     write_config("ovms", export, models, name="two", limits=Limits())
+    config = models / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "monitoring": {}}))
     written = write_config("ovms", export, models, name="two", limits=Limits())
-    assert [path.relative_to(models).as_posix() for path in written] == ["two/1/model.onnx", "config.json"]
+    assert written == {models / "two/1/model.onnx": "replaced", config: "replaced"}
     assert sorted(path.name for path in (models / "one/1").iterdir()) == ["model.bin", "model.xml"]
-    configs = [entry["config"] for entry in json.loads(written[-1].read_text())["model_config_list"]]
+    whole = json.loads(config.read_text())
+    configs = [entry["config"] for entry in whole["model_config_list"]]
     assert [(config["name"], config["base_path"]) for config in configs] == [
         ("one", "/models/one"),
         ("two", "/models/two"),
     ]
+    assert whole["monitoring"] == {}
+
+
+def test_files_of_an_earlier_format_go(export, tmp_path):
+    version = tmp_path / "street/1"
+    write_config("ovms", export, tmp_path, name="street", limits=Limits())
+    assert [path.name for path in version.iterdir()] == ["model.onnx"]
+    written = write_config("ovms", export, tmp_path, name="street", precision="fp16", limits=Limits())
+    assert written == {
+        version / "model.onnx": "removed",
+        version / "model.xml": "written",
+        version / "model.bin": "written",
+        tmp_path / "config.json": "replaced",
+    }
+    assert sorted(path.name for path in version.iterdir()) == ["model.bin", "model.xml"]
+    assert (version / "model.xml").read_text() == "model_fp16.xml"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '{"model_config_list": [{"name": "one"}]}', '{"model_config_list": 3}']
+)
+def test_a_foreign_configuration_is_left_as_it_is(text, export, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(DataError, match="expected a configuration of OpenVINO Model Server"):
+        write_config("ovms", export, tmp_path, name="street", limits=Limits())
+    assert (tmp_path / "config.json").read_text() == text
+    assert not (tmp_path / "street").exists()
 
 
 def test_what_is_not_there(export, tmp_path):
     with pytest.raises(UsageError, match="expected onnx in fp16, which triton reads, found paddle fp32, onnx fp32"):
         write_config("triton", export, tmp_path, name="street", precision="fp16", limits=Limits())
+    with pytest.raises(UsageError, match="found tritn: did you mean triton"):
+        write_config("tritn", export, tmp_path, name="street", limits=Limits())

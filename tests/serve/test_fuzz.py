@@ -95,3 +95,51 @@ def test_damaged_requests_are_refused(address):
                 assert answer.status_code == 200 or answer.json()["error"]
     assert statuses <= {200, 400, 413}
     assert {200, 400} <= statuses
+
+
+ODD = [
+    None, True, -1, 0, 2**31 - 1, 10**4000, float("inf"), "", "\ud800", "\0\n\x1b[0m", "x" * 10_000, [], [[]], {},
+    {"\ud800": {}}, {"binary_data_size": [[[[]]]]},
+]  # fmt: skip
+
+
+def test_odd_values_in_every_place_are_refused(address):
+    def places(value, path=()):
+        yield path
+        if isinstance(value, dict):
+            for key, part in value.items():
+                yield from places(part, (*path, key))
+        elif isinstance(value, list):
+            yield from places(value[0], (*path, 0))
+
+    def put(value, path, odd):
+        if not path:
+            return odd
+        parts = {**value} if isinstance(value, dict) else [*value]
+        parts[path[0]] = put(value[path[0]], path[1:], odd)
+        return parts
+
+    given = {"name": "x", "shape": [1, 3, 16, 16], "datatype": "FP32", "data": [0] * 768}
+    as_bytes = {**given, "data": None, "parameters": {"binary_data_size": 3072}}
+    wanted = {"id": "1", "outputs": [{"name": "label", "parameters": {"binary_data": True}}], "parameters": {"a": 1}}
+    odd_shapes = [[0, *[2**31 - 1] * 3], [2**31 - 1] * 8, [1, 2**40, 0], [0] * 8]
+    with httpx.Client(base_url=address) as client:
+
+        def post(content, path="/v2/models/light/infer", **headers):
+            answer = client.post(path, content=content, headers=headers)
+            assert answer.status_code in (200, 400, 413, 415), (answer.text, content[:500], headers)
+            assert answer.content.startswith(b"{") or answer.status_code == 200
+
+        for whole in ({**wanted, "inputs": [given]}, {**wanted, "inputs": [as_bytes]}):
+            bodies = [put(whole, path, odd) for path in places(whole) for odd in ODD]
+            for body in bodies + [put(whole, ("inputs", 0, "shape"), shape) for shape in odd_shapes]:
+                post(json.dumps(body).encode())
+        form = b"multipart/form-data; boundary=\xe9"
+        for odd in (b"", b"0" * 5000, b"9" * 5000, b"-0", b"1.0", b"\xb2", b"\xff", form):
+            for name in ("Inference-Header-Content-Length", "Content-Type", "Content-Encoding"):
+                post(b"{}", **{name: odd})
+                post(b"--x\r\n", "/segment", **{name: odd})
+        for depth in (40, 400, 900, 980, 1100):
+            nested = b"[" * depth + b"]" * depth
+            post(json.dumps({"inputs": [given]}).encode().replace(b'"data":', b'"data": %s, "other":' % nested))
+            post(json.dumps({"inputs": [as_bytes]}).encode().replace(b"3072", nested))

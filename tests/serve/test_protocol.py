@@ -24,6 +24,10 @@ def request(data=(1, 2.5), shape=(1, 2), datatype="FP32", name="x", behind=None,
     return json.dumps({"inputs": [sent], **more}).encode()
 
 
+def nested(depth):
+    return [nested(depth - 1)] if depth else []
+
+
 def refused(body, length=None, tensor=FLOATS):
     with pytest.raises(Refusal) as caught:
         understood(body, length, tensor, OUTPUTS)
@@ -69,6 +73,12 @@ def test_outputs_are_chosen_one_by_one_or_all_as_bytes():
         (request(shape=(1, 2**40)), "shape"),
         (request(shape=[1] * 9), "shape"),
         (request(shape=(2, 2)), "4 numbers"),
+        (request([], (0, *[2**31 - 1] * 3)), "greater than or equal to 1"),
+        (request(shape=(2**31 - 1,) * 8), "numbers"),
+        (request(behind=8, shape=(2**31 - 1,) * 8), "bytes"),
+        (request(name="\ud800"), "one input, x, found"),
+        (request(datatype="\ud800"), "datatype FP32, found"),
+        (request(outputs=[{"name": "\ud800"}]), "expected an output, found"),
         (request(["1", "2"]), "to be numbers"),
         (request([True, False]), "to be numbers"),
         (request([None, 1]), "to be numbers"),
@@ -81,6 +91,8 @@ def test_outputs_are_chosen_one_by_one_or_all_as_bytes():
         (request(outputs=[{"name": "label", "parameters": {"classification": 3}}]), "classification"),
         (request(behind=8), "8 bytes"),
         (request(behind="8"), "8 bytes"),
+        (request(behind=nested(200)), "8 bytes"),
+        (request(nested(200)), "to be numbers"),
         (request() + b" " * MAX_JSON_BYTES, "binary"),
     ],
 )
@@ -88,7 +100,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(body, part):
     assert part in refused(body)
 
 
-@pytest.mark.parametrize("length", ["-1", "1e3", "99999", "9" * 5000, "", "²"])
+@pytest.mark.parametrize("length", ["-1", "1e3", "99999", "9" * 5000, "0" * 5000, "", "²"])
 def test_a_wrong_length_of_the_json(length):
     assert "Inference-Header-Content-Length" in refused(request(), length)
 
@@ -130,3 +142,12 @@ def test_too_many_numbers_for_json():
     with pytest.raises(Refusal, match="ask for them as bytes") as caught:
         told(asked, {"label": np.zeros(2**22 + 1, np.int32), "confidence": np.zeros(1, np.float32)}, "model", "1")
     assert caught.value.status == 413
+
+
+def test_what_json_cannot_say_is_asked_for_as_bytes():
+    answers = {"label": np.zeros(1, np.int32), "confidence": np.array([np.inf, np.nan], np.float32)}
+    with pytest.raises(Refusal, match="expected finite numbers in confidence, found others: ask for it as bytes"):
+        told(understood(request(), None, FLOATS, OUTPUTS), answers, "model", "1")
+    asked = understood(request(parameters={"binary_data_output": True}), None, FLOATS, OUTPUTS)
+    body, length = told(asked, answers, "model", "1")
+    assert np.isnan(np.frombuffer(body[length:], np.float32)[2])

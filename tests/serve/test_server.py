@@ -13,14 +13,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
+from hmsa.commands.serve import make_parser
 from hmsa.errors import UsageError
-from hmsa.serve.server import Service, serve
+from hmsa.serve.server import Protocol, Service, serve
 
 ROOT = Path(__file__).parents[2]
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -105,6 +107,67 @@ def test_an_address_that_is_taken(tmp_path):
         serve(Service(tmp_path), "no such host", 0)
 
 
+def test_precisions_of_files_and_of_engines():
+    for words in (["--precision", "fp16"], ["--engine", "openvino", "--precision", "bf16"]):
+        assert make_parser().parse_args(["export", *words]).precision == words[-1]
+
+
+@pytest.mark.parametrize(
+    ("host", "named", "expected"),
+    [
+        ("127.0.0.1", (), {"localhost", "127.0.0.1", "[::1]"}),
+        ("127.0.0.1", ("Street.example",), {"street.example", "localhost", "127.0.0.1", "[::1]"}),
+        ("0.0.0.0", (), set()),
+        ("0.0.0.0", ("a",), {"a", "0.0.0.0", "localhost", "127.0.0.1", "[::1]"}),
+    ],
+)
+def test_hosts_are_checked_where_one_machine_is_served_or_some_are_named(host, named, expected, monkeypatch, tmp_path):
+    served = []
+    monkeypatch.setattr("hmsa.serve.server._serve_here", lambda service, listener, ready: served.append(service))
+    serve(Service(tmp_path, allowed_hosts=named), host, 0)
+    assert set(served[0].allowed_hosts) == expected
+
+
+def test_a_connection_that_asks_is_not_taken_for_a_silent_one():
+    class Cycle:
+        response_complete = True
+
+    connection = Protocol.__new__(Protocol)
+    connection._seen, connection.loop, connection.transport = None, Mock(), Mock()
+    connection.transport.get_write_buffer_size.return_value = 0
+    for _ in range(20):
+        for _ in range(2):  # the first is gone, and its address free, when the next look comes
+            connection.cycle = Cycle()
+        connection._look()
+    connection.transport.abort.assert_not_called()
+    connection._look()
+    connection.transport.abort.assert_called_once()
+
+
+def test_what_waited_in_a_process_that_ended_is_not_counted(tmp_path):
+    code = """
+import os
+from hmsa.serve.metrics import Metrics, forget
+
+def waiting(count):
+    metrics = Metrics()
+    metrics.watch_queue(lambda: count)
+    return [line for line in metrics.text().decode().splitlines() if line.startswith("hmsa_queue_length")]
+
+pid = os.fork()
+if pid == 0:
+    waiting(7)
+    os._exit(0)
+os.waitpid(pid, 0)
+first = waiting(3)
+forget(pid)
+print(first, waiting(3))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    said = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert said == "['hmsa_queue_length 10.0'] ['hmsa_queue_length 3.0']\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["paddle", "onnxruntime", "openvino"])
 def test_labels_are_those_of_predict(engine, make_tiny_network, tmp_path):
@@ -160,15 +223,20 @@ def test_sigterm_answers_what_was_asked(export):
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_at_once(export):
-    with started(export, "--timeout", "50") as (process, address):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_second_signal_ends_at_once(workers, export):
+    with started(export, "--timeout", "50", "--workers", workers) as (process, address):
         host, port = address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+        place = host, int(port)
+        with socket.create_connection(place) as connection, socket.create_connection(place, timeout=10) as silent:
+            connection.sendall(b"POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc")
             time.sleep(0.5)
             process.send_signal(signal.SIGTERM)
             time.sleep(1)
             assert process.poll() is None  # a request is being read
+            assert silent.recv(1) == b""  # nobody can ask whether it is ready
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(place)
             assert ended(process, signal.SIGINT)[0] == -signal.SIGINT
 
 
