@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, Optional
 
 from hmsa.distributed import ranks
-from hmsa.errors import HmsaError, Interrupted, UsageError, nearest, printable, show_anything
+from hmsa.errors import HmsaError, Interrupted, Terminated, UsageError, nearest, printable, show_anything
 from hmsa.inference import backends
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
         if end.code:
             ranks.fail(f"ended with status {end.code}; its own log says why", certain=True)
         raise
-    except KeyboardInterrupt:
-        _leave_interrupted()
+    except KeyboardInterrupt as interruption:
+        _leave_interrupted(interruption)
     except ModuleNotFoundError as error:
         ranks.fail(f"{type(error).__name__}: {error}", certain=True)
         if (error.name or "hmsa").partition(".")[0] == "hmsa":
@@ -66,17 +67,19 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
         sys.exit(1)
     except Exception as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # while Paddle's library was loaded
-            _leave_interrupted()
+            _leave_interrupted(error.__cause__)
         ranks.fail(f"{type(error).__name__}: {error}", certain=False)
         raise
     ranks.done()
     sys.exit(status)
 
 
-def _leave_interrupted() -> NoReturn:
-    print("interrupted", file=sys.stderr)
-    ranks.fail("interrupted", certain=True)
-    sys.exit(130)
+def _leave_interrupted(interruption: KeyboardInterrupt) -> NoReturn:
+    number = interruption.number if isinstance(interruption, Terminated) else signal.SIGINT
+    said = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    print(said, file=sys.stderr)
+    ranks.fail(said, certain=True)
+    sys.exit(128 + number)
 
 
 class _Help(argparse.HelpFormatter):

@@ -65,6 +65,14 @@ class Interrupted(HmsaError):
         self.status = 128 + signal_number
 
 
+class Terminated(KeyboardInterrupt):
+    """A signal that ends the process as Ctrl-C does, see `hmsa.system.signals.end_in_order`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class OversizedError(UnfitError):
     """An image of more pixels than are allowed."""
 

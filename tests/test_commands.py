@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,43 @@ def test_predict(workplace):
         for index, size in enumerate(SIZES):
             image = cv2.imread(str(workplace / "result" / kind / "ulm" / f"{index}_leftImg8bit.png"))
             assert image.shape[:2] == size
+
+
+def test_an_export_that_is_ended_leaves_nothing(workplace):
+    """Also by SIGTERM, for which Paddle has an ending of its own."""
+    words = ("--config", "config.yml", "--model_path", "model.pdparams", "--save_dir", "ended")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "export.py"), *words]
+    running = subprocess.Popen(command, cwd=workplace, env=environment, stderr=subprocess.PIPE, text=True)
+    said = ""
+    for line in running.stderr:
+        said += line
+        if line.startswith("writing paddle fp32"):
+            running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=60) == 128 + signal.SIGTERM, said
+    assert said.splitlines()[-1] == "ended by SIGTERM"
+    assert "Traceback" not in said
+    assert not [path.name for path in workplace.iterdir() if path.name.startswith((".export-", "ended"))]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--calibration", "data"], "expected --calibration together with --precision int8"),
+        (["--tflite_python", "python"], "expected --tflite_python together with --format tflite"),
+        (["--scales", "1"], "found 1 alone, without effect"),
+        (["--scales", "0.5,1", "0.5"], "expected each of --scales once, found 0.5 1.0 0.5"),
+        (["--input_shape", 1, 3, 100_000, 100_000], "expected images of at most 268435456 pixels"),
+        (["--input_shape", 1, 64, 96, 3], "the input shape should be N 3 H W"),
+    ],
+)
+def test_flags_of_export_that_cannot_be(workplace, words, said):
+    given = ("--config", "config.yml", "--model_path", "model.pdparams", "--save_dir", "refused")
+    result = run(ROOT / "export.py", *given, *words, folder=workplace)
+    assert result.returncode == 2
+    assert said in result.stderr.splitlines()[-1]
+    assert "upright" not in result.stderr
+    assert not (workplace / "refused").exists()
 
 
 def test_export(workplace):

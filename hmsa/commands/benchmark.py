@@ -70,7 +70,9 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.deploy import benchmark
     from hmsa.deploy.runtime import read_deployment
     from hmsa.system.files import output_file, write_atomically
+    from hmsa.system.signals import end_in_order
 
+    end_in_order()
     threads = args.threads or cores()
     if args.here:
         limits = {"repeat": args.repeat, "seconds": args.seconds, "threads": threads}

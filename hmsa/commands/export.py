@@ -68,10 +68,9 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--tflite_python",
         type=Path,
-        default=formats.TFLITE_PYTHON,
         metavar="FILE",
-        help="Python of an environment with TensorFlow and onnx2tf, for --format tflite (default: %(default)s, which "
-        "make test-tflite makes)",
+        help="Python of an environment with TensorFlow and onnx2tf, for --format tflite (default: "
+        f"{formats.TFLITE_PYTHON}, which make test-tflite makes)",
     )
     return parser
 
@@ -96,6 +95,10 @@ def _numbers(text: str) -> list[float]:
 def averaging_options(args: argparse.Namespace) -> list[str]:
     """The flags of averaging as entries of `test_config`; none if none was given."""
     scales = [scale for part in args.scales or () for scale in part]
+    if len(set(scales)) < len(scales):
+        raise UsageError(f"expected each of --scales once, found {' '.join(map(str, scales))}: leave the others out")
+    if scales == [1] and not (args.flip_horizontal or args.flip_vertical):
+        raise UsageError("expected --scales to average over, found 1 alone, without effect: add others, or none")
     given = {"scales": scales, "flip_horizontal": args.flip_horizontal, "flip_vertical": args.flip_vertical}
     chosen = [f"test_config.{name}={value}" for name, value in given.items() if value]
     return [*chosen, "test_config.aug_eval=true"] if chosen else []
@@ -116,6 +119,10 @@ def chosen_output(args: argparse.Namespace) -> str:
 
 def main(args: argparse.Namespace) -> None:
     rows = formats.rows_of(args.format, args.precision)
+    if all(row.precision != "int8" for row in rows):
+        cli.refuse_idle(args, "calibration", without="--precision int8")
+    if all(row.format != "tflite" for row in rows):
+        cli.refuse_idle(args, "tflite_python", without="--format tflite")
     averaging = averaging_options(args)
     config = cli.read_recipe(args, averaging)
     output_op = chosen_output(args)
@@ -127,9 +134,12 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.config.fields import arguments
     from hmsa.deploy.export import ExportOptions, check_target, export
     from hmsa.inference.averaging import InferenceOptions
+    from hmsa.system.signals import end_in_order
     from hmsa.weights.loading import load_weights
 
-    formats.check_installed(rows, tflite_python=args.tflite_python)
+    end_in_order()
+    tflite_python = args.tflite_python or formats.TFLITE_PYTHON
+    formats.check_installed(rows, tflite_python=tflite_python)
     shape = tuple(None if side == -1 else side for side in args.input_shape or (-1, config.in_channels, -1, -1))
     H, W = shape[2:]
     if H and W and H > W and shape[1] == config.in_channels:
@@ -151,7 +161,7 @@ def main(args: argparse.Namespace) -> None:
         preprocess=args.preprocess,
         averaging=InferenceOptions.from_test_config(config.test_config) if averaging else InferenceOptions(),
         calibration=args.calibration,
-        tflite_python=args.tflite_python,
+        tflite_python=tflite_python,
     )
     check_target(args.save_dir)
     model = builder.build_model(config)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,7 @@ from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.datasets.classes import Classes
 from hmsa.datasets.transforms import DIVISORS
+from hmsa.deploy import quantize
 from hmsa.deploy.engines import ENGINES, Session, is_installed, open_export
 from hmsa.deploy.formats import FORMATS, FileSet, Work, check_installed
 from hmsa.deploy.network import PLAIN, Answer, ExportedNetwork, smallest_side
@@ -33,7 +35,7 @@ from hmsa.inference.paddle_inference import Program, open_predictor, program_of
 from hmsa.inference.tracing import DYNAMIC_SHAPE, write_program, writes_json
 from hmsa.models import MscaleOCRNet
 from hmsa.system.device import on_cpu
-from hmsa.system.files import disk_errors, sha256, writable_folder
+from hmsa.system.files import FolderLock, disk_errors, sha256, writable_folder
 
 HEADER = """\
 # What a program needs to run the model beside this file (docs/deployment.md has one of 15 lines): `transforms` turn an
@@ -42,6 +44,10 @@ HEADER = """\
 """
 
 _FILES = (DEPLOY_FILE, "model.json", *(name for row in FORMATS for name in row.files))
+
+
+MAX_PIXELS = 1 << 28
+"""Of an image that a program is fixed to."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,12 @@ class ExportOptions:
             sides = " ".join("-1" if side is None else str(side) for side in shape)
             raise UsageError(
                 f"the input shape should be N {self.in_channels} H W, -1 for any number or size, but it is {sides}",
+                settings=["input_shape"],
+            )
+        if (shape[2] or 1) * (shape[3] or 1) > MAX_PIXELS:
+            raise UsageError(
+                f"expected images of at most {MAX_PIXELS} pixels, found {shape[3]}x{shape[2]}: export for a smaller "
+                "size, and cut images into tiles",
                 settings=["input_shape"],
             )
         if self.program == "json" and not writes_json():
@@ -145,6 +157,9 @@ def export(model: paddle.nn.Layer, save_dir: str | Path, options: ExportOptions)
             settings=["with_attention"],
         )
     check_installed(options.formats, tflite_python=options.tflite_python)
+    calibration = None
+    if options.calibration is not None:
+        calibration = quantize.calibration_of(options.calibration, options.in_channels)
     workplace = check_target(target)
     shapes = checked_shapes(options)
     with disk_errors(target), on_cpu(), tempfile.TemporaryDirectory(dir=workplace, prefix=".export-") as name:
@@ -161,7 +176,7 @@ def export(model: paddle.nn.Layer, save_dir: str | Path, options: ExportOptions)
             program=program,
             entry=entry,
             write_json=lambda path: write(path, old_form=False),
-            calibration=options.calibration,
+            calibration=calibration,
             tflite_python=options.tflite_python,
         )
         write_formats(work, options.formats)
@@ -355,6 +370,14 @@ def publish(source: Path, target: Path) -> list[str]:
         Lines that name what was there of an earlier export, replaced or removed, if anything was.
     """
     target.mkdir(exist_ok=True)
+    with FolderLock(target) as lock:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            while not lock.take():  # another export ends there just now
+                time.sleep(0.1)
+        return _moved(source, target)
+
+
+def _moved(source: Path, target: Path) -> list[str]:
     earlier = _earlier_export(target)
     written = sorted(source.iterdir(), key=lambda path: path.name == DEPLOY_FILE)
     names = {path.name for path in written}

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from hmsa.deploy.engines import ENGINES, is_installed
 from hmsa.errors import DataError, UsageError, suggest
 from hmsa.inference.backends import CONVERTERS, need
+
+if TYPE_CHECKING:
+    from hmsa.deploy.quantize import Calibration
 
 OPSET = 17
 """Of ONNX: what TensorRT, OpenVINO, onnx2tf and browsers all read."""
@@ -37,7 +40,7 @@ class Work:
         program: Paddle's own, in `folder`, with its .pdiparams beside it.
         entry: what `deploy.yaml` says so far, without what stands below `formats`.
         write_json: writes the network in Paddle 3's form, which converters want, at a path -> the program.
-        calibration: a folder of images like those that the network will see, for int8.
+        calibration: images like those that the network will see, for int8.
         tflite_python: the interpreter of an environment with TensorFlow.
     """
 
@@ -46,7 +49,7 @@ class Work:
     program: Path
     entry: dict[str, Any]
     write_json: Callable[[Path], Path]
-    calibration: Optional[Path] = None
+    calibration: Optional[Calibration] = None
     tflite_python: Optional[Path] = None
 
     @property

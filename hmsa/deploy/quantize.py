@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hmsa.system.prepared  # noqa: F401
 
@@ -64,7 +64,8 @@ def write_onnx_int8(work: Work) -> dict[str, Any]:
     import onnx
 
     source, name = prepared_onnx(work), work.entry["input_name"]
-    calibrated, compared = _inputs(work)
+    assert work.calibration is not None
+    calibrated, compared = work.calibration
     model = _quantized(source, calibrated, lambda path: {name: _input(path, work)}, gathering(source))
     make_signed(model)
     target = work.folder / "model_int8.onnx"
@@ -80,7 +81,8 @@ def write_openvino_int8(work: Work) -> dict[str, Any]:
     source = prepared_onnx(work)
     path = work.scratch / "prepared.onnx"
     onnx.save(source, path)
-    calibrated, compared = _inputs(work)
+    assert work.calibration is not None
+    calibrated, compared = work.calibration
     read = openvino.Core().read_model(path)
     model = _quantized(read, calibrated, lambda path: _input(path, work), gathering(source))
     target = work.folder / "model_int8.xml"
@@ -97,12 +99,13 @@ def prepared_onnx(work: Work) -> ModelProto:
     import onnxruntime
 
     target = work.scratch / "simplified.onnx"
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    # Beyond the basic level, there are operators that only ONNX Runtime has.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(target)
-    onnxruntime.InferenceSession(work.onnx, options, providers=["CPUExecutionProvider"])
+    if not target.exists():
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        # Beyond the basic level, there are operators that only ONNX Runtime has.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(target)
+        onnxruntime.InferenceSession(work.onnx, options, providers=["CPUExecutionProvider"])
 
     model = onnx.load(target)
     used = {node.domain for node in model.graph.node}
@@ -185,24 +188,25 @@ def _quantized(model: Any, images: Sequence[Path], read: Callable[[Path], Any], 
         )
 
 
-def _inputs(work: Work) -> tuple[list[Path], list[Path]]:
-    """The images of the calibration folder: to calibrate on, and to compare on.
+class Calibration(NamedTuple):
+    """Images that int8 is calibrated on, and others to compare it with fp32 on."""
 
-    Raises:
-        DataError: there are none.
-    """
-    assert work.calibration is not None
-    suffixes = suffixes_of(_channels(work))
-    found = [image.path for image in find_images(str(work.calibration), suffixes=suffixes)]
+    calibrated: list[Path]
+    compared: list[Path]
+
+
+def calibration_of(folder: Path, in_channels: int) -> Calibration:
+    """The images of a folder. DataError if there are none."""
+    found = [image.path for image in find_images(str(folder), suffixes=suffixes_of(in_channels))]
     kept_back = found[:: max(5, len(found) // COMPARED)][:COMPARED]
     calibrated = [path for path in found if path not in set(kept_back)] or found
     if len(calibrated) < FEW:
         images = f"{len(calibrated)} image{'s' * (len(calibrated) > 1)}"
-        said = f"{work.calibration}: int8 is calibrated on {images}; a hundred like those to come give steadier ranges"
+        said = f"{folder}: int8 is calibrated on {images}; a hundred like those to come give steadier ranges"
         print(printable(f"warning: {said}"), file=sys.stderr)
     if len(calibrated) > MAX_IMAGES:  # from the first to the last
         calibrated = [calibrated[number * len(calibrated) // MAX_IMAGES] for number in range(MAX_IMAGES)]
-    return calibrated, kept_back
+    return Calibration(calibrated, kept_back)
 
 
 def _input(path: Path, work: Work) -> np.ndarray:
@@ -216,6 +220,9 @@ def _input(path: Path, work: Work) -> np.ndarray:
 
     sides = dict(zip(entry["input_layout"], entry["input_shape"]))
     height, width = image.shape[:2]
+    if min(sides["H"] or height, sides["W"] or width) < entry["min_size"]:
+        least = entry["min_size"]
+        raise DataError(f"{path}: expected at least {least} pixels each way, found {width}x{height}: remove it")
     H, W = sides["H"] or height, sides["W"] or width
     if (height, width) != (H, W):
         image = cv2.resize(image, (W, H)).reshape(H, W, -1)
@@ -259,8 +266,6 @@ def _agreement(work: Work, engine: str, exact: Path, rounded: Path, images: Sequ
         right, found = (_labels(run(given)[0]) for run in programs)
         same += int((right == found).sum())
         pixels += right.size
-    if not pixels:
-        raise DataError(f"{work.calibration}: expected images to compare int8 on, found none")
     which = f"{len(images)} image{'s' * (len(images) > 1)}"
     return f"{100 * same / pixels:.2f} % of labels equal on {which} of the calibration folder"
 

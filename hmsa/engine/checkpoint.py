@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from hmsa.config.reading import load_config
 from hmsa.engine.loggers import CURVES_FILE, RUN_FILE
 from hmsa.engine.watch import Watched
-from hmsa.errors import DataError, UsageError, printable, shown
+from hmsa.errors import DataError, UsageError, printable, said_of, shown
 from hmsa.optim import EMA
 from hmsa.report.records import RECORDS_FILE
 from hmsa.system.files import disk_errors, flush_to_disk, free_name, write_atomically
@@ -342,8 +342,7 @@ def read_state(folder: Path) -> TrainingState:
         if "iteration" in _raw_state(folder) and _is_whole(folder):
             return TrainingState.model_validate_json((folder / "state.json").read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        reason = f" (state.json: {'.'.join(map(str, first['loc']))}: {first['msg']})"
+        reason = f" (state.json: {said_of(error)})"
     raise DataError(
         f"{folder}: expected a checkpoint with model.pdparams, model.pdopt and state.json, found none that can be "
         f"read{reason}; give a folder like output/iter_1000, output/best_model, or 'auto'"

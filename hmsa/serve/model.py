@@ -13,10 +13,8 @@ import hmsa.system.prepared  # noqa: F401
 
 import cv2
 import numpy as np
-from pydantic import TypeAdapter
 
 from hmsa import builder
-from hmsa.components import AnyTransform
 from hmsa.datasets.bands import displayed
 from hmsa.datasets.dataset import transformed_image
 from hmsa.datasets.given import pixels_of
@@ -86,8 +84,7 @@ class ServedModel:
         self._run, self.deployment = run, deployment
         self.name, self.platform, self.max_pixels = name, platform, max_pixels
         self.in_channels = deployment.side("C") or 3
-        specs = [TypeAdapter(AnyTransform).validate_python(entry) for entry in deployment.transforms]
-        self._transforms = fused(builder.build_transforms(specs, where=f"{DEPLOY_FILE}: transforms"))
+        self._transforms = fused(builder.exported_transforms(deployment.transforms, where=DEPLOY_FILE))
         self._colors = color_palette((), deployment.class_colors)
         self._try()
 

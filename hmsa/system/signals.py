@@ -10,7 +10,23 @@ import time
 from types import FrameType
 from typing import Any, Optional
 
+from hmsa.errors import Terminated
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def end_in_order() -> None:
+    """From now on SIGTERM and SIGHUP end this process as Ctrl-C does, so that nothing half-written is left.
+
+    To be called once Paddle is loaded, which otherwise ends it at once, with lines about its C++.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _end)
+
+
+def _end(number: int, _: Optional[FrameType]) -> None:
+    raise Terminated(number)
 
 
 class StopRequest:

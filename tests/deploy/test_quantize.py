@@ -4,6 +4,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ import yaml
 from paddle.version import full_version as PADDLE_VERSION
 from PIL import Image
 
+from hmsa.deploy import quantize
 from hmsa.deploy.engines import open_export
 from hmsa.deploy.export import ExportOptions, export
 from hmsa.deploy.formats import rows_of
-from hmsa.errors import UsageError
+from hmsa.errors import DataError, UsageError
 from hmsa.toy.street import street
 
 if PADDLE_VERSION.startswith("2"):
@@ -93,6 +95,50 @@ def exported(make_tiny_network, images, tmp_path_factory):
 def types_of(path):
     model = onnx.load(path)
     return model, {tensor.data_type for tensor in model.graph.initializer}
+
+
+def work_of(shape, min_size=1):
+    entry = {
+        "input_layout": "NCHW",
+        "input_shape": shape,
+        "input_dtype": "float32",
+        "transforms": [],
+        "min_size": min_size,
+    }
+    return SimpleNamespace(entry=entry)
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [
+        ([None, 3, None, None], (1, 3, 512, 512)),
+        ([None, 3, 600, None], (1, 3, 600, 512)),
+        ([2, 3, None, 640], (2, 3, 512, 640)),
+        ([1, 3, 100, 60], (1, 3, 100, 60)),
+    ],
+)
+def test_sides_that_the_export_fixes_are_not_cut(tmp_path, shape, found):
+    Image.new("RGB", (900, 700)).save(tmp_path / "large.png")
+    assert quantize._input(tmp_path / "large.png", work_of(shape)).shape == found
+
+
+def test_images_that_are_too_small_to_calibrate_on_are_named(tmp_path):
+    Image.new("RGB", (1, 9)).save(tmp_path / "small.png")
+    with pytest.raises(DataError, match=r"small\.png: expected at least 2 pixels each way, found 1x9: remove it"):
+        quantize._input(tmp_path / "small.png", work_of([None, 3, None, None], min_size=2))
+
+
+def test_a_hundred_are_taken_from_the_first_to_the_last(tmp_path):
+    for number in range(150):
+        (tmp_path / f"{number:03}.png").touch()
+    calibrated, compared = quantize.calibration_of(tmp_path, 3)
+    assert len(calibrated) == len({*calibrated}) == 100
+    assert len(compared) == 8
+    assert not {*calibrated} & {*compared}
+    assert int(calibrated[-1].stem) > 140
+    (tmp_path / "few").mkdir()
+    with pytest.raises(DataError, match="found no image"):
+        quantize.calibration_of(tmp_path / "few", 3)
 
 
 @pytest.mark.slow
