@@ -33,6 +33,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all of this machine's")
     parser.add_argument(
         "--allowed_hosts",
+        action="extend",
         nargs="+",
         default=[],
         metavar="NAME",
