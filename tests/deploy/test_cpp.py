@@ -74,6 +74,11 @@ def describe(folder, **changes):
     path.write_text(yaml.safe_dump({"Deploy": entry}))
 
 
+def change_sha256(folder, value):
+    path = folder / "deploy.yaml"
+    path.write_text(yaml.safe_dump({"Deploy": yaml.safe_load(path.read_text())["Deploy"] | {"sha256": value}}))
+
+
 @pytest.fixture(scope="module")
 def preprocessing(exported, tmp_path_factory):
     """An export that takes an image as it is: uint8 [1, H, W, 3]."""
@@ -284,6 +289,10 @@ def test_an_unusable_export_is_a_sentence(program, exported, images, tmp_path):
 
     failed(run(described(formats=[{"format": "paddle", "precision": "fp32", "files": ["../x", "y"]}])), 1, "../x")
     failed(run(described(transforms=[{"type": "Resize"}])), 1, "more than Normalize")
+    text = (exported / "deploy.yaml").read_bytes()
+    failed(run(write("deploy.yaml", text[: text.index(b"sha256")])), 1, "sha256 should be the hashes")
+    failed(run(lambda folder: change_sha256(folder, "x")), 1, "sha256 should be the hashes")
+    failed(run(lambda folder: change_sha256(folder, {})), 1, "model.pdmodel: expected its hash")
     failed(run(described(input_shape=[1, 3, 64, None])), 1, "anyx64", "16bit.png")
     failed(run(described(min_size=100)), 1, "at least 100 pixels", "16bit.png")
     failed(run(described(channel_order="as stored")), 1, "not RGB")
@@ -294,6 +303,46 @@ def test_an_unusable_export_is_a_sentence(program, exported, images, tmp_path):
 
     failed(run(spoil), 1, "openvino cannot open it")
     assert not list((tmp_path / "output" / LABELS).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    {
+        "formats": ["x", None],
+        "files": [["model.pdmodel"], "x"],
+        "transforms": ["x", None],
+        "mean": ["x", None, [1, 2], [0, 0, float("nan")]],
+        "std": [None, [1, 1, 0]],
+        "pixel_divisor": [0, "x", float("inf")],
+        "input_name": [None],
+        "input_dtype": ["float16"],
+        "input_layout": ["NCHH", None],
+        "input_shape": ["x", [None, 3, None], [None, 3, -1, None], [2, 3, None, None], [None, 4, None, None]],
+        "min_size": [0, "x"],
+        "class_colors": ["x", [[300, 0, 0]], [[-1, 0, 0]], [[1, 2]], [[0, 0, 0]] * 257],
+    }.items(),
+)
+def test_a_wrong_value_of_a_description_is_named_not_replaced(program, exported, images, key, values, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    for value in values:
+        changes = {key: value}
+        if key in ("mean", "std"):
+            changes = {"transforms": [{"type": "Normalize", **NORMALIZE, key: value}]}
+        if key == "files":
+            changes = {"formats": [{"format": "paddle", "precision": "fp32", "files": value}]}
+        describe(folder, **changes)
+        failed(program(folder, images[0], "--output", tmp_path / "output"), 1, f"deploy.yaml: its {key} ")
+    assert not (tmp_path / "output").exists()
+
+
+def test_what_an_earlier_export_does_not_record_has_a_default(program, exported, images, predicted, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    entry = yaml.safe_load((folder / "deploy.yaml").read_text())["Deploy"]
+    kept = ("model", "params", "transforms", "input_shape", "output_op", "class_colors")
+    (folder / "deploy.yaml").write_text(yaml.safe_dump({"Deploy": {key: entry[key] for key in kept}}))
+    check(program(folder, images[0], "--output", tmp_path), tmp_path, predicted, images[:1])
 
 
 def test_an_unusable_image_is_a_sentence_and_the_others_are_done(program, exported, images, tmp_path):
