@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import struct
+import subprocess
 import sysconfig
 import zlib
 from importlib.util import find_spec
@@ -16,13 +17,13 @@ import numpy as np
 import paddle
 import pytest
 import yaml
-from built import build
+from built import SOURCE, build
 from packaging.version import Version
 from paddle.version import full_version as PADDLE_VERSION
 from PIL import Image
 
 from hmsa.datasets.classes import Classes
-from hmsa.datasets.find import ImageFile
+from hmsa.datasets.find import ImageFile, find_images
 from hmsa.datasets.images import read_image
 from hmsa.datasets.transforms import Normalize
 from hmsa.deploy.export import ExportOptions, export
@@ -72,6 +73,11 @@ def describe(folder, **changes):
     files = [file for file in folder.iterdir() if file.name.startswith("model")]
     entry["sha256"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     path.write_text(yaml.safe_dump({"Deploy": entry}))
+
+
+def change_sha256(folder, value):
+    path = folder / "deploy.yaml"
+    path.write_text(yaml.safe_dump({"Deploy": yaml.safe_load(path.read_text())["Deploy"] | {"sha256": value}}))
 
 
 @pytest.fixture(scope="module")
@@ -241,12 +247,59 @@ def test_a_wrong_command_line_is_a_sentence(program, exported, images, tmp_path)
         ("--threads=0",): ["from 1 to 1024"],
         ("--outptu", "x"): ["unknown option --outptu"],
         ("--engine",): ["--engine needs a value"],
+        ("--overlay=yes",): ["--overlay takes no value"],
+        ("--output=x",): ["--output is given twice"],
         (images[0],): ["would both be written as"],
     }.items():
         failed(program(exported, images[0], *output, *arguments), 2, *words)
     assert program(exported, images[0]).returncode == program().returncode == program(exported, *output).returncode == 2
     assert program("--help").returncode == 0 and "usage: hmsa_infer" in program("--help").stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_is_full_is_told(program, exported, images, tmp_path):
+    for arguments in (["--help"], [exported, images[0], "--output", tmp_path]):
+        with open("/dev/full", "w") as full:  # noqa: PTH123
+            done = subprocess.run(
+                [program.path, *arguments], env=program.environment, stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        failed(done, 1, "standard output")
+
+
+def test_a_folder_is_searched_and_its_results_are_named_as_by_predictions(program, exported, images, tmp_path):
+    given = tmp_path / "given"
+    good = next(path for path in images if path.name == "plain.png")
+    names = ["b.png", "b.JPG", "deep/a.png", "deep/er/c.jpeg", ".hidden/x.png", "notes.txt", f"{LABELS}/b.png"]
+    for name in names:
+        (given / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(good, given / name)
+    (given / "deep/round").symlink_to(given)
+    (given / "other").symlink_to(given / "deep")
+
+    done = program(f"{exported}/", f"{given}/", "--output", tmp_path / "output", "--overlay")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "found 4 images below" in done.stdout and "left out 1 other file\n" in done.stdout
+    expected = {str(file.label_name) for file in find_images(str(given))}
+    assert len(expected) == 4
+    for folder in (LABELS, OVERLAYS):
+        top = tmp_path / "output" / folder
+        assert {str(path.relative_to(top)) for path in top.rglob("*.png")} == expected
+    (tmp_path / "empty").mkdir()
+    failed(program(exported, tmp_path / "empty", "--output", tmp_path / "output"), 1, "expected PNG or JPEG")
+
+
+def test_the_readme_shows_how_to_use_it_in_another_program(exported, images, tmp_path):
+    readme = (SOURCE / "README.md").read_text()
+    for name, kind in {"CMakeLists.txt": "cmake", "app.cpp": "cpp"}.items():
+        text = readme.split(f"```{kind}\n")[1].split("```")[0]
+        (tmp_path / name).write_text(text)
+    (tmp_path / "hmsa").symlink_to(SOURCE)
+    settings = [f"-DOpenVINO_DIR={Path(openvino.__file__).parent / 'cmake'}"]
+    for command in (["-S", tmp_path, "-B", tmp_path / "build", *settings], ["--build", tmp_path / "build"]):
+        made = subprocess.run(["cmake", *command], capture_output=True, text=True)
+        assert made.returncode == 0, made.stdout + made.stderr
+    done = subprocess.run([tmp_path / "build/app", exported, images[0]], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "class" in done.stdout
 
 
 def test_an_unusable_export_is_a_sentence(program, exported, images, tmp_path):
@@ -284,6 +337,10 @@ def test_an_unusable_export_is_a_sentence(program, exported, images, tmp_path):
 
     failed(run(described(formats=[{"format": "paddle", "precision": "fp32", "files": ["../x", "y"]}])), 1, "../x")
     failed(run(described(transforms=[{"type": "Resize"}])), 1, "more than Normalize")
+    text = (exported / "deploy.yaml").read_bytes()
+    failed(run(write("deploy.yaml", text[: text.index(b"sha256")])), 1, "sha256 should be the hashes")
+    failed(run(lambda folder: change_sha256(folder, "x")), 1, "sha256 should be the hashes")
+    failed(run(lambda folder: change_sha256(folder, {})), 1, "model.pdmodel: expected its hash")
     failed(run(described(input_shape=[1, 3, 64, None])), 1, "anyx64", "16bit.png")
     failed(run(described(min_size=100)), 1, "at least 100 pixels", "16bit.png")
     failed(run(described(channel_order="as stored")), 1, "not RGB")
@@ -294,6 +351,46 @@ def test_an_unusable_export_is_a_sentence(program, exported, images, tmp_path):
 
     failed(run(spoil), 1, "openvino cannot open it")
     assert not list((tmp_path / "output" / LABELS).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    {
+        "formats": ["x", None],
+        "files": [["model.pdmodel"], "x"],
+        "transforms": ["x", None],
+        "mean": ["x", None, [1, 2], [0, 0, float("nan")]],
+        "std": [None, [1, 1, 0]],
+        "pixel_divisor": [0, "x", float("inf")],
+        "input_name": [None],
+        "input_dtype": ["float16"],
+        "input_layout": ["NCHH", None],
+        "input_shape": ["x", [None, 3, None], [None, 3, -1, None], [2, 3, None, None], [None, 4, None, None]],
+        "min_size": [0, "x"],
+        "class_colors": ["x", [[300, 0, 0]], [[-1, 0, 0]], [[1, 2]], [[0, 0, 0]] * 257],
+    }.items(),
+)
+def test_a_wrong_value_of_a_description_is_named_not_replaced(program, exported, images, key, values, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    for value in values:
+        changes = {key: value}
+        if key in ("mean", "std"):
+            changes = {"transforms": [{"type": "Normalize", **NORMALIZE, key: value}]}
+        if key == "files":
+            changes = {"formats": [{"format": "paddle", "precision": "fp32", "files": value}]}
+        describe(folder, **changes)
+        failed(program(folder, images[0], "--output", tmp_path / "output"), 1, f"deploy.yaml: its {key} ")
+    assert not (tmp_path / "output").exists()
+
+
+def test_what_an_earlier_export_does_not_record_has_a_default(program, exported, images, predicted, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    entry = yaml.safe_load((folder / "deploy.yaml").read_text())["Deploy"]
+    kept = ("model", "params", "transforms", "input_shape", "output_op", "class_colors")
+    (folder / "deploy.yaml").write_text(yaml.safe_dump({"Deploy": {key: entry[key] for key in kept}}))
+    check(program(folder, images[0], "--output", tmp_path), tmp_path, predicted, images[:1])
 
 
 def test_an_unusable_image_is_a_sentence_and_the_others_are_done(program, exported, images, tmp_path):
@@ -320,16 +417,15 @@ def test_an_unusable_image_is_a_sentence_and_the_others_are_done(program, export
     for name, content in bad.items():
         if content is not None:
             (given / f"{name}.png").write_bytes(content)
-    (given / "folder.png").mkdir()
     os.mkfifo(given / "pipe.png")
-    paths = [given / f"{name}.png" for name in (*bad, "folder", "pipe")]
+    paths = [given / f"{name}.png" for name in (*bad, "pipe")]
 
     done = program(exported, *paths, good, "--output", tmp_path)
     lines = done.stderr.splitlines()
     assert done.returncode == 1 and len(lines) == len(paths), lines
     for path, line in zip(paths, lines):
         assert line.startswith(f"hmsa_infer: failed: {path} should be "), line
-        if path.stem not in ("missing", "folder", "pipe"):
+        if path.stem not in ("missing", "pipe"):
             with pytest.raises(DataError):
                 read_image(path)
     assert [path.name for path in (tmp_path / LABELS).iterdir()] == ["plain.png"]
