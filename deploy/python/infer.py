@@ -15,10 +15,12 @@ import hashlib
 import io
 import itertools
 import os
+import re
 import shutil
 import signal
 import sys
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,6 +52,7 @@ KINDS = ("color", "overlay", "id", "confidence")
 OPACITY = np.float32(0.4)  # of the colours in overlays
 MAX_PIXELS = 89_478_485  # of an image without --tile, as in predict.py; with it 2**30, as OpenCV's
 MAX_JPEG_SIDE = 65_500
+MAX_DEPLOY_BYTES = 1 << 16
 LITE = ("ai_edge_litert", "tflite_runtime", "tensorflow")
 
 Array = Any
@@ -71,36 +74,55 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
 
 
-# --- The engines. Each opens files -> what runs an input and gives all outputs, the device, TFLite also the shape. ---
+def say(text: str) -> None:
+    """Tell on standard output, at once, as what comes next may take long."""
+    print(printable(text), flush=True)
 
 
-def open_openvino(files: list[Path], precision: str, threads: int, deploy: dict) -> tuple:
+# --- The engines. ---
+
+
+class Opened(NamedTuple):
+    """A network that an engine has opened."""
+
+    run: Callable[[Array], list[Array]]  # an input -> all outputs
+    device: str
+    input_shape: Optional[list[int]] = None  # where the engine tells it: TFLite's, in the layout of its entry
+
+
+def open_openvino(files: list[Path], precision: str, threads: int, deploy: dict) -> Opened:
     import openvino
 
     # On processors that have bf16 it would compute in it without being asked.
     hint = "bf16" if precision == "bf16" else "f32"
     options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
     request = openvino.Core().compile_model(str(files[0]), "CPU", options).create_infer_request()
-    return lambda x: [a.copy() for a in request.infer([x], share_inputs=True).to_tuple()], "CPU"
+    return Opened(lambda x: [a.copy() for a in request.infer([x], share_inputs=True).to_tuple()], "CPU")
 
 
-def open_onnxruntime(files: list[Path], precision: str, threads: int, deploy: dict) -> tuple:
+def open_onnxruntime(files: list[Path], precision: str, threads: int, deploy: dict) -> Opened:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3  # errors alone
+    # On CUDA it would try every algorithm for each new size of an image, and round the numbers of fp32 to TF32.
+    wanted = {
+        "CUDAExecutionProvider": {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": 0},
+        "CPUExecutionProvider": {},
+    }
     known = onnxruntime.get_available_providers()
-    wanted = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known]
-    session = onnxruntime.InferenceSession(str(files[0]), options, providers=wanted)
+    providers = [(name, settings) for name, settings in wanted.items() if name in known]
+    session = onnxruntime.InferenceSession(str(files[0]), options, providers=providers)
     source = session.get_inputs()[0].name
-    return lambda x: session.run(None, {source: x}), session.get_providers()[0].partition("Exec")[0]
+    return Opened(lambda x: session.run(None, {source: x}), session.get_providers()[0].partition("Exec")[0])
 
 
-def open_paddle(files: list[Path], precision: str, threads: int, deploy: dict) -> tuple:
+def open_paddle(files: list[Path], precision: str, threads: int, deploy: dict) -> Opened:
+    warnings.filterwarnings("ignore", message="No ccache found")  # which compiling would need
     import paddle
 
     here, written = paddle.__version__, str(deploy["paddle_version"])
-    release, newest = ([int(number) for number in version.split(".")[:2]] for version in (here, written))
+    release, newest = (list(map(int, re.findall(r"\d+", version)[:2])) for version in (here, written))
     if files[0].suffix == ".json" and newest > release:
         raise Problem(f"{files[0]}: written by Paddle {written}, which {here} cannot read: install {written} or newer")
     config = paddle.inference.Config(*map(str, files))
@@ -135,27 +157,32 @@ def open_paddle(files: list[Path], precision: str, threads: int, deploy: dict) -
         predictor.clear_intermediate_tensor()
         return answers
 
-    return run, device.upper()
+    return Opened(run, device.upper())
 
 
-def open_tflite(files: list[Path], precision: str, threads: int, deploy: dict) -> tuple:
+def open_tflite(files: list[Path], precision: str, threads: int, deploy: dict) -> Opened:
     if find_spec("ai_edge_litert"):
         from ai_edge_litert.interpreter import Interpreter
     elif find_spec("tflite_runtime"):
         from tflite_runtime.interpreter import Interpreter
     else:
         from tensorflow.lite import Interpreter
-    run = Interpreter(str(files[0]), num_threads=threads).get_signature_runner()
-    ((source, detail),) = run.get_input_details().items()
+    signature = Interpreter(str(files[0]), num_threads=threads).get_signature_runner()
+    ((source, detail),) = signature.get_input_details().items()
     names = [output["name"] for output in deploy["outputs"]]
-    return lambda x: list(map(run(**{source: x}).__getitem__, names)), "CPU", [int(side) for side in detail["shape"]]
+
+    def run_signature(x: Array) -> list[Array]:
+        answers = signature(**{source: x})
+        return [answers[name] for name in names]
+
+    return Opened(run_signature, "CPU", [int(side) for side in detail["shape"]])
 
 
 class Engine(NamedTuple):
     formats: tuple[str, ...]  # that it reads, the best first
     modules: tuple[str, ...]  # of which one is needed
     package: str  # that has one of them
-    open: Callable[[list[Path], str, int, dict], tuple]
+    open: Callable[[list[Path], str, int, dict], Opened]
 
 
 ENGINES = {
@@ -172,8 +199,10 @@ ENGINES = {
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """What is odd about `deploy.yaml` becomes a sentence."""
+    """A file of an export: what is odd about it, or about what it says, becomes a sentence."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would wait for a writer
+            raise Problem(f"{path}: expected a file of an export, found a folder, a pipe or a device: copy it again")
         yield
     except OSError as error:
         raise Problem(f"{path}: expected a file of an export, but: {error.strerror}; copy the whole folder") from error
@@ -181,25 +210,111 @@ def reading(path: Path) -> Iterator[None]:
         raise Problem(f"{path}: expected what export.py writes, but: {error!r:.200}; export again") from error
 
 
+def is_whole(value: object, least: int, most: int = 2**30) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def is_finite(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e6  # not of nan
+
+
+def is_list(value: object, *lengths: int, of: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and (not lengths or len(value) in lengths) and all(map(of, value))
+
+
+def is_file_name(value: object) -> bool:
+    return isinstance(value, str) and value.strip(".") != "" and not set(value) & set("/\\\0")
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def read_export(path: Path) -> dict[str, Any]:
-    """What `deploy.yaml` says, with what older ones and PaddleSeg's own leave out."""
+    """What `deploy.yaml` says, with what older ones leave out. Problem names the key whose value cannot be used."""
+    if path.stat().st_size > MAX_DEPLOY_BYTES:
+        raise ValueError(f"it is longer than {MAX_DEPLOY_BYTES} bytes")
     said = yaml.safe_load(path.read_bytes())["Deploy"]
-    is_label = said.get("output_op", "argmax") == "argmax"
+    if not isinstance(said, dict):
+        raise TypeError("its Deploy holds no keys")
+
+    def expect(is_right: bool, key: str, what: str) -> None:
+        if not is_right:
+            found = f"{said[key]!r:.100}" if key in said else "none"
+            raise Problem(f"{path}: expected {key} to be {what}, found {found}: export again")
+
+    for key in ("model", "params"):
+        expect(is_file_name(said.get(key)), key, "the name of a file beside it")
+    operations = ("argmax", "softmax", "none")
+    expect(said.get("output_op") in operations, "output_op", f"one of {', '.join(operations)}")
+    is_label = said["output_op"] == "argmax"
+
     first = {"name": "label", "layout": "NHW"} if is_label else {"name": "scores", "layout": "NCHW"}
-    deploy = {"output_op": "argmax", "outputs": [first], "input_dtype": "float32", "input_layout": "NCHW"}
-    deploy |= {"sha256": {}, "transforms": [], "class_names": [], "class_colors": [], "paddle_version": "0.0"}
-    deploy |= {"formats": [{"format": "paddle", "precision": "fp32", "files": [said["model"], said["params"]]}]}
-    deploy |= {"input_shape": [None] * 4, "min_size": 1}
-    deploy |= {key: value for key, value in said.items() if value is not None}
-    if any(Path(name).name != name for entry in deploy["formats"] for name in entry["files"]):
-        raise ValueError("files that lie elsewhere")
-    if said.get("pixel_divisor", 255) != 255:
-        raise Problem(f"{path}: expected a network for images of three channels, found another: use predict.py")
+    entry = {"format": "paddle", "precision": "fp32", "files": [said["model"], said["params"]]}
+    deploy: dict[str, Any] = {"input_dtype": "float32", "input_layout": "NCHW", "sha256": {}, "paddle_version": "0.0"}
+    deploy |= {"class_names": [], "class_colors": [], "channel_order": "RGB", "pixel_divisor": 255}
+    deploy |= {**said, "min_size": 1 if said.get("min_size") is None else said["min_size"]}
+    deploy |= {"outputs": said.get("outputs", []) or [first], "formats": said.get("formats", []) or [entry]}
+
+    expect(deploy["input_dtype"] in ("float32", "uint8"), "input_dtype", "float32 or uint8")
+    expect(deploy["input_layout"] in ("NCHW", "NHWC"), "input_layout", "NCHW or NHWC")
+    shape = deploy.get("input_shape")
+    is_shape = is_list(shape, 4, of=lambda side: side is None or side == -1 or is_whole(side, 1))
+    expect(is_shape, "input_shape", "four sides, null where any is right")
+    channels = shape[deploy["input_layout"].index("C")]
+    expect(channels in (None, -1, 3), "input_shape", "of three channels, as predict.py alone takes others")
+    expect(is_whole(deploy["min_size"], 1), "min_size", "a number of pixels")
+    expect(deploy["channel_order"] == "RGB", "channel_order", "RGB, as predict.py alone takes others")
+    expect(deploy["pixel_divisor"] == 255, "pixel_divisor", "255, as predict.py alone takes others")
+    version = deploy["paddle_version"]
+    expect(is_text(version) and re.match(r"\d+\.\d+", version) is not None, "paddle_version", "such as 3.2.2")
+
+    hashes = deploy["sha256"]
+    is_hashes = isinstance(hashes, dict) and all(map(is_text, [*hashes, *hashes.values()]))
+    expect(is_hashes, "sha256", "a text for each file")
+    expect(is_list(deploy["class_names"], of=is_text), "class_names", "a list of texts")
+    is_colors = is_list(deploy["class_colors"], of=lambda c: is_list(c, 3, of=lambda v: is_whole(v, 0, 255)))
+    expect(is_colors and len(deploy["class_colors"]) <= 256, "class_colors", "at most 256 times three of 0 to 255")
+
+    layouts = ("NHW",) if is_label else ("NCHW", "NHWC")
+    is_outputs = is_list(deploy["outputs"], of=lambda o: is_text(o["name"]) and is_text(o["layout"]))
+    expect(is_outputs, "outputs", "a list with a name and a layout each")
+    expect(deploy["outputs"][0]["layout"] in layouts, "outputs", f"one of {' or '.join(layouts)} first")
+    expect(is_list(deploy["formats"], of=lambda e: is_entry(e, deploy, layouts)), "formats", "a list of what is there")
+    expect(is_list(deploy.get("transforms"), of=is_text_keyed), "transforms", "a list with a type each")
+
     steps = [step["type"] for step in deploy["transforms"]]
     if not set(steps) <= {"Normalize", "Resize", "Padding"} or "Normalize" in steps[:-1]:
         expected = "expected Resize, Padding and at last Normalize as transforms"
         raise Problem(f"{path}: {expected}, found {', '.join(steps)}: do the others beforehand, or use predict.py")
+    for step in deploy["transforms"]:
+        expect(is_step(**step), "transforms", f"such that {step['type']} can be done")
     return deploy
+
+
+def is_text_keyed(step: Any) -> bool:
+    return isinstance(step, dict) and is_text(step.get("type")) and all(map(is_text, step))
+
+
+def is_step(type: str, **said: Any) -> bool:
+    """Whether an entry of `transforms` has numbers that can be computed with."""
+    if type == "Normalize":
+        mean, std = (said.get(key, [0.5] * 3) for key in ("mean", "std"))
+        return is_list(mean, 3, of=is_finite) and is_list(std, 3, of=lambda v: is_finite(v) and v > 0)
+    size, value = said.get("target_size", [512, 512]), said.get("im_padding_value", 127.5)
+    is_size = is_list(size, 2, of=lambda side: is_whole(side, 1)) and size[0] * size[1] <= 2**30
+    is_value = is_finite(value) or is_list(value, 3, of=is_finite)
+    divisor = said.get("size_divisor")
+    return is_size and is_value and (divisor is None or is_whole(divisor, 1, 2**16))
+
+
+def is_entry(entry: Any, deploy: dict[str, Any], layouts: Sequence[str]) -> bool:
+    """Whether an entry of `formats` can be opened, with layouts that are those of the network in another order."""
+    outputs = entry.get("output_layouts", [])
+    is_known = entry.get("input_layout") in (None, "NCHW", "NHWC") and is_list(outputs, of=is_text)
+    is_known = is_known and (not outputs or (len(outputs) == len(deploy["outputs"]) and outputs[0] in layouts))
+    is_named = is_text(entry["format"]) and is_text(entry["precision"])
+    return is_known and is_named and bool(entry["files"]) and is_list(entry["files"], of=is_file_name)
 
 
 def choose(deploy: dict, wanted: Optional[str], precision: str) -> tuple[str, dict]:
@@ -223,7 +338,7 @@ def choose(deploy: dict, wanted: Optional[str], precision: str) -> tuple[str, di
     raise WrongCommand(f"expected files for {wanted or 'an engine'} in {precision}, found {there}: {advice}")
 
 
-def open_export(folder: Path, deploy: dict, engine: str, entry: dict, precision: str, threads: int) -> tuple:
+def open_export(folder: Path, deploy: dict, engine: str, entry: dict, precision: str, threads: int) -> Opened:
     """Open the files after comparing their hashes, as engines run what is left of a damaged one, or crash on it."""
     files = [folder / name for name in entry["files"]]
     for file in files:
@@ -242,7 +357,7 @@ def open_export(folder: Path, deploy: dict, engine: str, entry: dict, precision:
         raise Problem(f"{files[0]}: {engine} cannot open it ({said:.200}): try another, or export again") from error
     module = next(sys.modules[name] for name in ENGINES[engine].modules if name in sys.modules)
     version = str(getattr(module, "__version__", "")).partition("-")[0]
-    print(f"{files[0].name} ({precision}) by {engine} {version} on {opened[1]}, {threads} threads", flush=True)
+    say(f"{files[0].name} ({precision}) by {engine} {version} on {opened.device}, {threads} threads")
     return opened
 
 
@@ -327,12 +442,14 @@ class Network:
     """
 
     def __init__(
-        self, deploy: dict, entry: dict, opened: tuple, *, tile: Any, overlap: Any, resize: bool, confidence: bool
+        self, deploy: dict, entry: dict, opened: Opened, *, tile: Any, overlap: Any, resize: bool, confidence: bool
     ) -> None:
-        self.engine, self.dtype = opened[0], deploy["input_dtype"]
+        self.engine, self.dtype = opened.run, deploy["input_dtype"]
         self.layout = entry.get("input_layout") or deploy["input_layout"]
-        known = (self.layout, opened[2]) if opened[2:] else (deploy["input_layout"], deploy["input_shape"])
-        sides = dict(zip(*known))
+        if opened.input_shape is None:
+            sides = dict(zip(deploy["input_layout"], deploy["input_shape"]))
+        else:
+            sides = dict(zip(self.layout, opened.input_shape))
         count, *self.fixed = ((sides.get(axis) or -1) for axis in "NHW")  # -1 is any
         self.copies = max(count, 1)
         self.min_size, self.tile, self.overlap = deploy["min_size"], tile, overlap

@@ -432,11 +432,27 @@ def test_confidence_of_classes_alone(infer, local, images):
 BROKEN = {
     "No such file": None,
     "expected what export.py writes": "Deploy: [",
-    "KeyError": "Deploy: {output_op: argmax}",
-    "lie elsewhere": "Deploy: {model: ../x, params: y}",
-    "RandomDistort": "Deploy: {model: x, params: y, transforms: [{type: RandomDistort}]}",
-    "found a damaged or another file": {"model.onnx": "0" * 64},
+    "longer than 65536 bytes": "#" * 70_000,
+    "expected model to be": "Deploy: {output_op: argmax}",
+    "expected params to be the name of a file beside it": {"params": "../y"},
+    "RandomDistort": {"transforms": [{"type": "RandomDistort"}]},
+    "expected transforms to be a list with a type each, found None": {"transforms": None},
+    "such that Normalize can be done": {"transforms": [{"type": "Normalize", "mean": [0.5] * 3, "std": [0, 1, 1]}]},
+    "expected input_shape to be four sides": {"input_shape": [None, 3, None]},
+    "expected input_shape to be of three channels": {"input_shape": [None, 4, None, None]},
+    "expected input_layout to be NCHW or NHWC, found 'ABCD'": {"input_layout": "ABCD"},
+    "expected input_dtype to be float32 or uint8, found 'int99'": {"input_dtype": "int99"},
+    "expected output_op to be one of argmax, softmax, none": {"output_op": "best"},
+    "expected outputs to be one of NHW first": {"outputs": [{"name": "label", "layout": "QQ"}]},
+    "expected min_size to be a number of pixels, found 'a'": {"min_size": "a"},
+    "expected channel_order to be RGB": {"channel_order": "BGR"},
+    "expected sha256 to be a text for each file, found None": {"sha256": None},
+    "expected class_colors to be": {"class_colors": [[300, 0, 0]]},
+    "expected formats to be": {"formats": [{"format": "onnx", "precision": "fp32", "files": ["../x"]}]},
+    "expected paddle_version to be such as 3.2.2, found 'abc'": {"paddle_version": "abc"},
+    "found a damaged or another file": {"sha256": {"model.onnx": "0" * 64}},
     "cannot open it": b"damaged",
+    "found a folder, a pipe or a device": "pipe",
 }
 
 
@@ -444,22 +460,33 @@ BROKEN = {
 def test_broken_exports(infer, local, images, sentence, tmp_path):
     change, folder = BROKEN[sentence], tmp_path / "export"
     shutil.copytree(local[0], folder)
-    path = folder / "deploy.yaml"
+    path, file = folder / "deploy.yaml", folder / "model.onnx"
     described = yaml.safe_load(path.read_text())
     if change is None:
         path.unlink()
+    elif change == "pipe":
+        file.unlink()
+        os.mkfifo(file)
     elif isinstance(change, str):
         path.write_text(change)
     else:
-        file = folder / "model.onnx"
         if isinstance(change, bytes):
             file.write_bytes(change)
-            change = {file.name: hashlib.sha256(change).hexdigest()}
-        described["Deploy"]["sha256"].update(change)
+            change = {"sha256": {file.name: hashlib.sha256(change).hexdigest()}}
+        described["Deploy"].update(change)
         path.write_text(yaml.safe_dump(described))
     _, told = infer(folder, images, status=1)
     (line,) = (line for line in told.splitlines() if line.startswith("infer.py: "))  # OpenVINO adds lines of its own
     assert sentence in line
+
+
+def test_what_older_exports_leave_out(infer, local, images, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(local[0], folder)
+    described = yaml.safe_load((folder / "deploy.yaml").read_text())["Deploy"]
+    kept = ("model", "params", "transforms", "input_shape", "output_op", "formats")
+    (folder / "deploy.yaml").write_text(yaml.safe_dump({"Deploy": {key: described[key] for key in kept}}))
+    infer(folder, images / "even.png", "--save", "id", "--output", tmp_path)
 
 
 def test_it_imports_nothing_of_this_project():
