@@ -340,7 +340,8 @@ def choose(deploy: dict, wanted: Optional[str], precision: str) -> tuple[str, di
         packages = " or ".join(ENGINES[name].package for name in fitting)
         raise WrongCommand(f"expected {' or '.join(fitting)} to be installed, found none: pip install {packages}")
     there = ", ".join(f"{entry['format']} {entry['precision']}" for entry in deploy["formats"])
-    advice = "choose another engine or precision, or export again with --format and --precision"
+    again = "--format openvino" if precision == "bf16" else "--format and --precision"
+    advice = f"choose another engine or precision, or export again with {again}"
     raise WrongCommand(f"expected files for {wanted or 'an engine'} in {precision}, found {there}: {advice}")
 
 
@@ -1028,7 +1029,9 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
             f"expected --tile of at least {smallest} {smallest} for this export, found {found}: enlarge it"
         )
     files = find_all(args, progress)
-    names = named(files, args.output, args.kinds)
+    camera = Path(f"camera{args.camera}.mp4")  # after which its results are named
+    cameras = {} if args.camera is None else {camera: PurePath(camera)}
+    names = named({**files, **cameras}, args.output, args.kinds)
     tell_longer_names(files, names)
     if not files and args.camera is None:
         return
@@ -1040,7 +1043,7 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     check_size_options(args, network.fixed)
     results = Results(args.output, args.kinds, deploy)
 
-    videos = {path: names.pop(path) for path in files if path.suffix.lower() in VIDEOS}
+    videos = {path: names.pop(path) for path in [*files, *cameras] if path.suffix.lower() in VIDEOS}
     depth, limit = (1, MAX_TILED_PIXELS) if args.tile else (4, MAX_PIXELS)
     if Image is not None:
         Image.MAX_IMAGE_PIXELS = limit  # twice of which is refused before its header is read to the end
@@ -1050,9 +1053,10 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     process(items, network, results.write, progress, depth, 2)
 
     for source, name in videos.items():
-        segment_video(source, name, network, results, progress, depth)
-    if args.camera is not None:
-        segment_video(args.camera, f"camera{args.camera}", network, results, progress, 0)
+        if source in cameras:
+            segment_video(args.camera, name, network, results, progress, 0)
+        else:
+            segment_video(source, name, network, results, progress, depth)
 
 
 def find_all(args: argparse.Namespace, progress: Progress) -> dict[Path, PurePath]:
@@ -1074,7 +1078,7 @@ def find_all(args: argparse.Namespace, progress: Progress) -> dict[Path, PurePat
 
 
 def tell_longer_names(files: dict[Path, PurePath], names: dict[Path, str]) -> None:
-    longer = [(file.name, name) for file, name in names.items() if name != str(files[file].with_suffix(""))]
+    longer = [(f.name, names[f]) for f, below in files.items() if names[f] != str(below.with_suffix(""))]
     if longer:
         told = ", ".join(f"{file} as {name}.png" for file, name in longer[:5])
         say(f"results of {counted(len(longer), 'image{s}')} have longer names, as others have theirs: {told}")
@@ -1159,7 +1163,10 @@ def main(words: Optional[Sequence[str]] = None) -> int:
     except OSError as error:  # of what this program says, or of finding files
         with contextlib.suppress(OSError):
             if not isinstance(error, BrokenPipeError):  # whoever read it has gone
-                progress.show(f"infer.py: {error.strerror or error}: free space, or write the output elsewhere")
+                where = error.filename or "standard output"
+                progress.show(
+                    f"infer.py: {where}: cannot be used ({error.strerror}): free space, or choose another place"
+                )
         for stream in (sys.stdout, sys.stderr):  # what is left in them would fail once more at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 1

@@ -443,15 +443,19 @@ def test_results_do_not_replace_each_other(infer, local, images, tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "list", "image", "frames"])
 def test_results_replace_no_file_of_another(infer, local, images, kind, tmp_path):
-    mine = {"folder": "color/even.png", "list": "classes.csv", "image": "id/even.png", "frames": "id/drive/000000.png"}
+    mine = {
+        "folder": "color/even.png",
+        "list": "classes.csv",
+        "image": "id/even.png",
+        "frames": "id/camera0/000000.png",
+    }
     file, given = tmp_path / mine[kind], [tmp_path]
     file.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(images / "even.png", tmp_path)
     shutil.copy(images / "even.png", file)
     if kind in ("image", "frames"):  # results of an earlier run that are given
         (tmp_path / "classes.csv").write_text("number,red,green,blue,name\n")
-        (tmp_path / "drive.mp4").touch()
-        given = [file, tmp_path / "drive.mp4"]
+        given = [file, "--camera", 0]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     _, told = infer(local[0], *given, "--save", "id", "--output", tmp_path, status=1)
     assert "give another --output" in told
@@ -502,7 +506,7 @@ def test_output_that_cannot_be_written(place, local, images, tmp_path):
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(words, cwd=place, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[0].startswith("infer.py: No space left on device")
+    assert done.stderr.splitlines()[0].startswith("infer.py: standard output: cannot be used (No space left on device)")
     assert len(done.stderr.splitlines()) == 1
     reader, writer = os.pipe()
     os.close(reader)
