@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import glob
 import hashlib
 import io
 import itertools
 import os
+import re
 import shutil
 import signal
 import sys
 import time
+import warnings
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,10 +50,15 @@ except ImportError:
 
 IMAGES = tuple(f".{s}" for s in "png jpg jpeg jpe jfif mpo bmp tif tiff webp gif ppm pgm pnm".split())  # noqa: SIM905
 VIDEOS = (".mp4", ".avi", ".mov", ".m4v", ".mkv", ".webm", ".mpg", ".mpeg")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # of Pillow's
 KINDS = ("color", "overlay", "id", "confidence")
 OPACITY = np.float32(0.4)  # of the colours in overlays
-MAX_PIXELS = 89_478_485  # of an image without --tile, as in predict.py; with it 2**30, as OpenCV's
+MAX_PIXELS = 89_478_485  # of an image without --tile, as in predict.py
+MAX_TILED_PIXELS = 2**30  # with it, as OpenCV's
+PNG_START = b"\x89PNG\r\n\x1a\n"
 MAX_JPEG_SIDE = 65_500
+CSV_HEADER = "number,red,green,blue,name\n"
+MAX_DEPLOY_BYTES = 1 << 16
 LITE = ("ai_edge_litert", "tflite_runtime", "tensorflow")
 
 Array = Any
@@ -71,36 +80,55 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
 
 
-# --- The engines. Each opens files -> what runs an input and gives all outputs, the device, TFLite also the shape. ---
+def say(text: str) -> None:
+    """Tell on standard output, at once, as what comes next may take long."""
+    print(printable(text), flush=True)
 
 
-def open_openvino(files: list[Path], precision: str, threads: int, deploy: dict) -> tuple:
+# --- The engines. ---
+
+
+class Opened(NamedTuple):
+    """A network that an engine has opened."""
+
+    run: Callable[[Array], list[Array]]  # an input -> all outputs
+    device: str
+    input_shape: Optional[list[int]] = None  # where the engine tells it: TFLite's, in the layout of its entry
+
+
+def open_openvino(files: list[Path], precision: str, threads: int, deploy: dict) -> Opened:
     import openvino
 
     # On processors that have bf16 it would compute in it without being asked.
     hint = "bf16" if precision == "bf16" else "f32"
     options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
     request = openvino.Core().compile_model(str(files[0]), "CPU", options).create_infer_request()
-    return lambda x: [a.copy() for a in request.infer([x], share_inputs=True).to_tuple()], "CPU"
+    return Opened(lambda x: [a.copy() for a in request.infer([x], share_inputs=True).to_tuple()], "CPU")
 
 
-def open_onnxruntime(files: list[Path], precision: str, threads: int, deploy: dict) -> tuple:
+def open_onnxruntime(files: list[Path], precision: str, threads: int, deploy: dict) -> Opened:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3  # errors alone
+    # On CUDA it would try every algorithm for each new size of an image, and round the numbers of fp32 to TF32.
+    wanted = {
+        "CUDAExecutionProvider": {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": 0},
+        "CPUExecutionProvider": {},
+    }
     known = onnxruntime.get_available_providers()
-    wanted = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known]
-    session = onnxruntime.InferenceSession(str(files[0]), options, providers=wanted)
+    providers = [(name, settings) for name, settings in wanted.items() if name in known]
+    session = onnxruntime.InferenceSession(str(files[0]), options, providers=providers)
     source = session.get_inputs()[0].name
-    return lambda x: session.run(None, {source: x}), session.get_providers()[0].partition("Exec")[0]
+    return Opened(lambda x: session.run(None, {source: x}), session.get_providers()[0].partition("Exec")[0])
 
 
-def open_paddle(files: list[Path], precision: str, threads: int, deploy: dict) -> tuple:
+def open_paddle(files: list[Path], precision: str, threads: int, deploy: dict) -> Opened:
+    warnings.filterwarnings("ignore", message="No ccache found")  # which compiling would need
     import paddle
 
     here, written = paddle.__version__, str(deploy["paddle_version"])
-    release, newest = ([int(number) for number in version.split(".")[:2]] for version in (here, written))
+    release, newest = (list(map(int, re.findall(r"\d+", version)[:2])) for version in (here, written))
     if files[0].suffix == ".json" and newest > release:
         raise Problem(f"{files[0]}: written by Paddle {written}, which {here} cannot read: install {written} or newer")
     config = paddle.inference.Config(*map(str, files))
@@ -135,27 +163,32 @@ def open_paddle(files: list[Path], precision: str, threads: int, deploy: dict) -
         predictor.clear_intermediate_tensor()
         return answers
 
-    return run, device.upper()
+    return Opened(run, device.upper())
 
 
-def open_tflite(files: list[Path], precision: str, threads: int, deploy: dict) -> tuple:
+def open_tflite(files: list[Path], precision: str, threads: int, deploy: dict) -> Opened:
     if find_spec("ai_edge_litert"):
         from ai_edge_litert.interpreter import Interpreter
     elif find_spec("tflite_runtime"):
         from tflite_runtime.interpreter import Interpreter
     else:
         from tensorflow.lite import Interpreter
-    run = Interpreter(str(files[0]), num_threads=threads).get_signature_runner()
-    ((source, detail),) = run.get_input_details().items()
+    signature = Interpreter(str(files[0]), num_threads=threads).get_signature_runner()
+    ((source, detail),) = signature.get_input_details().items()
     names = [output["name"] for output in deploy["outputs"]]
-    return lambda x: list(map(run(**{source: x}).__getitem__, names)), "CPU", [int(side) for side in detail["shape"]]
+
+    def run_signature(x: Array) -> list[Array]:
+        answers = signature(**{source: x})
+        return [answers[name] for name in names]
+
+    return Opened(run_signature, "CPU", [int(side) for side in detail["shape"]])
 
 
 class Engine(NamedTuple):
     formats: tuple[str, ...]  # that it reads, the best first
     modules: tuple[str, ...]  # of which one is needed
     package: str  # that has one of them
-    open: Callable[[list[Path], str, int, dict], tuple]
+    open: Callable[[list[Path], str, int, dict], Opened]
 
 
 ENGINES = {
@@ -172,8 +205,10 @@ ENGINES = {
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """What is odd about `deploy.yaml` becomes a sentence."""
+    """A file of an export: what is odd about it, or about what it says, becomes a sentence."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would wait for a writer
+            raise Problem(f"{path}: expected a file of an export, found a folder, a pipe or a device: copy it again")
         yield
     except OSError as error:
         raise Problem(f"{path}: expected a file of an export, but: {error.strerror}; copy the whole folder") from error
@@ -181,25 +216,111 @@ def reading(path: Path) -> Iterator[None]:
         raise Problem(f"{path}: expected what export.py writes, but: {error!r:.200}; export again") from error
 
 
+def is_whole(value: object, least: int, most: int = 2**30) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def is_finite(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e6  # not of nan
+
+
+def is_list(value: object, *lengths: int, of: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and (not lengths or len(value) in lengths) and all(map(of, value))
+
+
+def is_file_name(value: object) -> bool:
+    return isinstance(value, str) and value.strip(".") != "" and not set(value) & set("/\\\0")
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def read_export(path: Path) -> dict[str, Any]:
-    """What `deploy.yaml` says, with what older ones and PaddleSeg's own leave out."""
+    """What `deploy.yaml` says, with what older ones leave out. Problem names the key whose value cannot be used."""
+    if path.stat().st_size > MAX_DEPLOY_BYTES:
+        raise ValueError(f"it is longer than {MAX_DEPLOY_BYTES} bytes")
     said = yaml.safe_load(path.read_bytes())["Deploy"]
-    is_label = said.get("output_op", "argmax") == "argmax"
+    if not isinstance(said, dict):
+        raise TypeError("its Deploy holds no keys")
+
+    def expect(is_right: bool, key: str, what: str) -> None:
+        if not is_right:
+            found = f"{said[key]!r:.100}" if key in said else "none"
+            raise Problem(f"{path}: expected {key} to be {what}, found {found}: export again")
+
+    for key in ("model", "params"):
+        expect(is_file_name(said.get(key)), key, "the name of a file beside it")
+    operations = ("argmax", "softmax", "none")
+    expect(said.get("output_op") in operations, "output_op", f"one of {', '.join(operations)}")
+    is_label = said["output_op"] == "argmax"
+
     first = {"name": "label", "layout": "NHW"} if is_label else {"name": "scores", "layout": "NCHW"}
-    deploy = {"output_op": "argmax", "outputs": [first], "input_dtype": "float32", "input_layout": "NCHW"}
-    deploy |= {"sha256": {}, "transforms": [], "class_names": [], "class_colors": [], "paddle_version": "0.0"}
-    deploy |= {"formats": [{"format": "paddle", "precision": "fp32", "files": [said["model"], said["params"]]}]}
-    deploy |= {"input_shape": [None] * 4, "min_size": 1}
-    deploy |= {key: value for key, value in said.items() if value is not None}
-    if any(Path(name).name != name for entry in deploy["formats"] for name in entry["files"]):
-        raise ValueError("files that lie elsewhere")
-    if said.get("pixel_divisor", 255) != 255:
-        raise Problem(f"{path}: expected a network for images of three channels, found another: use predict.py")
+    entry = {"format": "paddle", "precision": "fp32", "files": [said["model"], said["params"]]}
+    deploy: dict[str, Any] = {"input_dtype": "float32", "input_layout": "NCHW", "sha256": {}, "paddle_version": "0.0"}
+    deploy |= {"class_names": [], "class_colors": [], "channel_order": "RGB", "pixel_divisor": 255}
+    deploy |= {**said, "min_size": 1 if said.get("min_size") is None else said["min_size"]}
+    deploy |= {"outputs": said.get("outputs", []) or [first], "formats": said.get("formats", []) or [entry]}
+
+    expect(deploy["input_dtype"] in ("float32", "uint8"), "input_dtype", "float32 or uint8")
+    expect(deploy["input_layout"] in ("NCHW", "NHWC"), "input_layout", "NCHW or NHWC")
+    shape = deploy.get("input_shape")
+    is_shape = is_list(shape, 4, of=lambda side: side is None or side == -1 or is_whole(side, 1))
+    expect(is_shape, "input_shape", "four sides, null where any is right")
+    channels = shape[deploy["input_layout"].index("C")]
+    expect(channels in (None, -1, 3), "input_shape", "of three channels, as predict.py alone takes others")
+    expect(is_whole(deploy["min_size"], 1), "min_size", "a number of pixels")
+    expect(deploy["channel_order"] == "RGB", "channel_order", "RGB, as predict.py alone takes others")
+    expect(deploy["pixel_divisor"] == 255, "pixel_divisor", "255, as predict.py alone takes others")
+    version = deploy["paddle_version"]
+    expect(is_text(version) and re.match(r"\d+\.\d+", version) is not None, "paddle_version", "such as 3.2.2")
+
+    hashes = deploy["sha256"]
+    is_hashes = isinstance(hashes, dict) and all(map(is_text, [*hashes, *hashes.values()]))
+    expect(is_hashes, "sha256", "a text for each file")
+    expect(is_list(deploy["class_names"], of=is_text), "class_names", "a list of texts")
+    is_colors = is_list(deploy["class_colors"], of=lambda c: is_list(c, 3, of=lambda v: is_whole(v, 0, 255)))
+    expect(is_colors and len(deploy["class_colors"]) <= 256, "class_colors", "at most 256 times three of 0 to 255")
+
+    layouts = ("NHW",) if is_label else ("NCHW", "NHWC")
+    is_outputs = is_list(deploy["outputs"], of=lambda o: is_text(o["name"]) and is_text(o["layout"]))
+    expect(is_outputs, "outputs", "a list with a name and a layout each")
+    expect(deploy["outputs"][0]["layout"] in layouts, "outputs", f"one of {' or '.join(layouts)} first")
+    expect(is_list(deploy["formats"], of=lambda e: is_entry(e, deploy, layouts)), "formats", "a list of what is there")
+    expect(is_list(deploy.get("transforms"), of=is_text_keyed), "transforms", "a list with a type each")
+
     steps = [step["type"] for step in deploy["transforms"]]
     if not set(steps) <= {"Normalize", "Resize", "Padding"} or "Normalize" in steps[:-1]:
         expected = "expected Resize, Padding and at last Normalize as transforms"
         raise Problem(f"{path}: {expected}, found {', '.join(steps)}: do the others beforehand, or use predict.py")
+    for step in deploy["transforms"]:
+        expect(is_step(**step), "transforms", f"such that {step['type']} can be done")
     return deploy
+
+
+def is_text_keyed(step: Any) -> bool:
+    return isinstance(step, dict) and is_text(step.get("type")) and all(map(is_text, step))
+
+
+def is_step(type: str, **said: Any) -> bool:
+    """Whether an entry of `transforms` has numbers that can be computed with."""
+    if type == "Normalize":
+        mean, std = (said.get(key, [0.5] * 3) for key in ("mean", "std"))
+        return is_list(mean, 3, of=is_finite) and is_list(std, 3, of=lambda v: is_finite(v) and v > 0)
+    size, value = said.get("target_size", [512, 512]), said.get("im_padding_value", 127.5)
+    is_size = is_list(size, 2, of=lambda side: is_whole(side, 1)) and size[0] * size[1] <= 2**30
+    is_value = is_finite(value) or is_list(value, 3, of=is_finite)
+    divisor = said.get("size_divisor")
+    return is_size and is_value and (divisor is None or is_whole(divisor, 1, 2**16))
+
+
+def is_entry(entry: Any, deploy: dict[str, Any], layouts: Sequence[str]) -> bool:
+    """Whether an entry of `formats` can be opened, with layouts that are those of the network in another order."""
+    outputs = entry.get("output_layouts", [])
+    is_known = entry.get("input_layout") in (None, "NCHW", "NHWC") and is_list(outputs, of=is_text)
+    is_known = is_known and (not outputs or (len(outputs) == len(deploy["outputs"]) and outputs[0] in layouts))
+    is_named = is_text(entry["format"]) and is_text(entry["precision"])
+    return is_known and is_named and bool(entry["files"]) and is_list(entry["files"], of=is_file_name)
 
 
 def choose(deploy: dict, wanted: Optional[str], precision: str) -> tuple[str, dict]:
@@ -219,11 +340,12 @@ def choose(deploy: dict, wanted: Optional[str], precision: str) -> tuple[str, di
         packages = " or ".join(ENGINES[name].package for name in fitting)
         raise WrongCommand(f"expected {' or '.join(fitting)} to be installed, found none: pip install {packages}")
     there = ", ".join(f"{entry['format']} {entry['precision']}" for entry in deploy["formats"])
-    advice = "choose another engine or precision, or export again with --format and --precision"
+    again = "--format openvino" if precision == "bf16" else "--format and --precision"
+    advice = f"choose another engine or precision, or export again with {again}"
     raise WrongCommand(f"expected files for {wanted or 'an engine'} in {precision}, found {there}: {advice}")
 
 
-def open_export(folder: Path, deploy: dict, engine: str, entry: dict, precision: str, threads: int) -> tuple:
+def open_export(folder: Path, deploy: dict, engine: str, entry: dict, precision: str, threads: int) -> Opened:
     """Open the files after comparing their hashes, as engines run what is left of a damaged one, or crash on it."""
     files = [folder / name for name in entry["files"]]
     for file in files:
@@ -242,7 +364,7 @@ def open_export(folder: Path, deploy: dict, engine: str, entry: dict, precision:
         raise Problem(f"{files[0]}: {engine} cannot open it ({said:.200}): try another, or export again") from error
     module = next(sys.modules[name] for name in ENGINES[engine].modules if name in sys.modules)
     version = str(getattr(module, "__version__", "")).partition("-")[0]
-    print(f"{files[0].name} ({precision}) by {engine} {version} on {opened[1]}, {threads} threads", flush=True)
+    say(f"{files[0].name} ({precision}) by {engine} {version} on {opened.device}, {threads} threads")
     return opened
 
 
@@ -251,17 +373,56 @@ def open_export(folder: Path, deploy: dict, engine: str, entry: dict, precision:
 
 def read_image(path: Path, max_pixels: int) -> Array:
     """The image as uint8 [H, W, 3] RGB, upright by its EXIF data, as predict.py reads it: of transparency the colours
-    below it, of a PNG's 16 bits value / 257, of several pages the first."""
+    below it, of a PNG's 16 bits value / 257, of several pages the first. ValueError says why it cannot be read."""
     if not path.is_file():  # a pipe would wait for a writer, a device has no end
         raise ValueError("it is no ordinary file")
-    data, orientation = path.read_bytes(), 1
-    if Image is None:
-        return opencv_image(data, turned=True)
-    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")) as pil:
+    data = path.read_bytes()
+    if data.startswith(PNG_START):
+        data = checked_png(data)
+    try:
+        image = opencv_image(data, turned=True) if Image is None else pillow_image(data, max_pixels)
+    except (MemoryError, ValueError):
+        raise
+    except Exception as error:  # on damaged files decoders raise almost anything
+        if Image is not None and isinstance(error, Image.DecompressionBombError):
+            raise oversized("its", max_pixels) from error
+        if Image is not None and isinstance(error, Image.UnidentifiedImageError):
+            raise ValueError(f"no image format is recognised ({', '.join(FORMATS)}): replace or remove it") from error
+        raise ValueError(f"it is damaged or ends too early ({error}): replace or remove it") from error
+    if image.shape[0] * image.shape[1] > max_pixels:
+        raise oversized(f"its {image.shape[1]}x{image.shape[0]}", max_pixels)
+    return image
+
+
+def oversized(found: str, max_pixels: int) -> ValueError:
+    advice = "give --tile, or cut it" if max_pixels < MAX_TILED_PIXELS else "cut it"
+    return ValueError(f"{found} pixels are more than {max_pixels}: {advice}")
+
+
+def checked_png(data: bytes) -> bytes:
+    """The chunks of a PNG that make its pixels, and its EXIF data, after comparing all checksums, some of which
+    decoders leave out."""
+    view, kind, start = memoryview(data), b"", len(PNG_START)
+    kept = [view[:start]]
+    while kind != b"IEND":
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if len(data) < max(end, start + 12):
+            raise ValueError("it ends too early: replace or remove it")
+        kind = data[start + 4 : start + 8]
+        if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise ValueError(f"the checksum of its chunk {str(kind, 'latin-1')!r} is wrong: replace or remove it")
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"eXIf"):
+            kept.append(view[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def pillow_image(data: bytes, max_pixels: int) -> Array:
+    """uint8 [H, W, 3] RGB, upright."""
+    orientation = 1
+    with Image.open(io.BytesIO(data), formats=FORMATS) as pil:
         if pil.width * pil.height > max_pixels:
-            raise ValueError(f"its {pil.width}x{pil.height} pixels are more than {max_pixels}: give --tile, or cut it")
-        with contextlib.suppress(Exception):  # on damaged EXIF data Pillow raises almost anything
-            orientation = pil.getexif().get(0x0112)
+            raise oversized(f"its {pil.width}x{pil.height}", max_pixels)
         if pil.format == "PNG" and data[24] == 16:
             image = opencv_image(data, turned=False)
         elif pil.mode[0] in "IF" or (pil.format == "TIFF" and max(pil.tag_v2.get(258, (1,))) > 8):
@@ -270,6 +431,9 @@ def read_image(path: Path, max_pixels: int) -> Array:
             pil.load()
             pil.info.pop("transparency", None)
             image = np.asarray(pil if pil.mode == "RGB" else pil.convert("RGB"))
+        # After the pixels: newer Pillows turn a TIFF while they load it, and then say that it is upright.
+        with contextlib.suppress(Exception):  # on damaged EXIF data Pillow raises almost anything
+            orientation = pil.getexif().get(0x0112)
     image = image.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else image
     rows, columns = (-1 if orientation in mirrored else 1 for mirrored in ((3, 4, 7, 8), (2, 3, 6, 7)))
     return np.ascontiguousarray(image[::rows, ::columns])
@@ -280,7 +444,7 @@ def opencv_image(data: bytes, turned: bool) -> Array:
         raise ValueError("16 bits a channel are read by OpenCV, which is not installed: pip install opencv-python")
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | (0 if turned else cv2.IMREAD_IGNORE_ORIENTATION)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is not None and image.dtype == np.uint16 and data.startswith(b"\x89PNG"):
+    if image is not None and image.dtype == np.uint16 and data.startswith(PNG_START):
         image = cv2.convertScaleAbs(image, alpha=1 / 257)
     if image is None or image.dtype != np.uint8:
         raise ValueError("it is damaged, or of a kind that OpenCV does not read: install Pillow, or save it as a PNG")
@@ -322,39 +486,57 @@ class Network:
     Args:
         tile: (width, height) of the tiles that larger images are cut into; they overlap by `overlap` pixels, None is an
             eighth of a side.
-        resize: whether an export of a fixed size gets every image resized, instead of tiles.
+        resize: whether every image is resized to the sides that are fixed, instead of cut into tiles.
         confidence: whether to answer it beside the classes.
     """
 
     def __init__(
-        self, deploy: dict, entry: dict, opened: tuple, *, tile: Any, overlap: Any, resize: bool, confidence: bool
+        self, deploy: dict, entry: dict, opened: Opened, *, tile: Any, overlap: Any, resize: bool, confidence: bool
     ) -> None:
-        self.engine, self.dtype = opened[0], deploy["input_dtype"]
+        self.engine, self.dtype = opened.run, deploy["input_dtype"]
         self.layout = entry.get("input_layout") or deploy["input_layout"]
-        known = (self.layout, opened[2]) if opened[2:] else (deploy["input_layout"], deploy["input_shape"])
-        sides = dict(zip(*known))
-        count, *self.fixed = ((sides.get(axis) or -1) for axis in "NHW")  # -1 is any
-        self.copies = max(count, 1)
-        self.min_size, self.tile, self.overlap = deploy["min_size"], tile, overlap
-        self.transforms = [step for step in deploy["transforms"] if step["type"] != "Normalize"]
-        if resize and min(self.fixed) > 0:
-            self.transforms.append({"type": "Resize", "target_size": self.fixed[::-1]})
+        if opened.input_shape is None:
+            sides = dict(zip(deploy["input_layout"], deploy["input_shape"]))
+        else:
+            sides = dict(zip(self.layout, opened.input_shape))
+        self.copies = max(sides["N"] or 1, 1)
+        self.fixed = [sides[axis] or -1 for axis in "HW"]  # -1 is any
+        self.min_size, self.tile, self.overlap, self.resize = deploy["min_size"], tile, overlap, resize
 
-        self.is_label, self.is_probability = deploy["output_op"] == "argmax", deploy["output_op"] == "softmax"
-        self.layouts = entry.get("output_layouts") or [output["layout"] for output in deploy["outputs"]]
         names = [output["name"] for output in deploy["outputs"]]
+        self.layouts = entry.get("output_layouts") or [output["layout"] for output in deploy["outputs"]]
+        self.is_label, self.is_probability = deploy["output_op"] == "argmax", deploy["output_op"] == "softmax"
         self.confidence = confidence
-        self.places = [0, *(n for n, name in enumerate(names) if confidence and name == "confidence")]  # of outputs
-        if confidence and self.is_label and len(self.places) == 1:
+        self.outputs = [0]  # that are used, of all
+        if confidence and "confidence" in names:
+            self.outputs.append(names.index("confidence"))
+        if confidence and self.is_label and len(self.outputs) == 1:
             advice = "leave confidence out of --save, or export again with --with_confidence or --output_op softmax"
             raise WrongCommand(f"expected an export that tells how sure it is, found one of classes alone: {advice}")
 
-        given = [step for step in deploy["transforms"] if step["type"] == "Normalize"]
-        mean, std = (given[0].get(key, [0.5] * 3) for key in ("mean", "std")) if given else ([0] * 3, [1 / 255] * 3)
+        # (value / 255 - mean) / std of all values 0 to 255 by channel, [3, 256].
+        self.transforms = [step for step in deploy["transforms"] if step["type"] != "Normalize"]
+        normalize = [step for step in deploy["transforms"] if step["type"] == "Normalize"]
+        mean, std = [0] * 3, [1 / 255] * 3  # without it the values stay as they are
+        if normalize:
+            mean, std = (normalize[0].get(key, [0.5] * 3) for key in ("mean", "std"))
         self.table = np.array([np.arange(256) / (255 * s) - m / s for m, s in zip(mean, std)], np.float32)
 
     def __call__(self, image: Array) -> Array:
         """uint8 [H, W, 3] RGB -> uint8 [1, H, W], the classes, or [2, H, W] with confidence, 255 for certain."""
+        image, undo = self.transformed(image)
+        size = image.shape[:2]
+        if min(size) < self.min_size:
+            raise ValueError(f"{size[1]}x{size[0]} pixels are too few, at least {self.min_size} are needed each way")
+
+        limits = self.tile[::-1] if self.tile else size
+        sides = tuple(fixed if fixed > 0 else min(limit, side) for fixed, limit, side in zip(self.fixed, limits, size))
+        if sides == size:
+            return self.finished(restored(self.run(image), undo, self.is_label))
+        return restored(self.in_tiles(image, sides), undo, True)
+
+    def transformed(self, image: Array) -> tuple[Array, list]:
+        """An image after Resize and Padding, and what to undo: what was done and the (height, width) before."""
         undo = []
         for step in self.transforms:
             before, (width, height) = image.shape[:2], step.get("target_size", (512, 512))
@@ -369,25 +551,26 @@ class Network:
                 raise ValueError(f"{before[1]}x{before[0]} pixels are more than the {width}x{height} of Padding")
             else:
                 image = filled(image, (height, width), np.array(step.get("im_padding_value", 127.5)).astype(np.uint8))
-
-        size = image.shape[:2]
-        if min(size) < self.min_size:
-            raise ValueError(f"{size[1]}x{size[0]} pixels are too few, at least {self.min_size} are needed each way")
-        limits = self.tile[::-1] if self.tile else size
-        sides = tuple(fixed if fixed > 0 else min(limit, s) for fixed, limit, s in zip(self.fixed, limits, size))
-        if sides == size:
-            return self.finished(restored(self.run(image), undo, self.is_label))
-        return restored(self.in_tiles(image, sides), undo, True)
+        if self.resize:
+            before = image.shape[:2]
+            undo.append(("Resize", before))
+            image = resized(image, [fixed if fixed > 0 else side for fixed, side in zip(self.fixed, before)])
+        return image, undo
 
     def run(self, image: Array) -> Array:
         """uint8 [h, w, 3] -> float32 [C, h, w]: classes (C = 1), probabilities or logits, and exported confidence."""
-        x = image if self.dtype == "uint8" else np.stack([t[image[..., c]] for c, t in enumerate(self.table)], axis=-1)
-        x = np.stack([x if self.layout == "NHWC" else x.transpose(2, 0, 1)] * self.copies)
-        answers, planes = self.engine(np.ascontiguousarray(x)), []
-        for place in self.places:
-            axes = self.layouts[place][1:]
+        x = image
+        if self.dtype == "float32":
+            x = np.stack([values[image[..., channel]] for channel, values in enumerate(self.table)], axis=-1)
+        if self.layout == "NCHW":
+            x = x.transpose(2, 0, 1)
+        answers = self.engine(np.ascontiguousarray(np.stack([x] * self.copies)))
+
+        planes = []
+        for number in self.outputs:
+            axes = self.layouts[number][1:]
             order = sorted(range(len(axes)), key=lambda axis: "HW".find(axes[axis]))  # channels first, if any
-            plane = np.asarray(answers[place])[0].transpose(order).astype(np.float32, copy=False)
+            plane = np.asarray(answers[number])[0].transpose(order).astype(np.float32, copy=False)
             if plane.shape[-2:] != image.shape[:2]:
                 raise ValueError(f"the network answers {plane.shape} for {image.shape[:2]}: export again")
             planes.append(plane.reshape(-1, *image.shape[:2]))
@@ -395,20 +578,24 @@ class Network:
 
     def finished(self, planes: Array) -> Array:
         """`run`'s answer -> uint8 [1 or 2, h, w], a few rows at a time, which stay in the cache."""
-        K = len(planes) - len(self.places) + 1
-        if K > 256:
-            raise ValueError(f"expected at most 256 classes, which fit into 8 bits, found {K}")
+        classes = len(planes) - len(self.outputs) + 1
+        if classes > 256:
+            raise ValueError(f"expected at most 256 classes, which fit into 8 bits, found {classes}")
         maps = np.empty((1 + self.confidence, *planes.shape[1:]), np.uint8)
         for top in range(0, planes.shape[1], 32):
             rows = slice(top, top + 32)
-            scores, sure = planes[:K, rows], planes[-1, rows]
+            scores = planes[:classes, rows]
             maps[0, rows] = scores[0] if self.is_label else scores.argmax(axis=0)
             if self.confidence:
-                if len(self.places) == 1:
-                    best = scores.max(axis=0)
-                    sure = best if self.is_probability else 1 / np.exp(scores - best).sum(axis=0)
-                maps[1, rows] = np.rint(np.clip(sure, 0, 1) * 255)
+                maps[1, rows] = np.rint(np.clip(self.certainty(scores, planes[-1, rows]), 0, 1) * 255)
         return maps
+
+    def certainty(self, scores: Array, exported: Array) -> Array:
+        """The probability [h, w] of the best class, of its output where there is one, else of `scores` [K, h, w]."""
+        if len(self.outputs) > 1:
+            return exported
+        best = scores.max(axis=0)
+        return best if self.is_probability else 1 / np.exp(scores - best).sum(axis=0)
 
     def in_tiles(self, image: Array, sides: Sequence[int]) -> Array:
         """An image in tiles of `sides` (height, width) -> uint8 [1 or 2, H, W].
@@ -419,23 +606,31 @@ class Network:
         H, W = image.shape[:2]
         overlaps = [side // 8 if self.overlap is None else min(self.overlap, side - 1) for side in sides]
         rows, columns = (windows(*axis, hard=self.is_label) for axis in zip((H, W), sides, overlaps))
-        maps, above = np.empty((1 + self.confidence, H, W), np.uint8), None
-        for (top, share), next_row in zip(rows, [*rows[1:], None]):
-            h, below, beside = len(share), None, None
-            down = next_row[0] - top if next_row else h
-            for (left, weights), next_column in zip(columns, [*columns[1:], None]):
-                w = len(weights)
-                right = next_column[0] - left if next_column else w
-                planes = self.run(filled(image[top : top + h, left : left + w], sides))[:, :h, :w]
-                planes = planes * (share[:, np.newaxis] * weights)
+        maps = np.empty((1 + self.confidence, H, W), np.uint8)
+        above = None  # what the rows of tiles before have left, [C, overlap, W]
+
+        for (top, row_weights), next_row in zip(rows, [*rows[1:], None]):
+            h = len(row_weights)
+            done_rows = next_row[0] - top if next_row else h  # that no tile to come touches
+            below, beside = None, None  # what this row of tiles, and the tile before, leave
+
+            for (left, column_weights), next_column in zip(columns, [*columns[1:], None]):
+                w = len(column_weights)
+                done_columns = next_column[0] - left if next_column else w
+                tile = filled(image[top : top + h, left : left + w], sides)
+                planes = self.run(tile)[:, :h, :w] * (row_weights[:, np.newaxis] * column_weights)  # [C, h, w]
                 if beside is not None:
                     planes[..., : beside.shape[2]] += beside
-                done, beside = planes[..., :right], planes[..., right:]
+
+                done, beside = planes[..., :done_columns], planes[..., done_columns:]
                 if above is not None:
-                    done[:, : above.shape[1]] += above[..., left : left + right]
-                maps[:, top : top + down, left : left + right] = self.finished(done[:, :down])
-                below = np.empty((len(planes), h - down, W), np.float32) if below is None else below
-                below[..., left : left + right] = done[:, down:]
+                    done[:, : above.shape[1]] += above[..., left : left + done_columns]
+                finished = self.finished(done[:, :done_rows])
+                maps[:, top : top + done_rows, left : left + done_columns] = finished
+
+                if below is None:
+                    below = np.empty((len(planes), h - done_rows, W), np.float32)
+                below[..., left : left + done_columns] = done[:, done_rows:]
             above = below
         return maps
 
@@ -466,7 +661,7 @@ def restored(planes: Array, undo: list, label: bool) -> Array:
     for kind, (height, width) in reversed(undo):
         if kind == "Padding":
             planes = planes[:, :height, :width]
-        else:
+        elif planes.shape[1:] != (height, width):
             planes = np.stack([resized(p, (height, width), label and not n) for n, p in enumerate(planes)])
     return planes
 
@@ -482,15 +677,54 @@ class Item(NamedTuple):
     load: Callable[[], Optional[Array]]  # uint8 [H, W, 3] RGB; None: there are no more frames
 
 
-def find(given: str, output: Path) -> dict[Path, PurePath]:
-    """The files of a path or a pattern, each with its path below what was given: of a folder all images below it, but
-    for hidden ones and what is in `output`."""
+def has_results(output: Path) -> bool:
+    """Whether this program has written to a folder before, which its classes.csv tells. Problem if files of another
+    origin lie where results will."""
+    path = output / "classes.csv"
+    advice = "which results may replace: give another --output"
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(CSV_HEADER)) == CSV_HEADER.encode():
+                return True
+    if os.path.lexists(path):
+        raise Problem(f"{path}: expected a file that infer.py wrote, found another, {advice}")
+    for folder in (output / kind for kind in KINDS):
+        if folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir()):
+            raise Problem(f"{folder}: expected no files but those that infer.py wrote, found others, {advice}")
+    return False
+
+
+def find(given: str, results: set[str], left_out: Counter[str]) -> dict[Path, PurePath]:
+    """The files of a path or a pattern, each with its path below what was given: of a folder all images below it. What
+    is passed over there is counted in `left_out`: hidden, no image, or in a folder of `results` (real paths)."""
     path = root = Path(given)
     if path.is_dir():
-        files, results = [], {os.path.realpath(output / kind) for kind in KINDS}
-        for folder, folders, names in os.walk(path):
-            folders[:] = [n for n in folders if n[0] != "." and os.path.realpath(Path(folder, n)) not in results]
-            files += [Path(folder, n) for n in names if n[0] != "." and n.lower().endswith(IMAGES)]
+        files = []
+        for folder, folders, names in os.walk(
+            path, onerror=lambda _: left_out.update(["folder{s} that cannot be read"])
+        ):
+            searched = []
+            for name in folders:
+                below = Path(folder, name)
+                if name[0] == ".":
+                    left_out["hidden"] += 1
+                elif os.path.realpath(below) in results:
+                    left_out["result{s} of an earlier run"] += sum(len(inside) for *_, inside in os.walk(below))
+                elif below.is_symlink():
+                    left_out["link{s} to folders"] += 1
+                else:
+                    searched.append(name)
+            folders[:] = searched
+            for name in names:
+                suffix = PurePath(name).suffix.lower()
+                if name[0] == ".":
+                    left_out["hidden"] += 1
+                elif name.lower().endswith(IMAGES):
+                    files.append(Path(folder, name))
+                elif suffix in VIDEOS:
+                    left_out["video{s}, to be given one by one"] += 1
+                else:
+                    left_out[f"other file{{s}} ({suffix or 'without ending'})"] += 1
     elif path.is_file():
         files, root = [path], path.parent
     else:
@@ -502,43 +736,79 @@ def find(given: str, output: Path) -> dict[Path, PurePath]:
     return {Path(os.path.abspath(file)): file.relative_to(root) for file in sorted(files)}  # noqa: PTH100
 
 
-def named(files: dict[Path, PurePath], output: Path) -> dict[Path, str]:
+def named(files: dict[Path, PurePath], output: Path, kinds: Sequence[str]) -> dict[Path, str]:
     """What the results of each file are called, without a suffix: as the file, or, where others differ in their suffix
-    alone and it is no PNG, as the file with its own. No two are the same, and none is an input."""
+    alone and it is no PNG, as the file with its own. No two are the same. Problem if one would replace an input."""
 
     def folded(name: object) -> str:  # some file systems take these for one
         return os.path.normcase(str(name)).casefold()
 
+    def targets(name: str, kinds: Sequence[str], suffixes: Sequence[str]) -> set[str]:
+        paths = itertools.product(kinds, suffixes)
+        return {folded(os.path.realpath(output / kind / f"{name}{suffix}")) for kind, suffix in paths}
+
     stems = Counter(folded(below.with_suffix("")) for below in files.values())
-    names, taken = {}, {folded(os.path.realpath(file)) for file in files}
+    inputs = {folded(path) for file in map(Path, map(os.path.realpath, files)) for path in (file, *file.parents)}
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
     for file, below in files.items():
         is_alone = stems[folded(below.with_suffix(""))] == 1 or below.suffix.lower() == ".png"
         first = str(below.with_suffix("") if is_alone else below)
         for name in itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2))):
-            paths = itertools.product(KINDS, (".png", ".jpg", ".mp4", ".avi"))
-            targets = {folded(os.path.realpath(output / kind / f"{name}{suffix}")) for kind, suffix in paths}
-            if not targets & taken:
+            planned = targets(name, KINDS, (".png", ".jpg", ".mp4", ".avi"))
+            if not planned & taken:
                 break
-        taken |= targets
+        taken |= planned
         names[file] = name
+
+        # Of a video, a folder of frames for each kind but overlay.
+        suffixes = ("", ".mp4", ".avi") if below.suffix.lower() in VIDEOS else (".png", ".jpg")
+        if targets(name, kinds, suffixes) & inputs:
+            advice = "give another --output, or leave out what lies there"
+            raise Problem(
+                f"{file}: expected results beside the inputs, found that one would replace an input: {advice}"
+            )
     return names
 
 
-def open_video(source: Any, name: str) -> tuple[Iterator[Item], float, int]:
-    """The frames of a file or a camera, to be read in order, how many a second, and their number, 0 if unknown."""
-    if cv2 is None:
-        raise Problem("expected OpenCV to be installed, which reads videos, found none: pip install opencv-python")
-    capture = cv2.VideoCapture(*((str(source), cv2.CAP_FFMPEG) if isinstance(source, Path) else (source,)))
-    if not capture.isOpened():
-        raise Problem("expected a video or a camera, found none that OpenCV can open: try another")
+def counted(number: int, what: str) -> str:
+    """Such as "2 images", of "image{s}"."""
+    return f"{number} {what.replace('{s}', '' if number == 1 else 's')}"
 
-    def load() -> Optional[Array]:
-        done, frame = capture.read()
+
+class Video:
+    """The frames of a file or of a camera, to be read in order."""
+
+    def __init__(self, source: Any, name: str) -> None:
+        if cv2 is None:
+            raise Problem("expected OpenCV to be installed, which reads videos, found none: pip install opencv-python")
+        self.source, self.name, self.frames_read = source, name, 0
+        given = (str(source), cv2.CAP_FFMPEG) if isinstance(source, Path) else (source,)
+        self.capture = cv2.VideoCapture(*given)
+        if not self.capture.isOpened():
+            raise Problem("expected a video or a camera, found none that OpenCV can open: try another")
+        rate = self.capture.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 0 < rate <= 1000 else 25.0
+        self.count = max(int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)  # 0 if unknown
+
+    def load(self) -> Optional[Array]:
+        """The next frame, uint8 [H, W, 3] RGB; None at the end."""
+        done, frame = self.capture.read()
+        self.frames_read += done
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if done else None
 
-    rate, count = capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    frames = (Item(f"{source}, frame {number}", f"{name}/{number:06}", load) for number in itertools.count())
-    return frames, rate if 0 < rate <= 1000 else 25.0, max(count, 0)
+    def frames(self) -> Iterator[Item]:
+        for number in itertools.count():
+            yield Item(f"{self.source}, frame {number}", f"{self.name}/{number:06}", self.load)
+
+    def check_whole(self) -> None:
+        """ValueError if frames are missing; the counts of whole files may be wrong by a few."""
+        if self.frames_read < self.count - max(3, self.count // 50):
+            found = f"{self.frames_read} of its {self.count} frames can be read"
+            raise ValueError(f"{found}, the others are damaged or missing: what is written ends there, replace it")
+
+    def close(self) -> None:
+        self.capture.release()
 
 
 class VideoWriter:
@@ -582,8 +852,9 @@ class Results:
         self.colors = (bits << np.array([7, 6, 5])).sum(axis=2).astype(np.uint8)  # [256, 3]
         self.colors[: len(deploy["class_colors"])] = deploy["class_colors"] or 0
         classes = enumerate(zip(self.colors, deploy["class_names"]))
-        rows = [f'{number},{r},{g},{b},"{name}"' for number, ((r, g, b), name) in classes]
-        self.put(output / "classes.csv", "\n".join(["number,red,green,blue,name", *rows, ""]).encode())
+        table = io.StringIO(newline="")
+        csv.writer(table, lineterminator="\n").writerows([number, *color, name] for number, (color, name) in classes)
+        self.put(output / "classes.csv", (CSV_HEADER + table.getvalue()).encode())
 
     def write(self, name: str, image: Array, maps: Array, video: Optional[VideoWriter] = None) -> None:
         """What was found for an image, uint8 [H, W, 3]: its classes and perhaps confidence, uint8 [1 or 2, H, W]."""
@@ -695,13 +966,19 @@ class Parser(argparse.ArgumentParser):
         raise WrongCommand(f"{message} (--help lists what there is)")
 
 
+def given_path(text: str) -> Path:
+    if not text:  # which pathlib takes for the current folder
+        raise argparse.ArgumentTypeError("expected a path, found an empty text")
+    return Path(text)
+
+
 def parse(words: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = Parser(prog="infer.py", description=__doc__)
     add = parser.add_argument
-    add("folder", type=Path, help="the exported folder, with deploy.yaml")
+    add("folder", type=given_path, help="the exported folder, with deploy.yaml")
     add("inputs", nargs="*", metavar="INPUT", help="images, folders, quoted patterns, videos")
     add("--camera", type=int, metavar="N", help="segment what camera N sees, until Ctrl-C")
-    add("--output", type=Path, default=Path("output"), metavar="DIR", help="(default: %(default)s)")
+    add("--output", type=given_path, default=Path("output"), metavar="DIR", help="(default: %(default)s)")
     text = f"of {', '.join(KINDS)} (default: %(default)s). color: classes in their colours; id: their numbers in grey; "
     text += "confidence: 0 to 255. Of a video the overlays become a video, the others an image for each frame"
     add("--save", default="color,overlay", metavar="A,B", help=text)
@@ -714,7 +991,7 @@ def parse(words: Optional[Sequence[str]]) -> argparse.Namespace:
     add("--overlap", type=int, metavar="N", help="of tiles, in pixels (default: an eighth of a tile)")
     text = "for exports of a fixed size: cut larger images into tiles and fill up smaller ones, or resize all of them"
     add("--fit", choices=["tile", "resize"], default="tile", help=f"{text} (default: %(default)s)")
-    add("--threads", type=int, metavar="N", help="of the engine (default: one a core)")
+    add("--threads", type=int, metavar="N", help="of the engine, at most one a core (default: one a core)")
     args = parser.parse_args(words)
 
     args.kinds = list(dict.fromkeys(kind.strip() for kind in args.save.split(",")))
@@ -722,14 +999,20 @@ def parse(words: Optional[Sequence[str]]) -> argparse.Namespace:
         parser.error(f"expected --save to be of {', '.join(KINDS)}, found {args.save}")
     if not args.inputs and args.camera is None:
         parser.error("expected images, a folder, a video or --camera N, found none")
-    if min(args.tile or [1]) < 1 or (args.threads or 1) < 1:
+    if not all(args.inputs):
+        parser.error("expected images, a folder or a video as INPUT, found an empty text")
+    if min(args.tile or [1]) < 1 or (args.threads is not None and args.threads < 1):
         parser.error("expected --tile and --threads to be at least 1")
+    if args.camera is not None and args.camera < 0:
+        parser.error(f"expected --camera to be 0 or more, found {args.camera}")
+    if args.precision == "bf16" and args.engine not in (None, "openvino"):
+        parser.error(f"expected --precision bf16 with --engine openvino, found {args.engine}: leave one out")
     if args.overlap is not None and not 0 <= args.overlap < min(args.tile or [sys.maxsize]):
         parser.error(f"expected --overlap from 0 to less than a side of a tile, found {args.overlap}")
     if Image is None and cv2 is None:
         parser.error("expected Pillow or OpenCV to be installed, found neither: pip install pillow")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    args.threads = args.threads or cores or 1
+    args.threads = min(args.threads, os.cpu_count() or 1) if args.threads else cores or 1
     return args
 
 
@@ -739,12 +1022,17 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     with reading(path):
         deploy = read_export(path)
         engine, entry = choose(deploy, args.engine, args.precision)
-    files: dict[Path, PurePath] = {}
-    for given in args.inputs:
-        try:
-            files = {**find(given, args.output), **files}  # the first name counts
-        except (OSError, ValueError, Problem) as error:  # ValueError: a name that no file can have
-            progress.fail("input", error)
+    smallest = deploy["min_size"]
+    if args.tile and min(args.tile) < smallest:
+        found = "x".join(map(str, args.tile))
+        raise WrongCommand(
+            f"expected --tile of at least {smallest} {smallest} for this export, found {found}: enlarge it"
+        )
+    files = find_all(args, progress)
+    camera = Path(f"camera{args.camera}.mp4")  # after which its results are named
+    cameras = {} if args.camera is None else {camera: PurePath(camera)}
+    names = named({**files, **cameras}, args.output, args.kinds)
+    tell_longer_names(files, names)
     if not files and args.camera is None:
         return
 
@@ -752,37 +1040,99 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     options = {"tile": args.tile, "overlap": args.overlap, "resize": args.fit == "resize"}
     with reading(path):
         network = Network(deploy, entry, opened, confidence="confidence" in args.kinds, **options)
-        results = Results(args.output, args.kinds, deploy)
-    height, width = network.fixed
-    if max(network.fixed) > 0:
-        if args.tile and args.tile != [width, height]:
-            raise WrongCommand(f"expected --tile {width} {height}, as the size is fixed, found another: leave it out")
-        how = "larger images are cut into tiles and smaller ones filled up (--fit resize resizes all)"
-        print(f"this export takes {width}x{height} pixels: {'images are resized' if args.fit == 'resize' else how}")
+    check_size_options(args, network.fixed)
+    results = Results(args.output, args.kinds, deploy)
 
-    names, depth, limit = named(files, args.output), 1 if args.tile else 4, 2**30 if args.tile else MAX_PIXELS
-    videos = {path: names.pop(path) for path in files if path.suffix.lower() in VIDEOS}
+    videos = {path: names.pop(path) for path in [*files, *cameras] if path.suffix.lower() in VIDEOS}
+    depth, limit = (1, MAX_TILED_PIXELS) if args.tile else (4, MAX_PIXELS)
+    if Image is not None:
+        Image.MAX_IMAGE_PIXELS = limit  # twice of which is refused before its header is read to the end
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     progress.start, progress.total = time.monotonic(), len(names)
     items = (Item(str(path), name, lambda path=path: read_image(path, limit)) for path, name in names.items())
     process(items, network, results.write, progress, depth, 2)
 
-    for source, name in [*videos.items(), *[(args.camera, f"camera{args.camera}")] * (args.camera is not None)]:
-        is_live, before = source == args.camera, progress.done
+    for source, name in videos.items():
+        if source in cameras:
+            segment_video(args.camera, name, network, results, progress, 0)
+        else:
+            segment_video(source, name, network, results, progress, depth)
+
+
+def find_all(args: argparse.Namespace, progress: Progress) -> dict[Path, PurePath]:
+    """The files of all inputs, and a line on what was found and left out."""
+    results = {os.path.realpath(args.output / kind) for kind in KINDS} if has_results(args.output) else set()
+    files: dict[Path, PurePath] = {}
+    left_out: Counter[str] = Counter()
+    for given in args.inputs:
         try:
-            frames, rate, count = open_video(source, name)
-        except Problem as problem:
-            progress.fail(name if is_live else source, problem)
-            continue
-        progress.total = before + count if count else 0
-        suffix = ".avi" if not is_live and source.suffix.lower() == ".avi" else ".mp4"
-        video = VideoWriter(args.output / "overlay" / f"{name}{suffix}", rate, is_live)
-        write: Callable[..., None] = lambda *found, video=video: results.write(*found, video)  # noqa: E731
-        try:  # by one reader and one writer, as frames are in order
-            process(frames, network, write, progress, 0 if is_live else depth, 1)
-        finally:
-            video.close()
+            files = {**find(given, results, left_out), **files}  # the first name counts
+        except (OSError, ValueError, Problem) as error:  # ValueError: a name that no file can have
+            progress.fail("input", error)
+    if args.inputs:
+        videos = sum(file.suffix.lower() in VIDEOS for file in files)
+        found = [counted(len(files) - videos, "image{s}")] + [counted(videos, "video{s}")] * bool(videos)
+        told = ", ".join(counted(number, what) for what, number in sorted(left_out.items()))
+        say(f"found {' and '.join(found)}" + f"; left out {told}" * bool(told))
+    return files
+
+
+def tell_longer_names(files: dict[Path, PurePath], names: dict[Path, str]) -> None:
+    longer = [(f.name, names[f]) for f, below in files.items() if names[f] != str(below.with_suffix(""))]
+    if longer:
+        told = ", ".join(f"{file} as {name}.png" for file, name in longer[:5])
+        say(f"results of {counted(len(longer), 'image{s}')} have longer names, as others have theirs: {told}")
+
+
+def check_size_options(args: argparse.Namespace, fixed: Sequence[int]) -> None:
+    """WrongCommand for options that contradict the size that an export takes, (height, width), -1 for any, or have no
+    effect; what is done to images of another size is said."""
+    is_resized, (height, width) = args.fit == "resize", fixed
+    if max(fixed) < 0:
+        if is_resized:
+            raise WrongCommand(
+                "expected --fit resize with an export of a fixed size, found one of any size: leave it out"
+            )
+        if args.overlap is not None and not args.tile:
+            raise WrongCommand("expected --overlap together with --tile, found it alone, without effect")
+        return
+
+    if args.tile and any(side not in (-1, tile) for side, tile in zip((width, height), args.tile)):
+        wanted = " ".join(str(side) if side > 0 else tile for side, tile in ((width, "WIDTH"), (height, "HEIGHT")))
+        raise WrongCommand(f"expected --tile {wanted}, as the size is fixed, found another: leave it out")
+    is_cut = not is_resized or (args.tile and min(fixed) < 0)
+    if args.overlap is not None and not is_cut:
+        raise WrongCommand("expected --overlap where images are cut into tiles, found --fit resize: leave one out")
+    if args.tile and not is_cut:
+        raise WrongCommand("expected --tile where images are cut into tiles, found --fit resize: leave one out")
+    how = "larger images are cut into tiles and smaller ones filled up (--fit resize resizes all)"
+    sides = " x ".join(str(side) if side > 0 else "any" for side in (width, height))
+    say(f"this export takes {sides} pixels: {'images are resized' if is_resized else how}")
+
+
+def segment_video(source: Any, name: str, network: Network, results: Results, progress: Progress, depth: int) -> None:
+    """Segment a video's file, or what a camera (its number) sees; what fails is counted."""
+    is_live, before = not isinstance(source, Path), progress.done
+    try:
+        video = Video(source, name)
+    except Problem as problem:
+        progress.fail(name if is_live else source, problem)
+        return
+
+    progress.total = before + video.count if video.count else 0
+    suffix = ".avi" if not is_live and source.suffix.lower() == ".avi" else ".mp4"
+    writer = VideoWriter(results.output / "overlay" / f"{name}{suffix}", video.rate, is_live)
+    try:  # by one reader and one writer, as frames are in order
+        process(video.frames(), network, lambda *found: results.write(*found, writer), progress, depth, 1)
+    finally:
+        video.close()
+        writer.close()
+    try:
         if progress.done == before:
-            progress.fail(source, ValueError("not one frame could be segmented: replace it"))
+            raise ValueError("not one frame could be segmented: replace it")
+        video.check_whole()
+    except ValueError as error:
+        progress.fail(source, error)
 
 
 def main(words: Optional[Sequence[str]] = None) -> int:
@@ -798,17 +1148,28 @@ def main(words: Optional[Sequence[str]] = None) -> int:
         signal.signal(number, stop)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
-    progress, stopped = Progress(), ""
+    progress = Progress()
     try:
         args = parse(words)
         with contextlib.suppress(KeyboardInterrupt):
             run(args, progress)
-        took, failed = time.monotonic() - progress.start, f", failed {progress.failed}" * bool(progress.failed)
+        took = time.monotonic() - progress.start
+        failed = f", failed {progress.failed}" * bool(progress.failed)
         stopped = "; stopped early, what is written is whole" * bool(signals)
         progress.show(f"written {progress.done} to {args.output} in {took:.1f} s{failed}{stopped}")
     except Problem as problem:
         progress.show(f"infer.py: {problem}")
         return problem.status
+    except OSError as error:  # of what this program says, or of finding files
+        with contextlib.suppress(OSError):
+            if not isinstance(error, BrokenPipeError):  # whoever read it has gone
+                where = error.filename or "standard output"
+                progress.show(
+                    f"infer.py: {where}: cannot be used ({error.strerror}): free space, or choose another place"
+                )
+        for stream in (sys.stdout, sys.stderr):  # what is left in them would fail once more at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 1
     return 128 + signals[0] if signals else int(progress.failed > 0)
 
 

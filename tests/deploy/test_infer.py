@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -149,7 +152,7 @@ def local(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Ten images of every kind that predict.py reads."""
+    """Eleven images of every kind that predict.py reads."""
     folder = tmp_path_factory.mktemp("ten")
     patches = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8))
     street = np.array(patches.resize((256, 128), Image.Resampling.BILINEAR))
@@ -166,6 +169,7 @@ def images(tmp_path_factory):
     exif = Image.Exif()
     exif[0x0112] = 6
     save(street[:101, :203], "turned.jpg", exif=exif)
+    save(street[:93, :203], "turned_in_tiff.tif", exif=exif)
     Image.fromarray(street).quantize(64).save(folder / "palette.png", transparency=3)
     deep = street[..., ::-1].astype(np.uint16) * 257
     cv2.imwrite(str(folder / "deep.png"), deep - (deep > 25_700).astype(np.uint16) * 90)
@@ -207,10 +211,11 @@ def test_the_labels_are_those_of_predictions(infer, exported, images, network, e
         colored = np.array(Image.open(tmp_path / "color" / NAMES.get(path.name, f"{path.stem}.png")))
         assert_array_equal(colored, colors[label])
     assert equal >= 0.9999 * seen
-    assert len(list((tmp_path / "overlay").iterdir())) == 10
-    lines = (tmp_path / "classes.csv").read_text().splitlines()
-    assert lines[1] == ",".join(map(str, [0, *colors[0].tolist(), '"class 0"']))
-    assert len(lines) == 6
+    assert len(list((tmp_path / "overlay").iterdir())) == 11
+    with (tmp_path / "classes.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[1] == [*map(str, [0, *colors[0].tolist()]), "class 0"]
+    assert len(rows) == 6
 
 
 def test_preprocessing_inside_extra_outputs_and_logits(infer, network, images, tmp_path):
@@ -277,7 +282,7 @@ def test_memory_is_bounded_by_tiles(place, local, tmp_path):
 def test_a_fixed_size_is_tiled_filled_up_or_resized(infer, images, tmp_path):
     network, folder = local_network(), written_by_hand(tmp_path / "fixed", "argmax", (2, 3, 48, 64))
     said, _ = infer(folder, images, "--overlap", 6, "--save", "id", "--output", tmp_path / "tiles")
-    assert "takes 64x48 pixels: larger images are cut into tiles" in said
+    assert "takes 64 x 48 pixels: larger images are cut into tiles" in said
     said, _ = infer(folder, images, "--fit", "resize", "--save", "id", "--output", tmp_path / "resized")
     assert "images are resized" in said
     for path in images.iterdir():
@@ -287,6 +292,25 @@ def test_a_fixed_size_is_tiled_filled_up_or_resized(infer, images, tmp_path):
             assert_array_equal(labels_in(tmp_path / "tiles", path), right)
     _, told = infer(folder, images, "--tile", 64, 64, status=2)
     assert "expected --tile 64 48" in told
+    _, told = infer(folder, images, "--fit", "resize", "--overlap", 6, status=2)
+    assert "found --fit resize" in told
+
+
+def test_one_side_is_fixed(infer, images, tmp_path):
+    folder = written_by_hand(tmp_path / "fixed", "none", (1, 3, 48, "W"))
+    words = [folder, images / "even.png", images / "20x20.png", "--save", "id", "--output"]
+    said, _ = infer(*words, tmp_path / "resized", "--fit", "resize")
+    assert "takes any x 48 pixels: images are resized" in said
+    network = local_network()
+    for name, width in {"even": 256, "20x20": 20}.items():
+        path = images / f"{name}.png"
+        resize = Resize(target_size=[width, 48], keep_ratio=False, size_divisor=None)
+        assert (labels_in(tmp_path / "resized", path) == expected(network, path, resize)).mean() >= 0.999
+    infer(*words, tmp_path / "tiles", "--tile", 64, 48, "--overlap", 6)
+    tiles, right = labels_in(tmp_path / "tiles", images / "even.png"), expected(network, images / "even.png")
+    assert (tiles == right).mean() >= 0.9995
+    _, told = infer(*words, tmp_path, "--tile", 64, 64, status=2)
+    assert "expected --tile WIDTH 48" in told
 
 
 def test_a_tflite_program_gets_its_layout(infer, place, local, images, tmp_path):
@@ -335,6 +359,10 @@ def test_a_video(infer, local, images, suffix, codec, tmp_path):
     found = cv2.VideoCapture(str(tmp_path / "out/overlay" / path.name))
     assert found.get(cv2.CAP_PROP_FRAME_COUNT) == 20
     assert found.get(cv2.CAP_PROP_FPS) == 12
+    if suffix == ".avi":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        _, told = infer(local[0], path, "--save", "overlay", "--output", tmp_path / "cut", status=1)
+        assert "of its 20 frames can be read" in told
     assert len(list((tmp_path / "out/id/drive").glob("*.png"))) == 20
     assert not list(tmp_path.rglob("*.partial*"))
 
@@ -367,6 +395,11 @@ def test_what_fails_is_told_and_the_others_are_done(infer, local, images, tmp_pa
     (bad / "empty.png").write_bytes(b"")
     (bad / "half.png").write_bytes((images / "even.png").read_bytes()[:3000])
     (bad / "text.jpg").write_text("no image")
+    (bad / "half.jpg").write_bytes((images / "portrait.jpg").read_bytes()[:1500])
+    flipped = bytearray((images / "even.png").read_bytes())
+    flipped[400] ^= 255
+    (bad / "flipped.png").write_bytes(flipped)
+    Image.new("1", (14_000, 13_000)).save(bad / "large.png")  # more than Pillow's own limit
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(bad / "deep.tif")
     (bad / "lost.png").symlink_to(tmp_path / "nowhere")
     (bad / "dead.mp4").write_bytes(b"\0\0\0\x20ftypisom")
@@ -376,24 +409,74 @@ def test_what_fails_is_told_and_the_others_are_done(infer, local, images, tmp_pa
     out = tmp_path / "out"
     _, told = infer(local[0], bad, bad / "dead.mp4", tmp_path / "none", "--save", "id", "--output", out, status=1)
     lines = told.splitlines()
-    for name in ("empty.png", "half.png", "text.jpg", "deep.tif", "lost.png", "pipe.png", "dead.mp4", "none"):
-        assert any(line.startswith("failed: ") and name in line for line in lines), name
+    reasons = {
+        "empty.png": "no image format is recognised",
+        "half.png": "ends too early",
+        "half.jpg": "it is damaged or ends too early (",
+        "flipped.png": "the checksum of its chunk 'IDAT' is wrong",
+        "text.jpg": "no image format is recognised (PNG, JPEG",
+        "large.png": "pixels are more than 89478485: give --tile, or cut it",
+        "deep.tif": "more than 8 bits",
+        "lost.png": "no ordinary file",
+        "pipe.png": "no ordinary file",
+        "dead.mp4": "none that OpenCV can open",
+        "none": "found nothing of this name",
+    }
+    for name, reason in reasons.items():
+        assert any(line.startswith("failed: ") and name in line and reason in line for line in lines), (name, told)
     assert "written 1 to" in lines[-1]
-    assert "failed 8" in lines[-1]
+    assert "failed 11" in lines[-1]
     assert [path.name for path in (out / "id").iterdir()] == ["a\x1b[31mgood.png"]
 
 
-def test_results_replace_neither_inputs_nor_each_other(infer, local, images, tmp_path):
-    ours = tmp_path / "id"
+def test_results_do_not_replace_each_other(infer, local, images, tmp_path):
+    ours = tmp_path / "ours"
     (ours / "deeper").mkdir(parents=True)
     for name in ("even.png", "deeper/even.png"):
         shutil.copy(images / "even.png", ours / name)
     Image.open(images / "even.png").save(ours / "even.jpg")
-    before = {path: path.read_bytes() for path in ours.rglob("*.*")}
-    infer(local[0], ours, ours / "deeper/even.png", images / "even.png", "--save", "id", "--output", tmp_path)
-    assert all(path.read_bytes() == content for path, content in before.items())
-    results = {str(path.relative_to(ours)) for path in set(ours.rglob("*.png")) - set(before)}
-    assert results == {"even-2.png", "even.jpg.png", "deeper/even-2.png", "even-3.png"}
+    said, _ = infer(local[0], ours, ours / "deeper/even.png", images / "even.png", "--save", "id", "--output", tmp_path)
+    results = {str(path.relative_to(tmp_path / "id")) for path in (tmp_path / "id").rglob("*.png")}
+    assert results == {"even.png", "even.jpg.png", "deeper/even.png", "even-2.png"}
+    assert "results of 2 images have longer names, as others have theirs: even.jpg as even.jpg.png" in said
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "image", "frames"])
+def test_results_replace_no_file_of_another(infer, local, images, kind, tmp_path):
+    mine = {
+        "folder": "color/even.png",
+        "list": "classes.csv",
+        "image": "id/even.png",
+        "frames": "id/camera0/000000.png",
+    }
+    file, given = tmp_path / mine[kind], [tmp_path]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(images / "even.png", tmp_path)
+    shutil.copy(images / "even.png", file)
+    if kind in ("image", "frames"):  # results of an earlier run that are given
+        (tmp_path / "classes.csv").write_text("number,red,green,blue,name\n")
+        given = [file, "--camera", 0]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    _, told = infer(local[0], *given, "--save", "id", "--output", tmp_path, status=1)
+    assert "give another --output" in told
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_what_is_left_out_is_told(infer, local, images, tmp_path):
+    for name in ("even.png", ".hidden.png", "drive.mp4"):
+        shutil.copy(images / "even.png", tmp_path / name)
+    for name in ("a.txt", "b.txt", "c"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(images)
+    told = [
+        "found 1 image; left out 1 hidden, 1 link to folders",
+        "2 other files (.txt)",
+        "1 other file (without ending)",
+    ]
+    told.append("1 video, to be given one by one")
+    for earlier in ([], ["1 result of an earlier run"]):
+        said, _ = infer(local[0], tmp_path, "--save", "id", "--output", tmp_path)
+        assert all(text in said for text in told + earlier), said
 
 
 def test_a_second_run_does_not_take_results_for_images(infer, local, images, tmp_path):
@@ -403,10 +486,45 @@ def test_a_second_run_does_not_take_results_for_images(infer, local, images, tmp
         assert "written 1 to" in told
 
 
+def test_tiles_lift_the_limit_of_pixels(infer, local, images, tmp_path):
+    """As far as the header, of an image without pixels."""
+
+    def chunk(kind, content):
+        checked = kind + content
+        return len(content).to_bytes(4, "big") + checked + zlib.crc32(checked).to_bytes(4, "big")
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 14_000, 13_000, 1, 0, 0, 0, 0))
+    path = tmp_path / "large.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    _, told = infer(local[0], path, "--tile", 512, 512, "--output", tmp_path, status=1)
+    assert "it is damaged or ends too early (" in told
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")  # noqa: PTH110
+def test_output_that_cannot_be_written(place, local, images, tmp_path):
+    words = command(local[0], images / "even.png", "--output", tmp_path)
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(words, cwd=place, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].startswith("infer.py: standard output: cannot be used (No space left on device)")
+    assert len(done.stderr.splitlines()) == 1
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(words, cwd=place, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 WRONG = {
     "expected images, a folder, a video or --camera N": ([], 2),
     "--save to be of": (["a.png", "--save", "colour"], 2),
     "--overlap from 0": (["a.png", "--tile", "64", "64", "--overlap", "64"], 2),
+    "expected --overlap together with --tile": (["*.py", "--overlap", "8"], 2),
+    "expected --fit resize with an export of a fixed size": (["*.py", "--fit", "resize"], 2),
+    "found an empty text": (["a.png", ""], 2),
+    "argument --output: expected a path, found an empty text": (["a.png", "--output", ""], 2),
+    "expected --camera to be 0 or more": (["--camera", "-3"], 2),
+    "bf16 with --engine openvino, found onnxruntime": (["*.py", "--precision", "bf16", "--engine", "onnxruntime"], 2),
     "to be at least 1": (["a.png", "--tile", "0", "64"], 2),
     "invalid choice: 'nix'": (["a.png", "--engine", "nix"], 2),
     "files for an engine in int8, found onnx fp32": (["a.png", "--precision", "int8"], 2),
@@ -418,7 +536,7 @@ WRONG = {
 
 @pytest.mark.parametrize("sentence", WRONG)
 def test_wrong_commands(infer, local, sentence):
-    words, status = WRONG[sentence]
+    words, status = WRONG[sentence]  # *.py are files, which are opened after all options are checked
     _, told = infer(local[0], *words, status=status)
     assert sentence in told.splitlines()[0]
     assert len(told.splitlines()) <= 2
@@ -432,11 +550,27 @@ def test_confidence_of_classes_alone(infer, local, images):
 BROKEN = {
     "No such file": None,
     "expected what export.py writes": "Deploy: [",
-    "KeyError": "Deploy: {output_op: argmax}",
-    "lie elsewhere": "Deploy: {model: ../x, params: y}",
-    "RandomDistort": "Deploy: {model: x, params: y, transforms: [{type: RandomDistort}]}",
-    "found a damaged or another file": {"model.onnx": "0" * 64},
+    "longer than 65536 bytes": "#" * 70_000,
+    "expected model to be": "Deploy: {output_op: argmax}",
+    "expected params to be the name of a file beside it": {"params": "../y"},
+    "RandomDistort": {"transforms": [{"type": "RandomDistort"}]},
+    "expected transforms to be a list with a type each, found None": {"transforms": None},
+    "such that Normalize can be done": {"transforms": [{"type": "Normalize", "mean": [0.5] * 3, "std": [0, 1, 1]}]},
+    "expected input_shape to be four sides": {"input_shape": [None, 3, None]},
+    "expected input_shape to be of three channels": {"input_shape": [None, 4, None, None]},
+    "expected input_layout to be NCHW or NHWC, found 'ABCD'": {"input_layout": "ABCD"},
+    "expected input_dtype to be float32 or uint8, found 'int99'": {"input_dtype": "int99"},
+    "expected output_op to be one of argmax, softmax, none": {"output_op": "best"},
+    "expected outputs to be one of NHW first": {"outputs": [{"name": "label", "layout": "QQ"}]},
+    "expected min_size to be a number of pixels, found 'a'": {"min_size": "a"},
+    "expected channel_order to be RGB": {"channel_order": "BGR"},
+    "expected sha256 to be a text for each file, found None": {"sha256": None},
+    "expected class_colors to be": {"class_colors": [[300, 0, 0]]},
+    "expected formats to be": {"formats": [{"format": "onnx", "precision": "fp32", "files": ["../x"]}]},
+    "expected paddle_version to be such as 3.2.2, found 'abc'": {"paddle_version": "abc"},
+    "found a damaged or another file": {"sha256": {"model.onnx": "0" * 64}},
     "cannot open it": b"damaged",
+    "found a folder, a pipe or a device": "pipe",
 }
 
 
@@ -444,22 +578,33 @@ BROKEN = {
 def test_broken_exports(infer, local, images, sentence, tmp_path):
     change, folder = BROKEN[sentence], tmp_path / "export"
     shutil.copytree(local[0], folder)
-    path = folder / "deploy.yaml"
+    path, file = folder / "deploy.yaml", folder / "model.onnx"
     described = yaml.safe_load(path.read_text())
     if change is None:
         path.unlink()
+    elif change == "pipe":
+        file.unlink()
+        os.mkfifo(file)
     elif isinstance(change, str):
         path.write_text(change)
     else:
-        file = folder / "model.onnx"
         if isinstance(change, bytes):
             file.write_bytes(change)
-            change = {file.name: hashlib.sha256(change).hexdigest()}
-        described["Deploy"]["sha256"].update(change)
+            change = {"sha256": {file.name: hashlib.sha256(change).hexdigest()}}
+        described["Deploy"].update(change)
         path.write_text(yaml.safe_dump(described))
     _, told = infer(folder, images, status=1)
     (line,) = (line for line in told.splitlines() if line.startswith("infer.py: "))  # OpenVINO adds lines of its own
     assert sentence in line
+
+
+def test_what_older_exports_leave_out(infer, local, images, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(local[0], folder)
+    described = yaml.safe_load((folder / "deploy.yaml").read_text())["Deploy"]
+    kept = ("model", "params", "transforms", "input_shape", "output_op", "formats")
+    (folder / "deploy.yaml").write_text(yaml.safe_dump({"Deploy": {key: described[key] for key in kept}}))
+    infer(folder, images / "even.png", "--save", "id", "--output", tmp_path)
 
 
 def test_it_imports_nothing_of_this_project():
