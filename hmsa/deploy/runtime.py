@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from hmsa.config.fields import Label, Pixels
 from hmsa.config.text import parse
 from hmsa.errors import DataError, said_of
+from hmsa.inference.paddle_inference import Program, open_predictor, program_of
 from hmsa.system.files import sha256
 
 DEPLOY_FILE = "deploy.yaml"
@@ -164,7 +165,19 @@ def load_predictor(folder: str | Path) -> Predictor:
     Raises:
         DataError: the folder is incomplete or damaged, or was written by a newer Paddle than this one can read.
     """
-    from hmsa.deploy.engines import open_export
+    deployment = read_deployment(folder)
+    model, params = (checked_file(Path(folder) / name, deployment) for name in (deployment.model, deployment.params))
+    try:
+        run: Program = program_of(open_predictor(model, params))
+    # Paddle raises whatever comes first.
+    except Exception as error:
+        raise DataError(
+            f"{model}: expected a model that Paddle {PADDLE_VERSION} can run, found one that is damaged or of another "
+            "kind; export again"
+        ) from error
 
-    session = open_export(folder, "paddle")
-    return lambda images: next(iter(session(images).values()))
+    def predict(images: np.ndarray) -> np.ndarray:
+        deployment.check_images(images.shape)
+        return run(images)[0]
+
+    return predict
