@@ -230,7 +230,7 @@ class Segmenter:
         if self._model.gives == "classes":
             raise UsageError(
                 "expected a model that gives probabilities, found an export of class numbers: export with "
-                "output_op softmax, or open the checkpoint"
+                "output_op softmax (for confidence alone, also with_confidence), or open the checkpoint"
             )
         scores = result._scores
         if scores is None:

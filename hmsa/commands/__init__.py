@@ -20,7 +20,7 @@ COMMANDS = {
     "train": ("hmsa.commands.train", "train a model"),
     "val": ("hmsa.commands.val", "evaluate weights on the validation set"),
     "predict": ("hmsa.commands.predict", "predict images"),
-    "export": ("hmsa.commands.export", "export weights for Paddle Inference"),
+    "export": ("hmsa.commands.export", "export a network: Paddle Inference, ONNX, OpenVINO, TFLite"),
     "submission": ("hmsa.commands.submission", "write the archive that Cityscapes' test server takes"),
     "benchmark": ("hmsa.commands.benchmark", "measure an export: speed, memory and opening time of every engine"),
     "serve": ("hmsa.commands.serve", "serve an export over HTTP"),

@@ -287,6 +287,16 @@ def test_what_float32_cannot_tell_apart_is_no_difference(logits, output_op):
     compare_answers(logits, answers(logits + noise.astype(np.float32), output_op), output_op)
 
 
+def test_few_labels_may_differ_where_two_classes_are_nearly_equal():
+    """Near enough for a single pixel, which `MAX_DIFFERENCE` allows, but not for a third of them."""
+    logits = some_logits(3)
+    logits[:, 0] = logits.max(axis=1) + 1
+    logits[:, 1] = logits[:, 0] - 1e-4 * np.ptp(logits)
+    swapped = np.where(np.arange(30) % 3 == 0, logits[:, [1, 0, 2, 3, 4]], logits)
+    with pytest.raises(DataError, match=r"66\.6667 % of labels equal"):
+        compare_answers(logits, answers(swapped, "argmax"), "argmax")
+
+
 WRONG = {
     "channels swapped": lambda logits: logits[:, [1, 0, 2, 3, 4]],
     "one class lost": lambda logits: np.where(np.arange(5)[:, None, None] == 2, logits.min(), logits),

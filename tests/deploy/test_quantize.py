@@ -192,7 +192,7 @@ def test_smaller_precisions_answer_almost_as_fp32_does(exported, images, engine,
 
 @pytest.mark.slow
 def test_the_file_for_phones_answers_as_onnx_does(exported, tmp_path):
-    """The command of docs/quantisation.md."""
+    """The command of docs/mobile.md."""
     import onnxruntime
 
     folder, _ = exported
@@ -208,6 +208,6 @@ def test_the_file_for_phones_answers_as_onnx_does(exported, tmp_path):
 
 
 def test_the_document_has_these_commands():
-    text = (Path(__file__).parents[2] / "docs/quantisation.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/mobile.md").read_text(encoding="utf-8")
     command = "python -m onnxruntime.tools.convert_onnx_models_to_ort"
     assert f"{command} model.onnx --optimization_style Fixed --target_platform arm" in text
