@@ -50,7 +50,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--max_queue", type=cli.count, default=32, help="requests at a time, in each process; more are answered 503"
     )
-    parser.add_argument("--max_pixels", type=cli.count, default=1 << 22, help="of a request; more are answered 413")
+    parser.add_argument("--max_pixels", type=cli.count, default=1 << 21, help="of a request; more are answered 413")
     parser.add_argument("--max_mb", type=_positive, default=64, help="of a request's body; more are answered 413")
     parser.add_argument(
         "--timeout", type=_positive, default=60, help="seconds for a body to come (408), and for the answer (504)"

@@ -45,6 +45,8 @@ class Backend:
 CONVERTERS = {"paddle": (), "onnx": ("paddle2onnx", "onnx", "polygraphy")}
 """Form of a program -> the packages by which it is made of what Paddle writes."""
 
+_RUNS_BEFORE_SHRINKING = 8  # in a row, each of at most a quarter of the largest input
+
 AUTO = {"cpu": "inference", "gpu": "eager"}
 """Device -> the backend that "auto" is there."""
 
@@ -153,7 +155,22 @@ def _open_onnxruntime(path: Path, precision: str, threads: Optional[int] = None)
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     source = session.get_inputs()[0].name
-    return lambda given: cast(Any, session.run(None, {source: given}))
+
+    # It keeps the memory that the largest input needed. Giving it back after each run would make all runs slower.
+    shrinking = onnxruntime.RunOptions()
+    shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    largest = much_smaller = 0
+
+    def run(given: np.ndarray) -> list[np.ndarray]:
+        nonlocal largest, much_smaller
+        much_smaller = much_smaller + 1 if 4 * given.size <= largest else 0
+        largest = max(largest, given.size)
+        if much_smaller < _RUNS_BEFORE_SHRINKING:
+            return cast(Any, session.run(None, {source: given}))
+        largest = much_smaller = 0
+        return cast(Any, session.run(None, {source: given}, shrinking))
+
+    return run
 
 
 BACKENDS: dict[str, Backend] = {

@@ -55,7 +55,7 @@ class Limits:
             number, it is that.
         max_wait_ms: how long the first of them waits for others.
         max_queue: requests that are read, wait or are computed at a time.
-        max_pixels: of a request.
+        max_pixels: of a request, and of what is run together.
         max_mb: of a request's body, in MB of 2**20 bytes.
         timeout: seconds for the body to come, and until the answer is there.
     """
@@ -63,7 +63,7 @@ class Limits:
     max_batch: int = 8
     max_wait_ms: float = 5
     max_queue: int = 32
-    max_pixels: int = 1 << 22
+    max_pixels: int = 1 << 21
     max_mb: float = 64
     timeout: float = 60
 
@@ -145,6 +145,7 @@ class ServerState:
             self.model.run,
             max_batch=limits.max_batch,
             max_wait=limits.max_wait_ms / 1000,
+            max_size=limits.max_pixels * self.model.in_channels,
             ran=self.metrics.engine_ran,
         )
         self.metrics.watch_queue(self.batcher.__len__)

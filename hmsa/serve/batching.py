@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -33,11 +34,12 @@ class Batcher:
     """The engine's own thread, and what waits for it.
 
     The work that came first always runs next, and with it all others of its kind that are there or come within
-    `max_wait`, up to `max_batch` images.
+    `max_wait`, up to `max_batch` images of `max_size` numbers in all.
 
     Args:
         run: images [N, ...] -> answers; called from one thread.
         max_wait: seconds.
+        max_size: numbers in the images of a run; what one submits alone may have more.
         ran: told after each run of how many images it was, and of its seconds; its failures are logged.
     """
 
@@ -47,10 +49,11 @@ class Batcher:
         *,
         max_batch: int,
         max_wait: float,
+        max_size: int = sys.maxsize,
         ran: Callable[[int, float], None] = lambda images, seconds: None,
     ) -> None:
         self._run, self._ran = run, ran
-        self._max_batch, self._max_wait = max_batch, max_wait
+        self._max_batch, self._max_wait, self._max_size = max_batch, max_wait, max_size
         self._waiting: deque[_Work] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -97,7 +100,7 @@ class Batcher:
 
                 first = self._waiting[0]
                 ends = first.arrived + self._max_wait
-                while self._alike(first) < self._max_batch and not self._is_closed:
+                while self._alike(first) < self._room(first) and not self._is_closed:
                     left = ends - time.monotonic()
                     if left <= 0:
                         break
@@ -106,13 +109,17 @@ class Batcher:
             if taken:
                 return taken
 
+    def _room(self, first: _Work) -> int:
+        """Images of its size that are run together."""
+        return min(self._max_batch, max(len(first.images), self._max_size // first.images[0].size))
+
     def _alike(self, first: _Work) -> int:
         """Images that could be run with it, its own among them."""
         return sum(len(work.images) for work in self._waiting if work.kind == first.kind)
 
     def _take(self, first: _Work) -> list[_Work]:
         """Out of the queue: it, and what runs with it; without what was cancelled."""
-        taken, left, room = [], deque(), self._max_batch
+        taken, left, room = [], deque(), self._room(first)
         for work in self._waiting:
             if work.answers.cancelled():
                 continue

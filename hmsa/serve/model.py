@@ -79,7 +79,7 @@ class ServedModel:
         *,
         name: str,
         platform: str = "hmsa",
-        max_pixels: int = 1 << 22,
+        max_pixels: int = 1 << 21,
     ) -> None:
         self._run, self.deployment = run, deployment
         self.name, self.platform, self.max_pixels = name, platform, max_pixels
@@ -98,11 +98,11 @@ class ServedModel:
                 "expected an export whose answers can be resized, as its transforms resize images, found one of class "
                 "numbers: export with output_op softmax"
             )
-        pixels = (self.deployment.side("H") or 0) * (self.deployment.side("W") or 0)
+        pixels = (self.deployment.side("N") or 1) * (self.deployment.side("H") or 0) * (self.deployment.side("W") or 0)
         if pixels > self.max_pixels:
             raise UsageError(
-                f"expected an export for images of at most {self.max_pixels} pixels, found one for {pixels}: set "
-                "max_pixels higher"
+                f"expected an export for images of at most {self.max_pixels} pixels in all, found one for {pixels}: "
+                "set max_pixels higher"
             )
         self.label(prepared, self.run(prepared.input))
 
@@ -150,10 +150,11 @@ class ServedModel:
                 f"expected images of at least {_SMALLEST} pixels each way, found {sides['W']}x{sides['H']}: enlarge "
                 "them",
             )
-        if sides["N"] * sides["H"] * sides["W"] > self.max_pixels:
+        count = self.deployment.side("N") or sides["N"]  # others stand in for what lacks
+        if count * sides["H"] * sides["W"] > self.max_pixels:
             raise Refusal(
                 413,
-                f"expected at most {self.max_pixels} pixels in all, found {sides['N']} images of {sides['W']}x"
+                f"expected at most {self.max_pixels} pixels in all, found {count} images of {sides['W']}x"
                 f"{sides['H']}: send less at once",
             )
 

@@ -7,6 +7,7 @@ import importlib.util
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -70,6 +71,27 @@ def test_bf16_is_refused_on_a_gpu_that_stays_in_float32(monkeypatch):
     matmul = paddle.matmul
     monkeypatch.setattr(paddle, "matmul", lambda a, b: matmul(a, b).astype("bfloat16"))
     assert choose("eager", "bf16") == "eager"
+
+
+def test_onnxruntime_gives_back_what_only_a_large_input_needed(monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install .[onnx]")
+    shrunk = []
+
+    class Session:
+        def get_inputs(self):
+            return [SimpleNamespace(name="x")]
+
+        def run(self, outputs, given, options=None):
+            key = "memory.enable_memory_arena_shrinkage"
+            shrunk.append(options is not None and options.get_run_config_entry(key) == "cpu:0")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: Session())
+    run = BACKENDS["onnxruntime"].open(Path("model.onnx"), "fp32", 1)
+    for sizes, expected in (([400] * 20, False), ([400, 100] * 10, False), ([100] * 7, True), ([100, 99] * 10, False)):
+        shrunk.clear()
+        for size in sizes:
+            run(np.zeros(size, np.float32))
+        assert any(shrunk) == expected
 
 
 def test_openvino_keeps_its_precisions_beside_a_gpu(monkeypatch):

@@ -35,7 +35,7 @@ def light(images):
     return {"label": (red > 0).astype(np.int32), "confidence": np.abs(red).astype(np.float32)}
 
 
-def make_model(run=light, *, max_pixels=1 << 22, **changes):
+def make_model(run=light, *, max_pixels=1 << 21, **changes):
     deployment = Deployment.model_validate({**DEPLOYMENT, **changes})
     return ServedModel(run, deployment, name="light", max_pixels=max_pixels)
 

@@ -168,8 +168,10 @@ def test_a_network_for_a_fixed_number_of_images_is_given_so_many():
 
 
 def test_an_export_for_larger_images_than_are_allowed_is_told_at_start():
-    with pytest.raises(UsageError, match="at most 1999 pixels, found one for 2000"):
+    with pytest.raises(UsageError, match="at most 1999 pixels in all, found one for 2000"):
         make_model(max_pixels=1999, input_shape=[None, 3, 40, 50])
+    with pytest.raises(UsageError, match="at most 7999 pixels in all, found one for 8000"):
+        make_model(max_pixels=7999, input_shape=[4, 3, 40, 50])
 
 
 def test_answers_come_without_delay(address):
@@ -205,7 +207,7 @@ def bomb(side=50_000):
         (encoded(np.zeros((1, 1, 3), np.uint8)), 400, "at least 16 pixels"),
         (encoded(np.zeros((15, 900, 3), np.uint8)), 400, "at least 16 pixels"),
         (bomb(), 413, "too large: its size is 50000x50000"),
-        (encoded(np.zeros((2049, 2048, 3), np.uint8)), 413, "too large"),
+        (encoded(np.zeros((1025, 2048, 3), np.uint8)), 413, "too large"),
     ],
 )
 def test_images_that_are_refused(address, content, status, part):

@@ -26,10 +26,10 @@ class Engine:
 
 
 @contextmanager
-def gathered(*shapes, max_batch=4, value=1):
+def gathered(*shapes, value=1, **limits):
     """An engine, and the futures of works of these shapes, which came while it was busy with one of the shape 1 9."""
     engine = Engine()
-    batcher = Batcher(engine, max_batch=max_batch, max_wait=0)
+    batcher = Batcher(engine, **{"max_batch": 4, "max_wait": 0, **limits})
     batcher.submit(np.ones((1, 9)))
     assert engine.started.wait(10)
     yield engine, [batcher.submit(np.full(shape, value)) for shape in shapes], batcher
@@ -50,6 +50,13 @@ def test_a_batch_is_not_larger_than_allowed():
         engine.go.set()
         assert all((future.result(10)["more"] == 2).all() for future in futures)
         assert sorted(engine.runs[1:]) == [(2, 2), (3, 2)]
+
+
+def test_images_that_are_large_together_are_not_run_together():
+    with gathered((1, 4), (1, 4), (1, 4), (3, 4), max_size=8) as (engine, futures, _):
+        engine.go.set()
+        assert all((future.result(10)["more"] == 2).all() for future in futures)
+        assert engine.runs[1:] == [(2, 4), (1, 4), (3, 4)]
 
 
 def test_what_is_cancelled_is_not_run():
