@@ -37,6 +37,9 @@ from hmsa.system.version import VERSION
 
 MODEL_VERSION = "1"
 
+MAX_HEADERS = 16 << 10
+"""Bytes of a request's."""
+
 _MAX_PARTS = 16  # of an upload
 _PARSED_AT_A_TIME = 1 << 16  # bytes of an upload
 _MAX_BODIES = 4  # of the largest size, that all requests together may hold
@@ -485,6 +488,8 @@ class _Middleware:
             return await self._app(scope, receive, send)
         started = time.monotonic()
         status = 500
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # uvicorn sends no body
 
         async def with_headers(message: Message) -> None:
             nonlocal status
@@ -505,7 +510,9 @@ class _Middleware:
 
     def _app_for(self, scope: Scope) -> ASGIApp:
         """The routes, or what refuses a request that asked for another host: a page of anyone's whose name was made to
-        lead here, else read what this server says."""
+        lead here, else read what this server says; or one with too long headers."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
+            return _error(431, f"expected headers of at most {MAX_HEADERS} bytes, found more: send less")
         host = _PORT.sub("", Headers(scope=scope).get("host", "")).lower()
         if not host or not self._allowed_hosts or host in self._allowed_hosts:
             return self._app

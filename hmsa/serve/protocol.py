@@ -27,7 +27,7 @@ EXTENSIONS = ["binary_tensor_data"]
 DATATYPES = {"float32": "FP32", "float16": "FP16", "uint8": "UINT8", "uint16": "UINT16", "int32": "INT32"}
 """NumPy's name -> the protocol's."""
 
-MAX_JSON_BYTES = 16 << 20
+MAX_JSON_BYTES = 4 << 20  # while it is read, nothing else runs
 _MAX_JSON_NUMBERS = 1 << 22
 _NUMBERS_AT_A_TIME = 1 << 14  # written between two chances for other threads
 

@@ -7,6 +7,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -27,7 +28,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hmsa.errors import DataError, HmsaError, UsageError
-from hmsa.serve.app import Limits, make_app
+from hmsa.serve.app import MAX_HEADERS, Limits, make_app
 from hmsa.serve.metrics import SHARED_FOLDER, forget
 from hmsa.system.environment import cores
 from hmsa.system.signals import StopRequest
@@ -36,6 +37,8 @@ DRAINING = "answering what has been asked; again to quit at once"
 
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _BACKLOG = 128  # connections that wait to be accepted
+_ACCEPTED_AT_A_TIME = 1  # else asyncio accepts more than there are files for, before it says so
+_FILES = 24  # that a process may open besides its connections: those that are accepted at a time, and what it sends
 _IDLE_SECONDS = 10  # after which a connection that sends no request, or takes no answer, is closed
 
 
@@ -160,6 +163,8 @@ def make_server(app: FastAPI, timeout: float, stop: StopRequest, ready: Callable
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=int(timeout) + 5,
+        backlog=_ACCEPTED_AT_A_TIME,
+        h11_max_incomplete_event_size=MAX_HEADERS,
     )
     return Server(config, stop, ready)
 
@@ -177,7 +182,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: Optional[list[socket.socket]] = None) -> None:
         """As in the base class."""
+        Protocol.max_connections = _most_connections()
         await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(_BACKLOG)  # which asyncio sets to as many as it accepts at a time
         self._ready()
 
     @contextmanager
@@ -190,8 +198,23 @@ class Server(uvicorn.Server):
         return bool(self._stop) or await super().on_tick(counter)
 
 
+def _most_connections() -> int:
+    """As many as this process may have files open, besides those that it has and needs."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(1, limit - len(list(Path("/dev/fd").iterdir())) - _FILES)
+
+
 class Protocol(H11Protocol):
-    """uvicorn's connection, for which a client's silence is no reason to stay open, and whose errors are JSON."""
+    """uvicorn's connection, for which a client's silence is no reason to stay open, and whose errors are JSON.
+
+    Attributes:
+        max_connections: at a time; more are closed at once, which is told the first time.
+    """
+
+    max_connections = sys.maxsize
+    _was_told = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As in the base class."""
@@ -199,6 +222,16 @@ class Protocol(H11Protocol):
         self._seen: Any = None
         self._next_look: Any = None
         self._look()
+        if len(self.connections) > self.max_connections:
+            if not Protocol._was_told:
+                Protocol._was_told = True
+                print(
+                    f"warning: {self.max_connections} connections at a time are as many as this process may have "
+                    "(ulimit -n); others are closed",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            transport.abort()
 
     def _look(self) -> None:
         """Close, if a whole interval went by between two requests, or without a byte of the answer being taken."""
@@ -218,7 +251,7 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """As in the base class, but that it is JSON."""
-        sentence = "expected a request in HTTP/1.1, with headers of at most 16 kB, found something else"
+        sentence = f"expected a request in HTTP/1.1, with headers of at most {MAX_HEADERS} bytes, found something else"
         content = json.dumps({"error": sentence})
         head = (
             "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"

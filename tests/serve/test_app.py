@@ -251,6 +251,38 @@ def test_paths_and_methods(address):
     assert httpx.get(f"{address}/segment").headers["allow"] == "POST"
 
 
+def test_head_is_get_without_a_body(address):
+    for path in ("", "health", "v2/health/ready"):
+        answer = raw(address, f"HEAD /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode(), wait=0.2)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"\r\n\r\n")
+    assert httpx.head(f"{address}/segment").status_code == 405
+
+
+@pytest.mark.parametrize(("size", "status"), [(15_000, 200), (17_000, 431), (100_000, 431)])
+def test_long_headers(address, size, status):
+    assert httpx.get(f"{address}/health", headers={"x": "x" * size}).status_code in (
+        status,
+        400 if status == 431 else 0,
+    )
+
+
+def test_more_connections_than_files_may_be_open(monkeypatch, capfd):
+    monkeypatch.setattr("hmsa.serve.server._most_connections", lambda: 3)
+    monkeypatch.setattr("hmsa.serve.server.Protocol._was_told", False)
+    with serving() as address, ExitStack() as stack:
+        host, port = address.removeprefix("http://").split(":")
+        for _ in range(3):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        for _ in range(5):
+            with pytest.raises(httpx.TransportError):
+                httpx.get(f"{address}/health")
+        stack.close()
+        time.sleep(0.2)
+        assert httpx.get(f"{address}/health").status_code == 200
+    assert capfd.readouterr().err.count("warning: 3 connections at a time") == 1
+
+
 def test_bodies_that_are_too_large():
     with serving(max_mb=0.01) as address:
         refused(post(address, bytes(20_000)), 413, "10485 bytes")
