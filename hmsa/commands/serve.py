@@ -21,7 +21,11 @@ _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 def make_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="that export.py wrote; its name is the model's")
-    parser.add_argument("--engine", choices=list(ENGINES), default="paddle", help="what runs the network")
+    parser.add_argument(
+        "--engine",
+        choices=list(ENGINES),
+        help="what runs the network (default: the fastest that is installed and reads the export)",
+    )
     computed = [precision for engine in ENGINES.values() for precision in engine.lower]
     parser.add_argument(
         "--precision",
@@ -98,6 +102,8 @@ def main(args: argparse.Namespace) -> None:
             f"serving needs the package {missing[0]}, which is not installed: pip install .[serve] (from the source "
             "folder of hmsa)"
         )
+    if args.write_config:
+        _refuse_idle(args)
     if args.port > 65535:
         raise UsageError(f"expected --port up to 65535, found {args.port}: correct it")
 
@@ -124,6 +130,18 @@ def main(args: argparse.Namespace) -> None:
         return
     server.serve(service, args.host, args.port, partial(print, flush=True))
     print("done", file=sys.stderr)
+
+
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """UsageError if a flag was given that says how to serve, where nothing is served."""
+    flags = ("engine", "threads", "web", "workers", "port", "host", "allowed_hosts", "max_pixels", "max_mb")
+    default = make_parser().parse_args([str(args.folder)])
+    idle = [f"--{flag}" for flag in flags if getattr(args, flag) != getattr(default, flag)]
+    if idle:
+        raise UsageError(
+            f"expected --write_config without {' and '.join(idle)}, found both, without effect: leave out one or the "
+            "other"
+        )
 
 
 def _write_config(service, kind: str, target: str) -> None:

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hmsa.deploy.engines import ENGINES, readable
 from hmsa.errors import DataError, UsageError, suggest
 from hmsa.system.files import disk_errors, write_atomically
+
+_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 if TYPE_CHECKING:
     from hmsa.deploy.runtime import Deployment
@@ -40,23 +44,30 @@ def write_config(
     """
     from hmsa.deploy.runtime import checked_file, read_deployment
 
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"expected a folder whose name, which is the model's, has letters, digits, '_', '-' and '.' alone, found "
+            f"{name!r}: rename it"
+        )
     if kind not in KINDS:
         raise UsageError(f"expected a server, found {kind}: {suggest(kind, KINDS)}")
     deployment = read_deployment(folder)
-    formats, configured = KINDS[kind]
-    known = {(entry.format, entry.precision): entry for entry in deployment.formats}
-    entry = next((known[name, precision] for name in formats if (name, precision) in known), None)
+    engine, configured = KINDS[kind]
+    formats = [name for name, precisions in ENGINES[engine].reads.items() if precision in precisions]
+    formats = formats or list(ENGINES[engine].reads)
+    entry = next((entry for entry in readable(engine, deployment) if entry.precision == precision), None)
     if entry is None:
+        there = ", ".join(f"{entry.format} {entry.precision} ({entry.files[0]})" for entry in deployment.formats)
         raise UsageError(
             f"{folder}: expected {' or '.join(formats)} in {precision}, which {kind} reads, found "
-            f"{', '.join(map(' '.join, known))}: export again in {formats[0]}, {precision}",
+            f"{there}: export again in {formats[0]}, {precision}",
             settings=["precision"],
         )
 
     sources = [checked_file(folder / file, deployment) for file in entry.files]
-    config, text = configured(target, name, deployment, limits)
-    there = config.exists()
     with disk_errors(target):
+        config, text = configured(target, name, deployment, limits)
+        there = config.exists()
         done = _copied(sources, target / name / "1")
         write_atomically(config, text.encode())
     return {**done, config: "replaced" if there else "written"}
@@ -137,8 +148,8 @@ def _ovms(target: Path, name: str, deployment: Deployment, limits: Limits) -> tu
     return path, json.dumps({**whole, "model_config_list": [*kept, {"config": config}]}, indent=2) + "\n"
 
 
-KINDS: dict[str, tuple[tuple[str, ...], Writer]] = {
-    "triton": (("onnx",), _triton),
-    "ovms": (("openvino", "onnx", "paddle"), _ovms),
+KINDS: dict[str, tuple[str, Writer]] = {
+    "triton": ("onnxruntime", _triton),
+    "ovms": ("openvino", _ovms),
 }
-"""Server -> the formats that it reads, the best first, and what says where its configuration lies, and its text."""
+"""Server -> the engine that it runs, and what says where its configuration lies, and its text."""

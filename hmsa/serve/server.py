@@ -48,7 +48,7 @@ class Service:
 
     Attributes:
         folder: of the export.
-        engine, precision: see `hmsa.deploy.engines.open_export`.
+        engine, precision: see `hmsa.deploy.engines.open_export`; None for the engine that is `preferred`.
         threads: that the engine of a process computes with; None for its share of the cores.
         workers: processes, each with the model.
         web: of a built page; None for that of the sources, if it was built and the export has the ONNX file that it
@@ -58,7 +58,7 @@ class Service:
     """
 
     folder: Path
-    engine: str = "paddle"
+    engine: Optional[str] = None
     precision: str = "fp32"
     threads: Optional[int] = None
     workers: int = 1
@@ -87,11 +87,22 @@ def serve(service: Service, host: str, port: int, say: Callable[[str], None] = p
         if service.allowed_hosts or ip_address(listener.getsockname()[0]).is_loopback:
             names = dict.fromkeys(name.lower() for name in (*service.allowed_hosts, host, *_LOCAL_HOSTS))
             service = replace(service, allowed_hosts=tuple(names))
+        service = _with_engine(service)
         told = f"serving {service.name} ({service.engine}, {service.precision}) on {address}"
         if service.workers == 1:
             _serve_here(service, listener, lambda: say(told))
         else:
             _serve_in_processes(service, listener, lambda: say(f"{told} by {service.workers} processes"))
+
+
+def _with_engine(service: Service) -> Service:
+    """The same, with the engine that is preferred if none is named."""
+    from hmsa.deploy.engines import preferred
+    from hmsa.deploy.runtime import read_deployment
+
+    if service.engine:
+        return service
+    return replace(service, engine=preferred(read_deployment(service.folder), service.precision))
 
 
 def opened(service: Service) -> FastAPI:
@@ -100,7 +111,9 @@ def opened(service: Service) -> FastAPI:
     from hmsa.serve import pages
     from hmsa.serve.model import ServedModel
 
+    service = _with_engine(service)
     threads = service.threads or max(1, cores() // service.workers)
+    assert service.engine
     session = open_export(service.folder, service.engine, service.precision, threads)
     model = ServedModel(
         session,

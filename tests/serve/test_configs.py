@@ -3,11 +3,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from serving import DEPLOYMENT
 
+from hmsa.commands.serve import main, make_parser
+from hmsa.deploy import engines
+from hmsa.deploy.runtime import Deployment
 from hmsa.errors import DataError, UsageError
 from hmsa.serve.app import Limits
 from hmsa.serve.configs import write_config
@@ -137,7 +141,36 @@ def test_a_foreign_configuration_is_left_as_it_is(text, export, tmp_path):
 
 
 def test_what_is_not_there(export, tmp_path):
-    with pytest.raises(UsageError, match="expected onnx in fp16, which triton reads, found paddle fp32, onnx fp32"):
+    with pytest.raises(
+        UsageError, match=r"expected onnx in fp16, which triton reads, found paddle fp32 \(model.pdmodel\)"
+    ):
         write_config("triton", export, tmp_path, name="street", precision="fp16", limits=Limits())
     with pytest.raises(UsageError, match="found tritn: did you mean triton"):
         write_config("tritn", export, tmp_path, name="street", limits=Limits())
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file", Path("/proc/models")):
+        with pytest.raises(DataError, match="cannot be written"):
+            write_config("triton", export, target, name="street", limits=Limits())
+    for name in ('a"b', "a b", ""):
+        with pytest.raises(UsageError, match="rename it"):
+            write_config("triton", export, tmp_path, name=name, limits=Limits())
+    change(export, formats=[{"format": "paddle", "precision": "fp32", "files": ["model.json", "model.pdiparams"]}])
+    with pytest.raises(UsageError, match=r"found paddle fp32 \(model.json\)"):
+        write_config("ovms", export, tmp_path, name="street", limits=Limits())
+
+
+def test_flags_without_effect():
+    with pytest.raises(UsageError, match="without --engine and --workers"):
+        main(make_parser().parse_args(["a", "--write_config", "ovms", "b", "--engine", "paddle", "--workers", "2"]))
+
+
+def test_the_fastest_engine_is_preferred(monkeypatch):
+    installed = {"openvino", "onnxruntime", "paddle"}
+    monkeypatch.setattr(engines, "is_installed", lambda name: name in installed)
+    deployment = Deployment.model_validate({**DEPLOYMENT, "formats": FORMATS})
+    assert engines.preferred(deployment) == "openvino"
+    assert engines.preferred(deployment, "fp16") == "openvino"
+    installed.remove("openvino")
+    assert engines.preferred(deployment) == "onnxruntime"
+    monkeypatch.setattr("hmsa.system.device.on_gpu", lambda: True)
+    assert engines.preferred(deployment) == "paddle"

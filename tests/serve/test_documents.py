@@ -62,7 +62,8 @@ def test_the_examples_run(make_tiny_network, tmp_path):
         for line in block.splitlines():
             if "--write_config" in line:
                 run(sys.executable, "-m", *line.split())
-    written = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "models").rglob("*") if path.is_file()}
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("models_*/**/*") if path.is_file()}
     assert written == {
-        "models/config.json", "models/inference_model/config.pbtxt", "models/inference_model/1/model.onnx",
+        "models_ovms/config.json", "models_ovms/inference_model/1/model.onnx",
+        "models_triton/inference_model/config.pbtxt", "models_triton/inference_model/1/model.onnx",
     }  # fmt: skip

@@ -124,7 +124,7 @@ def test_precisions_of_files_and_of_engines():
 def test_hosts_are_checked_where_one_machine_is_served_or_some_are_named(host, named, expected, monkeypatch, tmp_path):
     served = []
     monkeypatch.setattr("hmsa.serve.server._serve_here", lambda service, listener, ready: served.append(service))
-    serve(Service(tmp_path, allowed_hosts=named), host, 0)
+    serve(Service(tmp_path, "paddle", allowed_hosts=named), host, 0)
     assert set(served[0].allowed_hosts) == expected
 
 
