@@ -24,6 +24,7 @@ _TYPES = {
 _STYLE = (
     "body{font:1rem/1.5 sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}"
     "code{background:#eee;padding:0 .2em}button{margin:.3rem .3rem 0 0}"
+    "iframe{width:100%;height:30rem;border:1px solid #ccc}"
 )
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
@@ -33,7 +34,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": (
         f"default-src 'none'; img-src 'self'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'self'; "
-        "frame-ancestors 'none'"
+        "frame-src 'self'; frame-ancestors 'self'"
     ),
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Referrer-Policy": "no-referrer",
@@ -104,10 +105,11 @@ def small_page(model: ServedModel) -> str:
 <style>{_STYLE}</style>
 <h1>{name}</h1>
 <p>This server says what every pixel of an image shows. Its classes: {names}.</p>
-<form action="/segment?output=overlay" method="post" enctype="multipart/form-data">
+<form action="/segment?output=overlay" method="post" enctype="multipart/form-data" target="answer">
 <p><label>An image: <input type="file" name="image" accept="image/*" required></label></p>
-<p>{buttons}</p>
+<p>Show: {buttons}</p>
 </form>
+<iframe name="answer" title="The answer"></iframe>
 <h2>For programs</h2>
 <ul>
 <li><code>POST /segment?output=label</code>: an image in, a PNG out ({", ".join(kinds)})</li>

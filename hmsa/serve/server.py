@@ -150,10 +150,10 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
 # --- One process. ---
 
 
-def _serve_here(service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
+def _serve_here(service: Service, listener: socket.socket, ready: Callable[[], None], message: str = DRAINING) -> None:
     app = opened(service)
     try:
-        with StopRequest(DRAINING) as stop:
+        with StopRequest(message) as stop:
             make_server(app, service.limits.timeout, stop, ready).run(sockets=[listener])
     finally:
         app.state.server.close()
@@ -325,7 +325,7 @@ def _worker(service: Service, listener: socket.socket, opened_ones: Any) -> None
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare()
     try:
-        _serve_here(service, listener, opened_ones.release)
+        _serve_here(service, listener, opened_ones.release, message="")  # the first process says it
     except HmsaError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.status)

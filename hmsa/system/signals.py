@@ -35,13 +35,13 @@ class StopRequest:
     The launcher of `paddle.distributed` repeats its SIGTERM within half a second: there, only a later one is a second.
 
     Args:
-        message: told at the first.
+        message: told at the first; "" for nothing.
     """
 
     number: Optional[int] = None
 
     def __init__(self, message: str = "ending after this iteration; again to quit at once") -> None:
-        self._message = f"\n{message}\n".encode()
+        self._message = f"\n{message}\n".encode() if message else b""
 
     def __enter__(self) -> StopRequest:
         self._previous: dict[int, Any] = {}

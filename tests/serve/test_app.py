@@ -424,6 +424,8 @@ def test_a_small_page_and_headers_of_every_answer(address):
     page = httpx.get(f"{address}/")
     assert "light" in page.text
     assert 'formaction="/segment?output=overlay"' in page.text
+    assert 'target="answer"' in page.text
+    assert "frame-ancestors 'self'" in page.headers["content-security-policy"]
     for answer in (page, post(address), httpx.get(f"{address}/nowhere")):
         assert answer.headers["cross-origin-opener-policy"] == "same-origin"
         assert answer.headers["cross-origin-embedder-policy"] == "require-corp"

@@ -259,6 +259,7 @@ def test_several_processes_share_the_work(export):
             time.sleep(0.05)
         status, said = ended(process)
         assert status == 0
+        assert said.count("answering what has been asked") == 1
         assert "warning: a process ended with -9; another is started" in said
 
 
