@@ -274,7 +274,7 @@ def test_help_and_wrong_flags_do_not_wait_for_heavy_packages(script, flag, tmp_p
             "val.py",
             ["--config", "config.yml", "--model_path", "x", "--output", "config.yml/x"],
             1,
-            "config.yml: cannot",
+            "config.yml: expected a folder to write to, found a file",
         ),
         ("predict.py", ["--config", "config.yml", "--model_path", "x", "--image_path", "nowhere"], 1, "nowhere"),
     ],

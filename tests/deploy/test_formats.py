@@ -28,7 +28,7 @@ from hmsa.deploy.network import Answer, ExportedNetwork
 from hmsa.deploy.parity import Case, compare, make_cases, streets
 from hmsa.deploy.runtime import load_predictor
 from hmsa.errors import DataError, UsageError
-from hmsa.inference import tracing
+from hmsa.inference import backends, tracing
 from hmsa.inference.averaging import InferenceOptions, class_scores
 from hmsa.models.hierarchical import joint_logits
 from hmsa.system import processes
@@ -312,7 +312,8 @@ def test_a_format_has_to_have_a_row_in_a_precision():
 def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch, format, package, extra):
     if IS_PADDLE_2 and format == "onnx":
         pytest.skip("Paddle 2 cannot be converted to ONNX")
-    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == package else find_spec("json"))
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == package else find_spec("json"))
+    monkeypatch.setattr(formats, "is_installed", lambda engine: engine != package)
     with pytest.raises(
         UsageError, match=rf"format {format} needs the package {package}, .*: pip install \.\[{extra}\]"
     ):
@@ -321,9 +322,8 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch, 
 
 @on_paddle_3
 def test_onnx_needs_one_engine_that_can_verify_it(monkeypatch):
-    monkeypatch.setattr(
-        formats, "find_spec", lambda name: None if name in ("onnxruntime", "openvino") else find_spec("json")
-    )
+    missing = ("onnxruntime", "openvino")
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name in missing else find_spec("json"))
     monkeypatch.setattr(formats, "is_installed", lambda engine: False)
     with pytest.raises(UsageError, match=r"format onnx needs the package onnxruntime, .*: pip install \.\[onnx\]"):
         check_installed(rows_of(["onnx"], ["fp32"]))
@@ -337,7 +337,7 @@ def test_paddle_2_refuses_onnx_in_a_sentence():
 
 @on_paddle_3
 def test_tflite_needs_an_environment_of_its_own_and_a_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "find_spec", lambda name: find_spec("json"))
+    monkeypatch.setattr(backends, "find_spec", lambda name: find_spec("json"))
     rows = rows_of(["tflite"], ["fp32"])
     with pytest.raises(
         UsageError, match=r"TensorFlow, in an environment of its own, found none at .*: make test-tflite"
@@ -379,7 +379,8 @@ def test_what_an_export_does_not_hold(tmp_path):
         open_export(tmp_path, "onnxrun")
     if find_spec("onnxruntime"):
         with pytest.raises(
-            UsageError, match="expected onnx in fp32, which onnxruntime reads, found paddle fp32: choose"
+            UsageError,
+            match=r"expected onnx in fp32, which onnxruntime reads, found paddle fp32 \(model\.\w+\): choose",
         ):
             open_export(tmp_path, "onnxruntime")
     with pytest.raises(UsageError, match="expected paddle in int8, which paddle reads"):
