@@ -24,7 +24,7 @@ _TYPES = {
 _STYLE = (
     "body{font:1rem/1.5 sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}"
     "code{background:#eee;padding:0 .2em}button{margin:.3rem .3rem 0 0}"
-    "iframe{width:100%;height:30rem;border:1px solid #ccc}"
+    "iframe{box-sizing:border-box;width:100%;height:30rem;border:1px solid #ccc}"
 )
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
