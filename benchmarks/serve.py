@@ -38,6 +38,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm_up", type=float, default=10, help="seconds that are not counted (default: %(default)s)")
     parser.add_argument("--size", nargs=2, type=int, default=(256, 512), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--max_batch", default="8")
+    parser.add_argument(
+        "--growth",
+        action="store_true",
+        help="instead: the most memory that the server took, after an image of each size",
+    )
     return parser
 
 
@@ -65,12 +70,29 @@ def requests(size: tuple[int, int]) -> list[tuple[str, dict, range]]:
     return made
 
 
-def memory(pid: int) -> float:
-    """MB of a process and of those it started."""
+GROWTH = ((512, 512), (1024, 1024), (2048, 1024))
+"""Width and height; the last is as large as a request may be by default."""
+
+
+def grow(address: str, args: argparse.Namespace, pid: int) -> int:
+    """One image after the other, each larger -> how many answers were wrong."""
+    peaks, wrong = [memory(pid, "VmHWM")], 0
+    for size in GROWTH:
+        buffer = io.BytesIO()
+        Image.new("1", size).save(buffer, "PNG")
+        wrong += httpx.post(f"{address}/segment", content=buffer.getvalue(), timeout=300).status_code != 200
+        peaks.append(memory(pid, "VmHWM"))
+    print(f"| engine | none | {' | '.join(f'{width}x{height}' for width, height in GROWTH)} |")
+    print(f"| {args.engine} | {' | '.join(f'{peak:.0f} MB' for peak in peaks)} |")
+    return wrong
+
+
+def memory(pid: int, what: str = "VmRSS") -> float:
+    """MB of a process and of those it started; VmHWM is the most it ever held."""
     total = 0
     for each in (pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())):
         lines = Path(f"/proc/{each}/status").read_text().splitlines()
-        total += next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+        total += next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
     return total / 1024
 
 
@@ -132,7 +154,7 @@ def main() -> None:
         assert server.stdout is not None
         try:
             address = server.stdout.readline().split(" on ")[1].split()[0]
-            wrong = asyncio.run(load(address, args, server.pid))
+            wrong = grow(address, args, server.pid) if args.growth else asyncio.run(load(address, args, server.pid))
         finally:
             server.terminate()
     if wrong or server.returncode:

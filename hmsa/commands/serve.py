@@ -6,13 +6,13 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from hmsa import cli
 from hmsa.deploy.engines import ENGINES
 from hmsa.deploy.formats import precision_names
 from hmsa.errors import UsageError
+from hmsa.inference.backends import need
 from hmsa.serve.configs import KINDS
 
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
@@ -96,12 +96,7 @@ def _positive(text: str) -> float:
 
 
 def main(args: argparse.Namespace) -> None:
-    missing = [package for package in _PACKAGES if find_spec(package) is None]
-    if missing:
-        raise UsageError(
-            f"serving needs the package {missing[0]}, which is not installed: pip install .[serve] (from the source "
-            "folder of hmsa)"
-        )
+    need("serving", _PACKAGES, "serve")
     if args.write_config:
         _refuse_idle(args)
     if args.port > 65535:

@@ -187,14 +187,8 @@ def export(model: paddle.nn.Layer, save_dir: str | Path, options: ExportOptions)
         for described, row in zip(entry["formats"], options.formats):
             described["engines"] = {engine: str(found) for (of, engine), found in verified.items() if of is row}
         write_description(folder, entry)
-        at = ", ".join("x".join(map(str, shape)) for shape in shapes)
-        compared = f"compared with the network on drawn streets of {at}:"
-        agreements = [
-            f"{described['format']} {described['precision']}, beside fp32: {described['agreement']}"
-            for described in entry["formats"]
-            if "agreement" in described
-        ]
-        return "\n".join([compared, *_table(verified, entry["formats"], folder), *agreements, *publish(folder, target)])
+        lines = _told(verified, entry["formats"], folder, shapes)
+        return "\n".join([*lines, *publish(folder, target)])
 
 
 def checked_shapes(options: ExportOptions) -> list[tuple[int, ...]]:
@@ -268,6 +262,23 @@ def _session(work: Work, row: FileSet, engine: str, own: Program) -> Session:
 
 def _tell(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
+
+
+def _told(
+    verified: dict[tuple[FileSet, str], Agreement],
+    described: Sequence[dict[str, Any]],
+    folder: Path,
+    shapes: Sequence[Sequence[int]],
+) -> list[str]:
+    """Where the comparison was made, its table, and how int8 agreed on the calibration folder."""
+    at = ", ".join("x".join(map(str, shape)) for shape in shapes)
+    agreements = [
+        f"{entry['format']} {entry['precision']}, beside fp32: {entry['agreement']}"
+        for entry in described
+        if "agreement" in entry
+    ]
+    table = _table(verified, described, folder)
+    return [f"compared with the network on drawn streets of {at}:", *table, *agreements]
 
 
 def _table(
