@@ -284,6 +284,16 @@ def count(text: str, least: int = 1) -> int:
 count_or_none = partial(count, least=0)
 
 
+def threads(text: str) -> int:
+    """A number of threads to compute with, for argparse: more than there are cores are only slower, or too many."""
+    from hmsa.system.environment import cores
+
+    value = count(text)
+    if value > cores():
+        raise argparse.ArgumentTypeError(f"expected at most {cores()}, one a core, found {value}: give fewer")
+    return value
+
+
 def check_inference_flags(args: argparse.Namespace, augment_flag: str, spec: InferenceSpec) -> None:
     """UsageError for flags of `add_inference_flags` that the recipe they were set in, `spec`, makes no use of."""
     if not spec.aug_eval:

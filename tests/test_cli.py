@@ -87,7 +87,13 @@ def both(name: str, flag: str, *values: int) -> Any:
     return getattr(args, mine.dest), mine.nargs
 
 
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.setattr("hmsa.system.environment.cores", lambda: 2)
+
+
 @pytest.mark.parametrize(("name", "flag"), FLAGS)
+@pytest.mark.usefixtures("two_cores")
 def test_a_list_given_twice_loses_nothing_and_of_other_flags_the_last_counts(name: str, flag: str) -> None:
     once, nargs = both(name, flag, 0)
     if nargs in ("+", "*"):
@@ -120,6 +126,16 @@ def test_fewer_than_no_threads(name: str, flag: str, capsys: pytest.CaptureFixtu
         both(name, flag, -4)
     assert end.value.code == 2
     assert re.search("--num_workers: expected a whole number of at least [01], found '-3'", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["benchmark", "serve"])
+@pytest.mark.usefixtures("two_cores")
+def test_more_threads_than_cores(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert both(name, "--threads", 1)[0] == 2
+    with pytest.raises(SystemExit) as end:
+        both(name, "--threads", 2)
+    assert end.value.code == 2
+    assert "--threads: expected at most 2, one a core, found 3: give fewer" in capsys.readouterr().err
 
 
 def test_all_of_several_options_count() -> None:

@@ -172,21 +172,37 @@ def test_predict(workplace):
             assert image.shape[:2] == size
 
 
-def test_an_export_that_is_ended_leaves_nothing(workplace):
-    """Also by SIGTERM, for which Paddle has an ending of its own."""
-    words = ("--config", "config.yml", "--model_path", "model.pdparams", "--save_dir", "ended")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "export.py"), *words]
-    running = subprocess.Popen(command, cwd=workplace, env=environment, stderr=subprocess.PIPE, text=True)
+def ended(workplace, script, *words, at):
+    """End a script by SIGTERM, for which Paddle has an ending of its own, as it says `at`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(ROOT / script), "--config", "config.yml", "--model_path", "model.pdparams", *words]
+    running = subprocess.Popen(
+        command, cwd=workplace, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     said = ""
-    for line in running.stderr:
+    for line in running.stdout:
         said += line
-        if line.startswith("writing paddle fp32"):
+        if at in line:
             running.send_signal(signal.SIGTERM)
     assert running.wait(timeout=60) == 128 + signal.SIGTERM, said
     assert said.splitlines()[-1] == "ended by SIGTERM"
     assert "Traceback" not in said
+
+
+def test_an_export_that_is_ended_leaves_nothing(workplace):
+    ended(workplace, "export.py", "--save_dir", "ended", at="writing paddle fp32")
     assert not [path.name for path in workplace.iterdir() if path.name.startswith((".export-", "ended"))]
+
+
+def test_a_prediction_that_is_ended_leaves_whole_images(workplace, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    first = next((workplace / "data/leftImg8bit/val/ulm").glob("*.png"))
+    for number in range(500):
+        (images / f"{number}.png").symlink_to(first)
+    ended(workplace, "predict.py", "--image_path", str(images), "--save_dir", str(tmp_path / "ended"), at="found 500")
+    written = [path for path in (tmp_path / "ended").rglob("*") if path.is_file()]
+    assert len(written) < 1000 and all(cv2.imread(str(path)) is not None for path in written)
 
 
 @pytest.mark.parametrize(

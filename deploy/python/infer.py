@@ -1011,8 +1011,10 @@ def parse(words: Optional[Sequence[str]]) -> argparse.Namespace:
         parser.error(f"expected --overlap from 0 to less than a side of a tile, found {args.overlap}")
     if Image is None and cv2 is None:
         parser.error("expected Pillow or OpenCV to be installed, found neither: pip install pillow")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    args.threads = min(args.threads, os.cpu_count() or 1) if args.threads else cores or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if args.threads is not None and args.threads > cores:
+        parser.error(f"expected --threads to be at most {cores}, one a core, found {args.threads}: give fewer")
+    args.threads = args.threads or cores
     return args
 
 

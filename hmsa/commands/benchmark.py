@@ -43,7 +43,7 @@ def make_parser() -> cli.Parser:
         default=20,
         help="after which no further run is begun, three in any case (default: 20)",
     )
-    parser.add_argument("--threads", type=cli.count, help="to compute with (default: one a core)")
+    parser.add_argument("--threads", type=cli.threads, help="to compute with (default: one a core)")
     parser.add_argument(
         "--engines", nargs="+", action="extend", choices=list(ENGINES), help="only these (default: all that read it)"
     )

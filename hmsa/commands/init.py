@@ -167,7 +167,9 @@ def machine(device: str) -> Machine:
     prepare()
     from hmsa.system.device import on_gpu
     from hmsa.system.memory import total_memory_bytes
+    from hmsa.system.signals import end_in_order
 
+    end_in_order()
     here = "gpu" if on_gpu() else "cpu"
     known = device in ("auto", here)
     return Machine(gpu=(here if device == "auto" else device) == "gpu", memory=total_memory_bytes() if known else 0)

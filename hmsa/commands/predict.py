@@ -86,7 +86,9 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.inference.averaging import InferenceOptions
     from hmsa.inference.video import Video, is_video
     from hmsa.system.files import writable_folder
+    from hmsa.system.signals import end_in_order
 
+    end_in_order()
     usual = ["overlay"] if is_video(args.image_path) else ["color", "overlay"]
     results, told = make_results(args, config, saved or usual)
     if is_video(args.image_path):

@@ -60,7 +60,9 @@ def make_parser() -> cli.Parser:
         "--timeout", type=_positive, default=60, help="seconds for a body to come (408), and for the answer (504)"
     )
     parser.add_argument(
-        "--threads", type=cli.count, help="that the engine of a process computes with (default: its share of the cores)"
+        "--threads",
+        type=cli.threads,
+        help="that the engine of a process computes with (default: its share of the cores)",
     )
     parser.add_argument("--workers", type=cli.count, default=1, help="processes, each with the model in its memory")
     parser.add_argument(

@@ -83,7 +83,9 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.report import official
     from hmsa.report.result import plain
     from hmsa.system.files import output_file, writable_folder, write_atomically
+    from hmsa.system.signals import end_in_order
 
+    end_in_order()
     ranks.init()
     output = ranks.decided_by_main(lambda: output_file(args.output))
     earlier = read_earlier(args.compare) if args.compare else None

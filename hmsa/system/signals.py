@@ -18,8 +18,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def end_in_order() -> None:
     """From now on SIGTERM and SIGHUP end this process as Ctrl-C does, so that nothing half-written is left.
 
-    To be called once Paddle is loaded, which otherwise ends it at once, with lines about its C++.
+    To be called once Paddle is loaded, which otherwise ends it at once, with lines about its C++. In one of several
+    processes it does nothing: those that wait for each other in C++ would not hear the launcher.
     """
+    if "PADDLE_TRAINER_ID" in os.environ:
+        return
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, _end)
