@@ -172,6 +172,9 @@ def test_predict(workplace):
             assert image.shape[:2] == size
 
 
+RUN = "import sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
 def ended(workplace, script, *words, at):
     """End a script by SIGTERM, for which Paddle has an ending of its own, as it says `at`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -192,6 +195,17 @@ def ended(workplace, script, *words, at):
 def test_an_export_that_is_ended_leaves_nothing(workplace):
     ended(workplace, "export.py", "--save_dir", "ended", at="writing paddle fp32")
     assert not [path.name for path in workplace.iterdir() if path.name.startswith((".export-", "ended"))]
+
+
+def test_a_limit_that_cuts_the_parameters_short_is_a_sentence(workplace):
+    """Paddle's C++ writes as much as it can, and says nothing."""
+    most = (workplace / "model.pdparams").stat().st_size * 2 // 3
+    words = ("--config", "config.yml", "--model_path", "model.pdparams", "--save_dir", "cut")
+    limited = ("-c", f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most})); {RUN}")
+    result = run(*limited, ROOT / "export.py", *words, folder=workplace)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "error: cut: cannot be written (File too large); choose another place"
+    assert not [path.name for path in workplace.iterdir() if path.name.startswith((".export-", "cut"))]
 
 
 def test_a_prediction_that_is_ended_leaves_whole_images(workplace, tmp_path):

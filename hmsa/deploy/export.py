@@ -35,7 +35,7 @@ from hmsa.inference.paddle_inference import Program, open_predictor, program_of
 from hmsa.inference.tracing import DYNAMIC_SHAPE, write_program, writes_json
 from hmsa.models import MscaleOCRNet
 from hmsa.system.device import on_cpu
-from hmsa.system.files import FolderLock, disk_errors, sha256, writable_folder
+from hmsa.system.files import FolderLock, check_whole, disk_errors, sha256, writable_folder
 
 HEADER = """\
 # What a program needs to run the model beside this file (docs/deployment.md has one of 15 lines): `transforms` turn an
@@ -206,7 +206,11 @@ def write_formats(work: Work, rows: Sequence[FileSet]) -> None:
         if row.write is None:
             files = [work.entry["model"], work.entry["params"]]
         else:
-            told = row.write(work)
+            try:
+                told = row.write(work)
+            except DataError:
+                check_whole(work.program)  # a converter has other words for a full disk
+                raise
         work.entry["formats"].append({"format": row.format, "precision": row.precision, "files": files, **told})
         work.entry["sha256"].update({file: sha256(work.folder / file) for file in files})
     write_description(work.folder, work.entry)

@@ -24,6 +24,7 @@ from paddle.nn.functional import conv
 from paddle.version import full_version as PADDLE_VERSION
 
 from hmsa.errors import DataError
+from hmsa.system.files import check_whole
 from hmsa.system.processes import run_python
 
 DYNAMIC_SHAPE = (None, 3, None, None)
@@ -63,6 +64,7 @@ def write_program(
         The program.
 
     Raises:
+        OSError: the disk is full, or the file larger than it may be.
         Exception: whatever Paddle raises where it cannot trace the network.
     """
     _forget_failed_traces()
@@ -73,7 +75,10 @@ def write_program(
         warnings.filterwarnings("ignore", message=r"The Attr\(force_cpu\)")  # of Paddle's own operators
         paddle.jit.save(paddle.jit.to_static(network, input_spec=[spec], full_graph=True), str(path))
     path.with_suffix(".pdiparams.info").unlink(missing_ok=True)
-    return program_file(path)
+    program = program_file(path)
+    for file in (program, path.with_suffix(".pdiparams")):
+        check_whole(file)
+    return program
 
 
 def _forget_failed_traces() -> None:
@@ -111,6 +116,7 @@ def convert_to_onnx(
 
     Raises:
         DataError: the converter does not know all of a program's operators.
+        OSError: the disk is full, or a file larger than it may be.
     """
     programs = {path.resolve(): program_file(path.resolve()) for path in paths}
     words = [word for pair in programs.items() for word in map(str, pair)]
@@ -126,6 +132,7 @@ def convert_to_onnx(
         raise DataError(f"the network could not be converted to ONNX: {reason:.300}; {advice}", settings=settings)
 
     for path, program in programs.items():
+        check_whole(path.with_suffix(".onnx"))
         program.unlink()
         path.with_suffix(".pdiparams").unlink()
 

@@ -184,6 +184,17 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_whole(path: Path) -> None:
+    """OSError if a file can become no longer: whoever wrote it in C++ may have ended there without a word."""
+    size, more = path.stat().st_size, bytes(1 << 16)
+    with path.open("ab", buffering=0) as file:
+        try:
+            if file.write(more) < len(more):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            file.truncate(size)
+
+
 def sha256(path: Union[str, Path]) -> str:
     """The file's SHA-256 in hexadecimal. DataError if it cannot be read."""
     digest = hashlib.sha256()

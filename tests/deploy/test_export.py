@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 
 import numpy as np
@@ -15,6 +16,7 @@ from paddle.version import full_version as PADDLE_VERSION
 from hmsa.datasets.classes import Classes
 from hmsa.deploy.engines import is_installed
 from hmsa.deploy.export import ExportOptions, export
+from hmsa.deploy.formats import FORMATS
 from hmsa.deploy.network import Answer
 from hmsa.deploy.parity import Case, compare, make_cases
 from hmsa.deploy.runtime import load_predictor
@@ -479,6 +481,21 @@ def test_a_disk_that_is_full_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(paddle.jit, "save", save)
     with pytest.raises(DataError, match=r"model: cannot be written \(No space left on device\)"):
         export(awaken(Small()), tmp_path / "model", ANY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_a_converter_finds_full_is_the_same_sentence(tmp_path, monkeypatch):
+    def check(path):
+        assert path.name == "model.pdmodel"
+        raise OSError(28, "No space left on device")
+
+    def convert(work):
+        monkeypatch.setattr("hmsa.deploy.export.check_whole", check)
+        raise DataError("basic_ios::clear: iostream error")
+
+    row = dataclasses.replace(FORMATS[0], write=convert)
+    with pytest.raises(DataError, match=r"model: cannot be written \(No space left on device\)"):
+        export(awaken(Small()), tmp_path / "model", dataclasses.replace(ANY, formats=(row,)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from hmsa.errors import DataError, UsageError
-from hmsa.system.files import output_file, writable_folder, write_atomically
+from hmsa.system.files import check_whole, output_file, writable_folder, write_atomically
 
 
 def test_write_makes_folders_and_replaces(tmp_path):
@@ -30,6 +32,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_atomically(target, full)
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_that_was_cut_short(tmp_path):
+    """By a limit of its size, as by a full disk; one that was not is left as it was."""
+    path = tmp_path / "whole"
+    path.write_bytes(b"whole")
+    check_whole(path)
+    assert path.read_bytes() == b"whole"
+
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5, 5)); from pathlib import Path"
+    check = f"from hmsa.system.files import check_whole; check_whole(Path({str(path)!r}))"
+    done = subprocess.run([sys.executable, "-c", f"{limit}; {check}"], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "OSError: [Errno 27] File too large"
+    assert path.read_bytes() == b"whole"
 
 
 def test_what_was_there_is_kept_under_the_next_number(tmp_path):
