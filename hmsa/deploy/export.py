@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ from hmsa.inference.paddle_inference import Program, open_predictor, program_of
 from hmsa.inference.tracing import DYNAMIC_SHAPE, write_program, writes_json
 from hmsa.models import MscaleOCRNet
 from hmsa.system.device import on_cpu
-from hmsa.system.files import FolderLock, check_whole, disk_errors, sha256, writable_folder
+from hmsa.system.files import LOCK_FILE, FolderLock, check_whole, disk_errors, sha256, writable_folder
 
 HEADER = """\
 # What a program needs to run the model beside this file (docs/deployment.md has one of 15 lines): `transforms` turn an
@@ -162,8 +163,8 @@ def export(model: paddle.nn.Layer, save_dir: str | Path, options: ExportOptions)
         calibration = quantize.calibration_of(options.calibration, options.in_channels)
     workplace = check_target(target)
     shapes = checked_shapes(options)
-    with disk_errors(target), on_cpu(), tempfile.TemporaryDirectory(dir=workplace, prefix=".export-") as name:
-        folder, scratch = Path(name, "export"), Path(name, "scratch")
+    with disk_errors(target), on_cpu(), _folder_of_its_own(workplace) as own:
+        folder, scratch = own / "export", own / "scratch"
         folder.mkdir()
         scratch.mkdir()
         write = tracer(model, options)
@@ -189,6 +190,20 @@ def export(model: paddle.nn.Layer, save_dir: str | Path, options: ExportOptions)
         write_description(folder, entry)
         lines = _told(verified, entry["formats"], folder, shapes)
         return "\n".join([*lines, *publish(folder, target)])
+
+
+@contextlib.contextmanager
+def _folder_of_its_own(workplace: Path) -> Iterator[Path]:
+    """A new folder, deleted in the end; before it those that killed exports left, which nobody holds."""
+    for left in workplace.glob(".export-*"):
+        with FolderLock(left) as lock, contextlib.suppress(OSError):
+            if (left / LOCK_FILE).is_file() and lock.take():
+                _tell(f"deleting {left}, which an export that was killed left")
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=workplace, prefix=".export-") as name, FolderLock(Path(name)) as lock:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            lock.take()
+        yield Path(name)
 
 
 def checked_shapes(options: ExportOptions) -> list[tuple[int, ...]]:

@@ -24,7 +24,7 @@ from hmsa.errors import DataError, UsageError
 from hmsa.inference import tracing
 from hmsa.inference.fold import replace_sync_batch_norm
 from hmsa.inference.paddle_inference import open_predictor
-from hmsa.system.files import sha256
+from hmsa.system.files import LOCK_FILE, FolderLock, sha256
 from hmsa.visualize import DISTINCT_COLORS
 
 COLORS = [(i, 2 * i, 255 - i) for i in range(5)]
@@ -482,6 +482,18 @@ def test_a_disk_that_is_full_is_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"model: cannot be written \(No space left on device\)"):
         export(awaken(Small()), tmp_path / "model", ANY)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_deleted_by_the_next(tmp_path, capfd):
+    killed, running, own = (tmp_path / f".export-{name}" for name in ("killed", "running", "own"))
+    for folder in (killed, running, own):
+        (folder / "export").mkdir(parents=True)
+    (killed / LOCK_FILE).touch()
+    with FolderLock(running) as lock:
+        assert lock.take()
+        export(awaken(Small()), tmp_path / "model", ANY)
+    assert {path.name for path in tmp_path.iterdir()} == {running.name, own.name, "model"}
+    assert f"deleting {killed}, which an export that was killed left" in capfd.readouterr().err
 
 
 def test_a_disk_that_a_converter_finds_full_is_the_same_sentence(tmp_path, monkeypatch):
