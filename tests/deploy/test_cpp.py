@@ -422,7 +422,7 @@ def test_an_unusable_image_is_a_sentence_and_the_others_are_done(program, export
 
     done = program(exported, *paths, good, "--output", tmp_path)
     lines = done.stderr.splitlines()
-    assert done.returncode == 1 and len(lines) == len(paths), lines
+    assert done.returncode == 1 and len(lines) == len(paths), done.stderr
     for path, line in zip(paths, lines):
         assert line.startswith(f"hmsa_infer: failed: {path} should be "), line
         if path.stem not in ("missing", "pipe"):
