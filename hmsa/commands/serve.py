@@ -107,8 +107,13 @@ def main(args: argparse.Namespace) -> None:
     from hmsa.system.environment import prepare
 
     prepare()
-    from hmsa.serve import server
-    from hmsa.serve.app import Limits
+    from hmsa.system.signals import end_in_order, terminations_wait
+
+    with terminations_wait():
+        from hmsa.serve import server
+        from hmsa.serve.app import Limits
+
+        end_in_order()
 
     names = ("max_batch", "max_wait_ms", "max_queue", "max_pixels", "max_mb", "timeout")
     limits = Limits(**{name: getattr(args, name) for name in names})

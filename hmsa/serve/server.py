@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from multiprocessing import connection
@@ -31,7 +31,7 @@ from hmsa.errors import DataError, HmsaError, UsageError
 from hmsa.serve.app import MAX_HEADERS, Limits, make_app
 from hmsa.serve.metrics import SHARED_FOLDER, forget
 from hmsa.system.environment import cores
-from hmsa.system.signals import StopRequest
+from hmsa.system.signals import StopRequest, terminations_wait
 
 DRAINING = "answering what has been asked; again to quit at once"
 
@@ -39,6 +39,7 @@ _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _BACKLOG = 128  # connections that wait to be accepted
 _ACCEPTED_AT_A_TIME = 1  # else asyncio accepts more than there are files for, before it says so
 _FILES = 24  # that a process may open besides its connections: those that are accepted at a time, and what it sends
+_PATIENCE = 15  # seconds beside those of the requests that a process may take to end
 _IDLE_SECONDS = 10  # after which a connection that sends no request, or takes no answer, is closed
 
 
@@ -82,7 +83,7 @@ def serve(service: Service, host: str, port: int, say: Callable[[str], None] = p
     Raises:
         UsageError, DataError: the address or the export cannot be used.
     """
-    with bound(host, port) as listener:
+    with bound(host, port) as listener, StopRequest(DRAINING) as stop:
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         if service.allowed_hosts or ip_address(listener.getsockname()[0]).is_loopback:
             names = dict.fromkeys(name.lower() for name in (*service.allowed_hosts, host, *_LOCAL_HOSTS))
@@ -90,9 +91,9 @@ def serve(service: Service, host: str, port: int, say: Callable[[str], None] = p
         service = _with_engine(service)
         told = f"serving {service.name} ({service.engine}, {service.precision}) on {address}"
         if service.workers == 1:
-            _serve_here(service, listener, lambda: say(told))
+            _serve_here(service, listener, stop, lambda: say(told))
         else:
-            _serve_in_processes(service, listener, lambda: say(f"{told} by {service.workers} processes"))
+            _serve_in_processes(service, listener, stop, lambda: say(f"{told} by {service.workers} processes"))
 
 
 def _with_engine(service: Service) -> Service:
@@ -150,11 +151,10 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
 # --- One process. ---
 
 
-def _serve_here(service: Service, listener: socket.socket, ready: Callable[[], None], message: str = DRAINING) -> None:
+def _serve_here(service: Service, listener: socket.socket, stop: StopRequest, ready: Callable[[], None]) -> None:
     app = opened(service)
     try:
-        with StopRequest(message) as stop:
-            make_server(app, service.limits.timeout, stop, ready).run(sockets=[listener])
+        make_server(app, service.limits.timeout, stop, ready).run(sockets=[listener])
     finally:
         app.state.server.close()
 
@@ -277,7 +277,9 @@ class Protocol(H11Protocol):
 # --- Several processes. ---
 
 
-def _serve_in_processes(service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
+def _serve_in_processes(
+    service: Service, listener: socket.socket, stop: StopRequest, ready: Callable[[], None]
+) -> None:
     """Serve in processes that share the socket; one that dies is replaced, unless it never was ready."""
     context = multiprocessing.get_context("spawn")
     opened_ones = context.Semaphore(0)
@@ -285,37 +287,42 @@ def _serve_in_processes(service: Service, listener: socket.socket, ready: Callab
 
     def start() -> None:
         process = context.Process(target=_worker, args=(service, listener, opened_ones))
-        process.start()
+        with terminations_wait():  # in that process, too, until it can hear them
+            process.start()
         processes.append(process)
 
     folder = os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="hmsa-serve-")
-    with StopRequest(DRAINING) as stop:
-        try:
-            for _ in range(service.workers):
+    try:
+        for _ in range(service.workers):
+            start()
+        count = 0
+        while not stop:
+            connection.wait([process.sentinel for process in processes], timeout=0.1)
+            while opened_ones.acquire(block=False):
+                count += 1
+                if count == service.workers:
+                    ready()
+            for process in [process for process in processes if not process.is_alive()]:
+                processes.remove(process)
+                forget(process.pid)
+                if count < service.workers:
+                    raise DataError("expected every process to open the export, but one ended: see above")
+                print(f"warning: a process ended with {process.exitcode}; another is started", file=sys.stderr)
+                time.sleep(1)
                 start()
-            count = 0
-            while not stop:
-                connection.wait([process.sentinel for process in processes], timeout=0.1)
-                while opened_ones.acquire(block=False):
-                    count += 1
-                    if count == service.workers:
-                        ready()
-                for process in [process for process in processes if not process.is_alive()]:
-                    processes.remove(process)
-                    forget(process.pid)
-                    if count < service.workers:
-                        raise DataError("expected every process to open the export, but one ended: see above")
-                    print(f"warning: a process ended with {process.exitcode}; another is started", file=sys.stderr)
-                    time.sleep(1)
-                    start()
-        finally:
-            listener.close()  # else clients would come, and wait for nobody, while the processes end
-            for process in processes:
-                process.terminate()
-            for process in processes:
+    finally:
+        listener.close()  # else clients would come, and wait for nobody, while the processes end
+        for process in processes:
+            process.terminate()
+        last = time.monotonic() + service.limits.timeout + _PATIENCE
+        for process in processes:
+            process.join(max(0, last - time.monotonic()))
+            if process.is_alive():
+                print("warning: a process did not end, and is killed", file=sys.stderr)
+                process.kill()
                 process.join()
-            shutil.rmtree(folder, ignore_errors=True)
-            del os.environ[SHARED_FOLDER]
+        shutil.rmtree(folder, ignore_errors=True)
+        del os.environ[SHARED_FOLDER]
 
 
 def _worker(service: Service, listener: socket.socket, opened_ones: Any) -> None:
@@ -325,7 +332,10 @@ def _worker(service: Service, listener: socket.socket, opened_ones: Any) -> None
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare()
     try:
-        _serve_here(service, listener, opened_ones.release, message="")  # the first process says it
+        with ExitStack() as stack:
+            with terminations_wait():  # as they have since it was started
+                stop = stack.enter_context(StopRequest(""))  # the first process tells of it
+            _serve_here(service, listener, stop, opened_ones.release)
     except HmsaError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.status)

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Optional
 
 from hmsa.errors import Terminated
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_TERMINATIONS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def end_in_order() -> None:
@@ -23,9 +26,22 @@ def end_in_order() -> None:
     """
     if "PADDLE_TRAINER_ID" in os.environ:
         return
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _TERMINATIONS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, _end)
+
+
+@contextlib.contextmanager
+def terminations_wait() -> Iterator[None]:
+    """While entered, SIGTERM and SIGHUP wait for handlers that are set by its end, also in processes that are started.
+
+    Those that Paddle sets when it is loaded write a report from within the signal, and may then hang for ever.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINATIONS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TERMINATIONS)
 
 
 def _end(number: int, _: Optional[FrameType]) -> None:

@@ -123,7 +123,7 @@ def test_precisions_of_files_and_of_engines():
 )
 def test_hosts_are_checked_where_one_machine_is_served_or_some_are_named(host, named, expected, monkeypatch, tmp_path):
     served = []
-    monkeypatch.setattr("hmsa.serve.server._serve_here", lambda service, listener, ready: served.append(service))
+    monkeypatch.setattr("hmsa.serve.server._serve_here", lambda service, listener, stop, ready: served.append(service))
     serve(Service(tmp_path, "paddle", allowed_hosts=named), host, 0)
     assert set(served[0].allowed_hosts) == expected
 
@@ -240,6 +240,30 @@ def test_a_second_signal_ends_at_once(workers, export):
             assert ended(process, signal.SIGINT)[0] == -signal.SIGINT
 
 
+def workers_of(process):
+    """The ids of the processes that serve."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_asked_to_end_while_it_opens_the_export(workers, export):
+    """As soon as Paddle is loaded, whose handlers would write a report, and at times never end."""
+    command = [sys.executable, "-m", "hmsa", "serve", str(export), "--port", "0", "--workers", workers]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        end = time.monotonic() + 30
+        loaded = []
+        while not loaded and time.monotonic() < end:
+            time.sleep(0.01)
+            those = workers_of(process) if workers == "2" else [process.pid]
+            loaded = [pid for pid in those if b"libpaddle" in Path(f"/proc/{pid}/maps").read_bytes()]
+        status, said = ended(process)
+        assert loaded and "SIGTERM (" not in said
+        assert (status, said.splitlines()[-1]) in ((0, "done"), (128 + signal.SIGTERM, "ended by SIGTERM"))
+
+
 @pytest.mark.slow
 def test_several_processes_share_the_work(export):
     content = ten_files()[0]
@@ -250,8 +274,7 @@ def test_several_processes_share_the_work(export):
         metrics = httpx.get(f"{address}/metrics").text
         assert 'hmsa_requests_total{route="/segment",status="200"} 24.0' in metrics
 
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        workers = workers_of(process)
         assert len(workers) == 2
         os.kill(int(workers[0]), signal.SIGKILL)
         for _ in range(20):
