@@ -75,7 +75,7 @@ test-tflite: $(VENV)/installed-dev $(TFLITE)/installed  ## export to TFLite and 
 test-matrix: test-all $(OTHERS:%=test-all-on-%)  ## all tests on every supported Paddle, each in its own environment
 
 test-others: $(OTHERS:%=set-up-%)  ## the tests that depend on the Paddle, side by side on those that are not in .venv
-	$(MAKE) --jobs 2 --output-sync $(OTHERS:%=test-short-on-%)
+	$(MAKE) --jobs 2 $(patsubst %,--%,$(filter output-sync,$(.FEATURES))) $(OTHERS:%=test-short-on-%)
 
 set-up-%:
 	$(MAKE) .venv-$*/installed-dev VENV=.venv-$* PADDLE=paddlepaddle==$*

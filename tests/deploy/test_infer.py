@@ -526,6 +526,7 @@ WRONG = {
     "expected --camera to be 0 or more": (["--camera", "-3"], 2),
     "bf16 with --engine openvino, found onnxruntime": (["*.py", "--precision", "bf16", "--engine", "onnxruntime"], 2),
     "to be at least 1": (["a.png", "--tile", "0", "64"], 2),
+    "one a core, found 100000": (["a.png", "--threads", "100000"], 2),
     "invalid choice: 'nix'": (["a.png", "--engine", "nix"], 2),
     "files for an engine in int8, found onnx fp32": (["a.png", "--precision", "int8"], 2),
     "files for tflite in fp32, found": (["a.png", "--engine", "tflite"], 2),
